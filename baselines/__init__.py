@@ -1,0 +1,1 @@
+"""The methods NeuCLIP is compared with: one file each, found by name."""

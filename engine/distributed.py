@@ -1,0 +1,126 @@
+"""Collectives for one or many processes behind one small interface, and process start-up.
+
+Convention: every process computes a loss that is a mean over its own rows, and gradients are averaged
+over processes. With `gather_with_grad` this gives the gradient of the mean over the global batch.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Collectives:
+    """The one-process stand-in, and the interface: every call returns its input unchanged."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Concatenate `x`, shape (b, ...), over processes in rank order: (world_size * b, ...), no gradient."""
+        return x.detach()
+
+    def gather_with_grad(self, x: Tensor) -> Tensor:
+        """Like `gather`, but gradients flow back to the process that owns each row, summed over processes."""
+        return x
+
+    def all_reduce(self, x: Tensor, op: Literal["sum", "mean", "max", "min"]) -> Tensor:
+        """Reduce `x` over processes, in place, without gradient; returns `x`."""
+        return x
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """Copy `x` of process `source` to all, in place; returns `x`."""
+        return x
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rank: int, world_size: int) -> Tensor:
+        ctx.rank, ctx.rows = rank, x.shape[0]
+        parts = [torch.empty_like(x) for _ in range(world_size)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        # An all-reduce, since gloo has no reduce-scatter; each process then keeps its own rows.
+        grad = grads[0].contiguous().clone()
+        dist.all_reduce(grad)
+        return grad[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows], None, None
+
+
+class ProcessGroup(Collectives):
+    """Collectives over torch.distributed's default group (gloo or nccl), which must be initialised."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    def gather(self, x: Tensor) -> Tensor:
+        """See `Collectives.gather`."""
+        x = x.detach().contiguous()
+        parts = [torch.empty_like(x) for _ in range(self.world_size)]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    def gather_with_grad(self, x: Tensor) -> Tensor:
+        """See `Collectives.gather_with_grad`."""
+        gathered: Tensor = _GatherWithGrad.apply(x, self.rank, self.world_size)
+        return gathered
+
+    def all_reduce(self, x: Tensor, op: Literal["sum", "mean", "max", "min"]) -> Tensor:
+        """See `Collectives.all_reduce`."""
+        ops = {
+            "sum": dist.ReduceOp.SUM,
+            "mean": dist.ReduceOp.SUM,
+            "max": dist.ReduceOp.MAX,
+            "min": dist.ReduceOp.MIN,
+        }
+        dist.all_reduce(x, op=ops[op])
+        return x.div_(self.world_size) if op == "mean" else x
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """See `Collectives.broadcast`."""
+        dist.broadcast(x, src=source)
+        return x
+
+    def barrier(self) -> None:
+        """See `Collectives.barrier`."""
+        dist.barrier()
+
+
+def start(device: torch.device) -> Collectives:
+    """Join the process group that `torchrun` or submitit describes in the environment; alone otherwise."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Collectives()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return ProcessGroup()
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into this process's device.
+
+    Raises:
+        ValueError: If ``cuda`` is asked for and none is visible.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch sees no GPU: use device 'cpu' or 'auto'")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device

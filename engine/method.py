@@ -1,0 +1,233 @@
+"""The interface of a training method: what the engine gives it, and what it gives back.
+
+A method is one file (`baselines/<name>.py` or `<name>/method.py`) with one subclass of `Method`. It owns the
+temperature and everything else beyond the two encoders. Shape suffixes: B local batch, G global batch,
+D embedding, N data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from engine.contrastive import log_partitions
+from engine.distributed import Collectives
+from engine.spec import Frozen
+
+
+@dataclass(frozen=True)
+class MethodEnv:
+    """What a method may know about the run it is part of."""
+
+    embed_dim: int
+    dataset_size: int
+    """n: positions of samples are 0 <= index < dataset_size."""
+    global_batch_size: int
+    steps_per_epoch: int
+    num_steps: int
+    seed: int = 0
+    collectives: Collectives = field(default_factory=Collectives)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the run, the last one possibly cut short."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
+    def generator(self, purpose: str, step: int = 0) -> torch.Generator:
+        """Return a CPU generator that depends only on (seed, purpose, step).
+
+        The same on every process and after every restart, so that no random state needs saving.
+        """
+        digest = hashlib.sha256(f"{self.seed}/{purpose}/{step}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@dataclass(frozen=True)
+class Features:
+    """A batch as the method sees it: unit-norm float32 embeddings and data set positions."""
+
+    image_BD: Tensor
+    text_BD: Tensor
+    index_B: Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands when step number `step` (from 0) is computed."""
+
+    step: int
+    steps_per_epoch: int
+    num_steps: int
+    global_batch_size: int
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of this step, from 0."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Step number within the epoch, from 0."""
+        return self.step % self.steps_per_epoch
+
+    @property
+    def samples_seen(self) -> int:
+        """Pairs trained on before this step, over all processes."""
+        return self.step * self.global_batch_size
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A scalar to differentiate, and named values to log (``group/name``)."""
+
+    total: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters of a method that the engine's AdamW moves.
+
+    Args:
+        params: The parameters.
+        lr: Base learning rate; None takes the encoders'.
+        lr_factor: From the encoders' schedule factor (warm-up, cosine; in [0, 1]) to this group's factor;
+            the default follows the encoders.
+        weight_decay: Decoupled weight decay.
+    """
+
+    params: list[nn.Parameter]
+    lr: float | None = None
+    lr_factor: Callable[[float], float] = lambda encoder_factor: encoder_factor
+    weight_decay: float = 0.0
+
+
+class MethodConfig(Frozen):
+    """Base of every method's options. Defaults are the paper's values, with their source."""
+
+
+class Method(nn.Module):
+    """A training method. Its state is its parameters, buffers and extra state: `state_dict()` is the checkpoint.
+
+    Every process holds the same state, and must after every step.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    display_order: ClassVar[int] = 100
+
+    def __init__(self, config: MethodConfig, env: MethodEnv) -> None:
+        super().__init__()
+        self.env = env
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1 / temperature as a scalar tensor (the mean where a method has several)."""
+        raise NotImplementedError
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """The bias added to the logits, where a method has one."""
+        return None
+
+    def loss(self, features: Features, progress: Progress) -> LossOutput:
+        """Return this process's part of the loss; gradients are averaged over processes by the engine.
+
+        Called once a step, and may update the method's own state (running estimates, inner networks).
+        """
+        raise NotImplementedError
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the parameters that the engine's optimiser moves."""
+        return []
+
+    def after_step(self, progress: Progress) -> None:
+        """Act after the optimiser has moved: clamp, average, solve. `progress` is that of the finished step."""
+
+    @torch.no_grad()
+    def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
+        """Return the method's current estimate of log(eps + g) for each image and text of the batch, (B,) each.
+
+        g_i is the mean over the other pairs j of exp((e_i . e_j - e_i . e_i') / temperature) with e_i' the
+        anchor's own partner. NaN where the method has no estimate yet. Changes no state.
+        The default is the batch's own mean, which is what a mini-batch contrastive loss uses.
+        """
+        gather = self.env.collectives.gather
+        log_g_image_B, log_g_text_B = log_partitions(
+            features.image_BD,
+            features.text_BD,
+            gather(features.image_BD),
+            gather(features.text_BD),
+            self.logit_scale,
+            offset=self.env.collectives.rank * len(features.index_B),
+        )
+        return log_g_image_B, log_g_text_B
+
+
+class TemperatureConfig(Frozen):
+    """How a global temperature starts and moves."""
+
+    init: float = Field(default=0.07, gt=0)
+    """Initial temperature. Source: CLIP, arXiv:2103.00020, Section 2.5."""
+    minimum: float = Field(default=0.01, gt=0)
+    """Lower bound, kept after every step (logit_scale <= 100). Source: ibid."""
+    maximum: float = Field(default=1.0, gt=0)
+    learnable: bool = True
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate of log(1 / temperature); None takes the encoders'."""
+    lr_schedule: Literal["encoder", "step_threshold", "constant"] = "encoder"
+    """``step_threshold``: no warm-up, lr while the temperature exceeds `lr_threshold`, a third of it below."""
+    lr_threshold: float = Field(default=0.03, gt=0)
+
+
+class Temperature(nn.Module):
+    """A global temperature, kept as t = log(1 / temperature), the parameter that open_clip calls logit_scale."""
+
+    def __init__(self, config: TemperatureConfig) -> None:
+        super().__init__()
+        self.config = config
+        start = torch.tensor(math.log(1 / config.init), dtype=torch.float32)
+        self.log_scale = nn.Parameter(start, requires_grad=config.learnable)
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(t) = 1 / temperature, with gradient."""
+        return self.log_scale.exp()
+
+    @property
+    def value(self) -> float:
+        """The temperature as a number."""
+        return math.exp(-float(self.log_scale.detach()))
+
+    def param_groups(self) -> list[ParamGroup]:
+        """The one parameter with its learning rate; nothing when it is fixed."""
+        if not self.config.learnable:
+            return []
+        return [ParamGroup(params=[self.log_scale], lr=self.config.lr, lr_factor=self._lr_factor)]
+
+    def _lr_factor(self, encoder_factor: float) -> float:
+        if self.config.lr_schedule == "encoder":
+            return encoder_factor
+        if self.config.lr_schedule == "constant":
+            return 1.0
+        return 1.0 if self.value > self.config.lr_threshold else 1 / 3
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep the temperature within its bounds."""
+        self.log_scale.clamp_(math.log(1 / self.config.maximum), math.log(1 / self.config.minimum))
+
+
+def nested_tensors(state: Any) -> bool:
+    """Whether a state holds only tensors, numbers, strings, None, lists and dicts of such (loadable safely)."""
+    if isinstance(state, dict):
+        return all(isinstance(k, (str, int)) and nested_tensors(v) for k, v in state.items())
+    if isinstance(state, (list, tuple)):
+        return all(nested_tensors(v) for v in state)
+    return state is None or isinstance(state, (Tensor, bool, int, float, str))

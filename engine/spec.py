@@ -1,0 +1,189 @@
+"""What a run is (`RunSpec`), how it is carried out (`Execution`), and the identity of a run.
+
+Everything that can change a result is in `RunSpec` and enters the run's id; everything that cannot
+(devices, workers, log interval) is in `Execution`, another type, so that it cannot enter by mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+SCHEMA_VERSION = 1
+"""Raised when the meaning of a `RunSpec` field changes, so that old results are never taken for new ones."""
+
+ID_PATTERN = r"^[a-z0-9][a-z0-9_.-]*$"
+
+
+class Frozen(BaseModel):
+    """An immutable model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MethodSpec(Frozen):
+    """A training method by name, with every option of its `Config` written out."""
+
+    name: str = Field(pattern=ID_PATTERN)
+    config: dict[str, JsonValue]
+    label: str = ""
+    """Name of the variant in tables, e.g. ``restart_period=never``; empty for the main run."""
+
+
+class DatasetSpec(Frozen):
+    """A training set: its card's name, the card's content revision and the pairs it holds."""
+
+    name: str = Field(pattern=ID_PATTERN)
+    revision: str
+    pairs: int = Field(ge=2)
+
+
+class ModelSpec(Frozen):
+    """An open_clip model by name; `config_sha256` pins the file when the model is one of ours."""
+
+    name: str
+    config_sha256: str | None = None
+
+
+class OptimizerSpec(Frozen):
+    """AdamW with linear warm-up and cosine decay; defaults are open_clip's for ViT models."""
+
+    lr: float = Field(default=5e-4, gt=0)
+    lr_min: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.2, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    grad_clip_norm: float | None = Field(default=None, gt=0)
+
+
+class AugmentationSpec(Frozen):
+    """What is done to a training image.
+
+    ``shift`` moves the picture by up to `max_shift_px` pixels; ``random_resized_crop`` is open_clip's default
+    (area in `crop_scale`, aspect ratio in [3/4, 4/3], bicubic); ``none`` only resizes.
+    """
+
+    kind: Literal["none", "shift", "random_resized_crop"] = "random_resized_crop"
+    max_shift_px: int = Field(default=2, ge=0)
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+
+
+class NormalizerErrorSpec(Frozen):
+    """Compare each method's log-normalizers with the exact ones over the whole training set.
+
+    Measured at the run's milestones on `num_anchors` pairs (image and text side).
+    """
+
+    num_anchors: int = Field(default=2048, ge=2)
+
+
+class RunSpec(Frozen):
+    """Everything that decides a run's result, fully resolved."""
+
+    schema_version: int = SCHEMA_VERSION
+    method: MethodSpec
+    dataset: DatasetSpec
+    model: ModelSpec
+    global_batch_size: int = Field(ge=2)
+    samples_seen: int = Field(ge=2)
+    """Pairs to train on in all: a multiple of `global_batch_size`."""
+    milestones: tuple[int, ...]
+    """Samples seen at which weights are kept and evaluated; the last is the end of training."""
+    optimizer: OptimizerSpec
+    augmentation: AugmentationSpec
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    normalizer_error: NormalizerErrorSpec | None = None
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> RunSpec:
+        if self.samples_seen % self.global_batch_size:
+            raise ValueError(
+                f"samples_seen = {self.samples_seen} is not a multiple of global_batch_size = "
+                f"{self.global_batch_size}: only whole batches are trained on"
+            )
+        if self.global_batch_size > self.dataset.pairs:
+            raise ValueError(
+                f"global_batch_size = {self.global_batch_size} exceeds the {self.dataset.pairs} pairs of "
+                f"{self.dataset.name!r}: use a smaller batch or a larger data set"
+            )
+        wrong = [m for m in self.milestones if m % self.global_batch_size or not 0 < m <= self.samples_seen]
+        if wrong or list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(
+                f"milestones = {self.milestones}: allowed are increasing multiples of the global batch size "
+                f"{self.global_batch_size}, at most samples_seen = {self.samples_seen}"
+            )
+        if not self.milestones or self.milestones[-1] != self.samples_seen:
+            raise ValueError("the last milestone must be samples_seen, so that the final model is evaluated")
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.samples_seen // self.global_batch_size
+
+    @property
+    def run_id(self) -> str:
+        """``<method>-<dataset>-<model>-s<seed>-<8 hex>``; the hex is over the whole spec."""
+        parts = (self.method.name, self.dataset.name, self.model.name, f"s{self.seed}", fingerprint(self)[:8])
+        return "-".join(parts).lower().replace("/", "_")
+
+
+class Execution(Frozen):
+    """How a run is carried out: nothing in here may change a result beyond floating-point rounding."""
+
+    cluster: Literal["local", "slurm"] = "local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1)
+    """CPU threads per process. One by default: sums then have one order, whatever the machine."""
+    num_workers: int = Field(default=0, ge=0)
+    """Data loader processes per training process; 0 loads in the training process."""
+    cache_decoded: bool = True
+    """Keep decoded pictures in memory when the augmentation allows it and they fit in `cache_gib`."""
+    cache_gib: float = Field(default=2.0, ge=0)
+    accumulation_steps: int = Field(default=1, ge=1)
+    """Split each process's batch in so many parts; the gradient stays that of the whole batch."""
+    log_every_steps: int = Field(default=10, ge=1)
+    save_every_min: float = Field(default=10.0, ge=0)
+    compile: bool = False
+    nodes: int = Field(default=1, ge=1)
+    tasks_per_node: int = Field(default=1, ge=1)
+    gpus_per_node: int = Field(default=0, ge=0)
+    timeout_min: int = Field(default=60 * 24, ge=1)
+    slurm: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further submitit parameters on Slurm, without their prefix: partition, account, qos, ..."""
+
+
+def canonical_json(value: BaseModel | JsonValue) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, ASCII, finite numbers only."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def fingerprint(value: BaseModel | JsonValue) -> str:
+    """Return the SHA-256 (hex) of the value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is not known, which names are, and which was probably meant."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names) or 'none'}."
+
+
+def explain_validation_error(where: str, error: Any) -> str:
+    """Turn a pydantic `ValidationError` into one line per problem, each naming the place and what came."""
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        came = "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"
+        lines.append(f"{where}: {place}: {item['msg'].removeprefix('Value error, ')}{came}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""NeuCLIP (arXiv:2511.08417): CLIP training with a normalizer-prediction network."""
