@@ -76,9 +76,7 @@ def _log_partition(
     return torch.cat([checkpoint(_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-def _chunk(
-    anchor_CD: Tensor, other_GD: Tensor, positive_C: Tensor, scale_C: Tensor, first_row: int
-) -> Tensor:
+def _chunk(anchor_CD: Tensor, other_GD: Tensor, positive_C: Tensor, scale_C: Tensor, first_row: int) -> Tensor:
     logits_CG = scale_C[:, None] * (anchor_CD @ other_GD.T - positive_C[:, None])
     own = torch.arange(len(anchor_CD), device=logits_CG.device)
     # The diagonal is masked inside: taking exp(0) off afterwards would lose every small g to rounding.

@@ -7,6 +7,7 @@ over processes. With `gather_with_grad` this gives the gradient of the mean over
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -72,18 +73,13 @@ class ProcessGroup(Collectives):
 
     def gather_with_grad(self, x: Tensor) -> Tensor:
         """See `Collectives.gather_with_grad`."""
-        gathered: Tensor = _GatherWithGrad.apply(x, self.rank, self.world_size)
-        return gathered
+        apply: Callable[..., Tensor] = _GatherWithGrad.apply
+        return apply(x, self.rank, self.world_size)
 
     def all_reduce(self, x: Tensor, op: Literal["sum", "mean", "max", "min"]) -> Tensor:
         """See `Collectives.all_reduce`."""
-        ops = {
-            "sum": dist.ReduceOp.SUM,
-            "mean": dist.ReduceOp.SUM,
-            "max": dist.ReduceOp.MAX,
-            "min": dist.ReduceOp.MIN,
-        }
-        dist.all_reduce(x, op=ops[op])
+        reduce_op = {"max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}.get(op, dist.ReduceOp.SUM)
+        dist.all_reduce(x, op=reduce_op)
         return x.div_(self.world_size) if op == "mean" else x
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
