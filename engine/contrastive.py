@@ -62,6 +62,13 @@ def log_partitions(
     )
 
 
+def log_mix(log_a: Tensor, log_b: Tensor, weight_b: float) -> Tensor:
+    """Return log((1 - w) a + w b) from log a and log b; exactly one of them at w = 0 and w = 1."""
+    if weight_b in (0, 1):
+        return log_b if weight_b else log_a
+    return torch.logaddexp(log_a + math.log1p(-weight_b), log_b + math.log(weight_b))
+
+
 def _log_partition(
     anchor_BD: Tensor, other_GD: Tensor, positive_B: Tensor, scale: Tensor, offset: int, chunk_rows: int
 ) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from engine.contrastive import log_partitions
+from engine.contrastive import DEFAULT_CHUNK_ROWS, log_partitions
 from engine.distributed import Collectives
 from engine.spec import Frozen
 
@@ -150,6 +150,27 @@ class Method(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Act after the optimiser has moved: clamp, average, solve. `progress` is that of the finished step."""
 
+    def batch_log_partitions(
+        self,
+        features: Features,
+        logit_scale: Tensor | tuple[Tensor, Tensor],
+        chunk_rows: int = DEFAULT_CHUNK_ROWS,
+    ) -> tuple[Tensor, Tensor]:
+        """Return log g of the local images and texts against the global batch, (B,) each.
+
+        `log_partitions` over the features of all processes, differentiable in those of every process.
+        """
+        ours = self.env.collectives
+        return log_partitions(
+            features.image_BD,
+            features.text_BD,
+            ours.gather_with_grad(features.image_BD),
+            ours.gather_with_grad(features.text_BD),
+            logit_scale,
+            offset=ours.rank * len(features.index_B),
+            chunk_rows=chunk_rows,
+        )
+
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
         """Return the method's current estimate of log(eps + g) for each image and text of the batch, (B,) each.
@@ -158,16 +179,7 @@ class Method(nn.Module):
         anchor's own partner. NaN where the method has no estimate yet. Changes no state.
         The default is the batch's own mean, which is what a mini-batch contrastive loss uses.
         """
-        gather = self.env.collectives.gather
-        log_g_image_B, log_g_text_B = log_partitions(
-            features.image_BD,
-            features.text_BD,
-            gather(features.image_BD),
-            gather(features.text_BD),
-            self.logit_scale,
-            offset=self.env.collectives.rank * len(features.index_B),
-        )
-        return log_g_image_B, log_g_text_B
+        return self.batch_log_partitions(features, self.logit_scale)
 
 
 class TemperatureConfig(Frozen):

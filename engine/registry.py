@@ -48,10 +48,7 @@ def resolve_config(name: str, options: dict[str, Any]) -> MethodConfig:
         ValueError: If an option is unknown or has a wrong value; the message names it.
     """
     config_class = method_class(name).Config
-    for key in options:
-        if key not in config_class.model_fields:
-            raise ValueError(f"method {name!r}: " + unknown_name("option", key, config_class.model_fields))
     try:
         return config_class.model_validate(options)
     except ValidationError as error:
-        raise ValueError(explain_validation_error(f"method {name!r}", error)) from None
+        raise ValueError(explain_validation_error(f"method {name!r}", error, config_class)) from None

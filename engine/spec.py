@@ -10,12 +10,14 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a `RunSpec` field changes, so that old results are never taken for new ones."""
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9_.-]*$"
 
@@ -31,8 +33,6 @@ class MethodSpec(Frozen):
 
     name: str = Field(pattern=ID_PATTERN)
     config: dict[str, JsonValue]
-    label: str = ""
-    """Name of the variant in tables, e.g. ``restart_period=never``; empty for the main run."""
 
 
 class DatasetSpec(Frozen):
@@ -81,6 +81,8 @@ class NormalizerErrorSpec(Frozen):
     """
 
     num_anchors: int = Field(default=2048, ge=2)
+    control_size: int = Field(default=1024, ge=1)
+    """Random pairs of the control estimate, which learns nothing."""
 
 
 class RunSpec(Frozen):
@@ -179,11 +181,37 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names) or 'none'}."
 
 
-def explain_validation_error(where: str, error: Any) -> str:
-    """Turn a pydantic `ValidationError` into one line per problem, each naming the place and what came."""
+def explain_validation_error(where: str, error: ValidationError, model: type[BaseModel]) -> str:
+    """Turn a pydantic error into one line per problem: the place, what came, what is allowed."""
     lines = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"]) or "(whole)"
-        came = "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"
-        lines.append(f"{where}: {place}: {item['msg'].removeprefix('Value error, ')}{came}")
+        *parents, last = item["loc"] or ("(whole)",)
+        if item["type"] == "extra_forbidden":
+            owner: Any = model
+            for part in parents:
+                owner = getattr(owner, "model_fields", {}).get(part)
+                owner = owner and owner.annotation
+            message = unknown_name("key", str(last), getattr(owner, "model_fields", {}))
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            message += "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"
+        place = ".".join(map(str, item["loc"]))
+        lines.append(f"{where}: {place}: {message}" if place else f"{where}: {message}")
     return "\n".join(lines)
+
+
+def parse(model: type[ModelT], text: str, where: str) -> ModelT:
+    """Read a model from JSON.
+
+    Args:
+        model: The pydantic model.
+        text: JSON text.
+        where: What the text is, for the error message: a file, or an option.
+
+    Raises:
+        ValueError: If it is not valid; one line per problem.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(explain_validation_error(where, error, model)) from None

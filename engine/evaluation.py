@@ -1,0 +1,67 @@
+"""What a model is evaluated on, and the schema of a result."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from engine.spec import SCHEMA_VERSION, Frozen, fingerprint
+
+
+class EvalCard(Frozen):
+    """One evaluation set: where it lies, its metric, and what must be found there."""
+
+    name: str
+    title: str
+    task: Literal["zeroshot_classification", "zeroshot_retrieval"]
+    metric: Literal["acc1", "mean_per_class_recall", "mean_recall@1"]
+    path: str
+    split: str = "test"
+    images: int = Field(ge=1)
+    classes: int | None = None
+    captions: int | None = None
+    chance: float = Field(ge=0, le=1)
+    sha256: str
+    licence: str
+    source: str
+    build: str | None = None
+    """Command that makes or fetches it; None when it must be fetched by hand."""
+    ready: str | None = None
+    """File that exists once `build` has succeeded."""
+
+    @property
+    def identity(self) -> str:
+        """Digest of what can change a result: not where the set lies, nor how it is described."""
+        told = {"path", "title", "licence", "source", "build", "ready"}
+        return fingerprint(self.model_dump(mode="json", exclude=told))
+
+
+class Evaluation(Frozen):
+    """Evaluation sets and their averages: averages of a set's main metric, unweighted."""
+
+    name: str
+    sets: dict[str, EvalCard]
+    averages: dict[str, tuple[str, ...]]
+
+    @property
+    def key(self) -> str:
+        """``<name>-<8 hex>``: other sets, or other content of one, are another evaluation."""
+        return f"{self.name}-{fingerprint({name: card.identity for name, card in self.sets.items()})[:8]}"
+
+
+class EvalResult(Frozen):
+    """What one model reaches on one set; metrics are fractions."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    milestone: int
+    eval_set: str
+    status: Literal["evaluated", "absent"]
+    metrics: dict[str, float]
+    main_metric: str
+    value: float | None
+    num_samples: int | None
+    weights_sha256: str | None
+    card_sha256: str
+    evaluator: dict[str, str]

@@ -1,0 +1,73 @@
+"""The order in which training visits the data: a pure function of (seed, epoch), never of processes or workers.
+
+Shards are permuted, then groups of `WINDOW_SHARDS` shards are shuffled together, so that reads stay nearly
+sequential on a large set. Random keys come from hashing positions, which no library version can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW_SHARDS = 16
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser. Source: Steele, Lea, Flood, OOPSLA 2014."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash_keys(positions: NDArray[np.int64], *, seed: int, epoch: int, purpose: int) -> NDArray[np.uint64]:
+    """Return one uniform 64-bit key per position, a function of (seed, epoch, purpose, position) only."""
+    with np.errstate(over="ignore"):
+        state = np.zeros(1, dtype=np.uint64)
+        for part in (seed, epoch, purpose):
+            state = _mix(state + _GOLDEN + np.uint64(part))
+        return _mix(state + _GOLDEN * (positions.astype(np.uint64) + np.uint64(1)))
+
+
+_SHARD_KEYS, _SAMPLE_KEYS = 0, 1
+AUGMENTATION_KEYS, CAPTION_KEYS = 2, 3
+
+
+def epoch_order(shard_sizes: Sequence[int], *, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the data set positions of one epoch, window by window.
+
+    Args:
+        shard_sizes: Pairs in each shard; a shard's positions follow those of the shard before.
+        seed: The run's seed.
+        epoch: Epoch, from 0.
+
+    Yields:
+        Positions of one window, int64; all windows together are a permutation of the data set.
+    """
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    shards = np.arange(len(sizes), dtype=np.int64)
+    shards = shards[np.argsort(hash_keys(shards, seed=seed, epoch=epoch, purpose=_SHARD_KEYS), kind="stable")]
+    for first in range(0, len(shards), WINDOW_SHARDS):
+        window = shards[first : first + WINDOW_SHARDS]
+        positions = np.concatenate([np.arange(starts[s], starts[s] + sizes[s]) for s in window])
+        keys = hash_keys(positions, seed=seed, epoch=epoch, purpose=_SAMPLE_KEYS)
+        yield positions[np.argsort(keys, kind="stable")]
+
+
+def epoch_batches(
+    shard_sizes: Sequence[int], *, seed: int, epoch: int, global_batch_size: int, first_batch: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """Yield an epoch's global batches of positions from number `first_batch` on; an incomplete last one is dropped."""
+    rest = np.empty(0, dtype=np.int64)
+    number = 0
+    for window in epoch_order(shard_sizes, seed=seed, epoch=epoch):
+        rest = np.concatenate([rest, window])
+        while len(rest) >= global_batch_size:
+            batch, rest = rest[:global_batch_size], rest[global_batch_size:]
+            if number >= first_batch:
+                yield batch
+            number += 1

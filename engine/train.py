@@ -1,0 +1,381 @@
+"""Train one run from its spec: the loop that every method shares. It knows no method by name.
+
+By hand: ``python -m engine.train results/runs/<run_id>/spec.json``, also under ``torchrun``. A run that was stopped
+goes on from its newest checkpoint and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine import checkpoint, distributed, paths
+from engine.data import Batch, PairDataset, build_loader
+from engine.diagnostics import measure_normalizer_error
+from engine.distributed import Collectives
+from engine.index import read_index
+from engine.method import Features, LossOutput, MethodEnv, Progress
+from engine.metrics import Clock, Reporter, peak_memory_bytes
+from engine.optim import Optimizer
+from engine.record import Divergence, Milestone, NormalizerError, Record, provenance
+from engine.registry import method_class, resolve_config
+from engine.spec import Execution, RunSpec, fingerprint, parse
+from engine.towers import WEIGHTS_FILE, build_towers, embed_dim, export, tokenizer
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_FIRST_INDICES = 100
+
+
+class Trainer:
+    """One training run in this process: its state, one step, saving and resuming."""
+
+    def __init__(self, spec: RunSpec, execution: Execution, device: torch.device, collectives: Collectives) -> None:
+        self.spec, self.execution, self.device, self.collectives = spec, execution, device, collectives
+        self.folder = paths.run(spec.run_id)
+        index_path = paths.index(spec.dataset.name)
+        if not index_path.exists():
+            raise FileNotFoundError(
+                f"data set {spec.dataset.name!r} has no index at {index_path}: run `snakemake {index_path}` first"
+            )
+        index = read_index(index_path)
+        if (index.revision, index.pairs) != (spec.dataset.revision, spec.dataset.pairs):
+            raise ValueError(
+                f"data set {index.name!r} is revision {index.revision} with {index.pairs} pairs on disk, the run wants "
+                f"revision {spec.dataset.revision} with {spec.dataset.pairs}: build the data set and its index again"
+            )
+        self.towers = build_towers(spec.model.name, seed=spec.seed).to(device)
+        self.dataset = PairDataset(
+            index,
+            index_path,
+            image_size=self.towers.image_size,
+            tokenizer=tokenizer(spec.model.name),
+            augmentation=spec.augmentation,
+            seed=spec.seed,
+            cache_bytes=int(execution.cache_gib * 2**30) if execution.cache_decoded else 0,
+        )
+        self.steps_per_epoch = index.pairs // spec.global_batch_size
+        env = MethodEnv(
+            embed_dim=embed_dim(self.towers),
+            dataset_size=index.pairs,
+            global_batch_size=spec.global_batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            num_steps=spec.num_steps,
+            seed=spec.seed,
+            collectives=collectives,
+        )
+        config = resolve_config(spec.method.name, dict(spec.method.config))
+        self.method = method_class(spec.method.name)(config, env).to(device)
+        self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
+        self.encoder: nn.Module = torch.compile(self.towers) if execution.compile else self.towers  # type: ignore[assignment]
+        if collectives.world_size > 1:
+            self.encoder = DistributedDataParallel(
+                self.encoder, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            )
+        self.clock = Clock(device)
+        self.step_number = 0
+        self.first_indices: list[int] = []
+
+    # One step ---------------------------------------------------------------------------------------------------
+
+    def progress(self) -> Progress:
+        """Where training stands."""
+        return Progress(self.step_number, self.steps_per_epoch, self.spec.num_steps, self.spec.global_batch_size)
+
+    def encode(self, image_BCHW: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode on the device, in the run's precision; embeddings come out in float32."""
+        dtype = _AUTOCAST.get(self.spec.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            image_BD, text_BD = self.encoder(image_BCHW, tokens_BT)
+        return image_BD, text_BD
+
+    def backward(self, batch: Batch) -> LossOutput:
+        """Compute the loss of a batch and its gradients.
+
+        The method sees the whole local batch, however many parts the encoders take it in: with accumulation the parts
+        are encoded once without gradient for the loss, and again for their share of it (GradCache, arXiv:2101.06983).
+        """
+        parts = list(
+            zip(
+                batch.image_BCHW.to(self.device, non_blocking=True).chunk(self.execution.accumulation_steps),
+                batch.tokens_BT.to(self.device, non_blocking=True).chunk(self.execution.accumulation_steps),
+                strict=True,
+            )
+        )
+        with self.clock.phase("encoder"):
+            if len(parts) == 1:
+                encoded = [self.encode(*parts[0])]
+            else:
+                # The first of two passes must leave no trace in batch-norm statistics.
+                buffers = [buffer.clone() for buffer in self.towers.buffers()]
+                with torch.no_grad():
+                    encoded = [self.encode(*part) for part in parts]
+                    for buffer, before in zip(self.towers.buffers(), buffers, strict=True):
+                        buffer.copy_(before)
+        with self.clock.phase("method"):
+            image_BD = torch.cat([image for image, _ in encoded]).detach().requires_grad_()
+            text_BD = torch.cat([text for _, text in encoded]).detach().requires_grad_()
+            features = Features(image_BD, text_BD, batch.index_B.to(self.device))
+            output = self.method.loss(features, self.progress())
+            torch.autograd.backward(self.scaler.scale(output.total))
+        with self.clock.phase("encoder"):
+            assert image_BD.grad is not None
+            assert text_BD.grad is not None
+            rows = [len(image) for image, _ in encoded]
+            grads = list(zip(torch.split(image_BD.grad, rows), torch.split(text_BD.grad, rows), strict=True))
+            for number, (part, grad) in enumerate(zip(parts, grads, strict=True)):
+                last = number == len(parts) - 1
+                ddp = isinstance(self.encoder, DistributedDataParallel) and not last
+                with self.encoder.no_sync() if ddp else contextlib.nullcontext():  # type: ignore[operator]
+                    torch.autograd.backward(encoded[0] if len(parts) == 1 else self.encode(*part), grad)
+        return output
+
+    def step(self, batch: Batch, *, timing: bool) -> dict[str, Any] | None:
+        """Take one optimiser step; returns its metrics, or None if it was not finite and nothing was changed."""
+        torch.manual_seed(hash((self.spec.seed, self.step_number, self.collectives.rank)) & (2**63 - 1))
+        progress = self.progress()
+        lr = self.optimizer.set_learning_rates(progress.step)
+        temperature = 1 / self.method.logit_scale.detach()
+        output = self.backward(batch)
+        with self.clock.phase("optimizer"):
+            for parameter in self.optimizer.method_parameters:
+                if parameter.grad is not None:
+                    self.collectives.all_reduce(parameter.grad, "mean")
+            self.scaler.unscale_(self.optimizer.adamw)
+            grad_norm = nn.utils.clip_grad_norm_(
+                self.optimizer.parameters, self.spec.optimizer.grad_clip_norm or math.inf, foreach=True
+            )
+            loss = self.collectives.all_reduce(output.total.detach().clone(), "mean")
+            # A fp16 overflow of the gradients is the scaler's business: it skips the step and halves its scale.
+            finite = torch.isfinite(loss) & (torch.isfinite(grad_norm) | self.scaler.is_enabled())
+            if not bool(self.collectives.all_reduce(finite.float(), "min")):
+                return None
+            self.scaler.step(self.optimizer.adamw)
+            self.scaler.update()
+            self.optimizer.adamw.zero_grad(set_to_none=True)
+            self.method.after_step(progress)
+        self.step_number += 1
+        if not timing:
+            return {}
+        metrics = {name: float(value) for name, value in output.metrics.items()}
+        return {
+            "loss/total": float(loss),
+            "temperature/value": float(temperature),
+            "lr": lr,
+            "grad_norm": float(grad_norm),
+            **metrics,
+        }
+
+    # Saving and resuming ------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint (first process only)."""
+        with self.clock.phase("checkpoint"):
+            if self.collectives.rank == 0:
+                state = {
+                    "fingerprint": fingerprint(self.spec),
+                    "step": self.step_number,
+                    "towers": self.towers.state_dict(),
+                    "method": self.method.state_dict(),
+                    "optimizer": self.optimizer.adamw.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "clock": self.clock.state_dict(),
+                    "first_indices": self.first_indices,
+                }
+                checkpoint.save_checkpoint(paths.checkpoints(self.spec.run_id), self.step_number, state)
+            self.collectives.barrier()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint that verifies, if there is one."""
+        state = checkpoint.load_newest(paths.checkpoints(self.spec.run_id), self.device)
+        if state is None:
+            return
+        if state["fingerprint"] != fingerprint(self.spec):
+            raise ValueError(f"{paths.checkpoints(self.spec.run_id)} belongs to another spec: remove that folder")
+        self.towers.load_state_dict(state["towers"])
+        self.method.load_state_dict(state["method"])
+        self.optimizer.adamw.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.clock.load_state_dict(state["clock"])
+        self.step_number, self.first_indices = state["step"], state["first_indices"]
+
+    def keep_milestone(self, progress: Progress) -> None:
+        """Export the weights of a milestone and measure the normalizers; written once, then left alone."""
+        folder = paths.weights(self.spec.run_id, self.step_number * self.spec.global_batch_size)
+        error = None
+        if self.spec.normalizer_error is not None:
+            with self.clock.phase("diagnostics"):
+                error = measure_normalizer_error(
+                    self.spec.normalizer_error,
+                    towers=self.towers,
+                    encode=self.encode,
+                    dataset=self.dataset,
+                    method=self.method,
+                    progress=progress,
+                    global_batch_size=self.spec.global_batch_size,
+                    seed=self.spec.seed,
+                    device=self.device,
+                )
+        if self.collectives.rank == 0:
+            scale, bias = self.method.logit_scale, self.method.logit_bias
+            export(self.towers, self.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
+            text = error.model_dump_json() if error else "null"
+            paths.write_text(folder / "normalizer_error.json", text + "\n")
+        self.collectives.barrier()
+
+    def record(self, divergence: Divergence | None, attempts: int) -> Record:
+        """Describe what came out."""
+        milestones, errors = {}, []
+        for samples_seen in self.spec.milestones:
+            folder = paths.weights(self.spec.run_id, samples_seen)
+            if samples_seen > self.step_number * self.spec.global_batch_size:
+                continue
+            weights = folder / WEIGHTS_FILE
+            milestones[str(samples_seen)] = Milestone(
+                weights=str(weights.relative_to(self.folder)), sha256=checkpoint.file_sha256(weights)
+            )
+            error = json.loads((folder / "normalizer_error.json").read_text(encoding="utf-8"))
+            if error is not None:
+                errors.append(NormalizerError.model_validate(error))
+        return Record(
+            run_id=self.spec.run_id,
+            fingerprint=fingerprint(self.spec),
+            spec=self.spec,
+            status="diverged" if divergence else "finished",
+            samples_seen=self.step_number * self.spec.global_batch_size,
+            milestones=milestones,
+            normalizer_error=errors,
+            clock_sec={name: round(sec, 6) for name, sec in sorted(self.clock.total_sec.items())},
+            median_step_sec=self.clock.median_step_sec,
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            attempts=attempts,
+            first_indices=self.first_indices,
+            divergence=divergence,
+            provenance=provenance(
+                dataset_sha256=self.dataset.index.sha256,
+                device=self.device,
+                world_size=self.collectives.world_size,
+            ),
+        )
+
+
+def train(spec: RunSpec, execution: Execution) -> Record:
+    """Train a run to its end in this process (one of several under `torchrun`), and write its record.
+
+    Returns at once if the run is done already.
+    """
+    run_id = spec.run_id
+    if paths.record(run_id).exists():
+        return parse(Record, paths.record(run_id).read_text(encoding="utf-8"), str(paths.record(run_id)))
+    device = distributed.choose_device(execution.device)
+    torch.set_num_threads(execution.threads)
+    collectives = distributed.start(device)
+    trainer = Trainer(spec, execution, device, collectives)
+    trainer.resume()
+    first = trainer.step_number
+    is_first_process = collectives.rank == 0
+    attempts = _count_attempt(run_id) if is_first_process else 0
+    reporter = Reporter(paths.metrics(run_id) if is_first_process else None, run_id, spec.num_steps, first)
+    loader = build_loader(
+        trainer.dataset,
+        seed=spec.seed,
+        global_batch_size=spec.global_batch_size,
+        steps=range(first, spec.num_steps),
+        rank=collectives.rank,
+        world_size=collectives.world_size,
+        num_workers=execution.num_workers,
+    )
+    batches = iter(loader)
+    divergence: Divergence | None = None
+    last_save = time.monotonic()
+    for step in range(first, spec.num_steps):
+        logged = (step + 1) % execution.log_every_steps == 0 or step + 1 == spec.num_steps
+        trainer.clock.start_step(timing=logged)
+        with trainer.clock.phase("data"):
+            batch = next(batches)
+        if len(trainer.first_indices) < _FIRST_INDICES:
+            indices = collectives.gather(batch.index_B.to(device)).tolist()
+            trainer.first_indices += indices[: _FIRST_INDICES - len(trainer.first_indices)]
+        progress = trainer.progress()
+        metrics = trainer.step(batch, timing=logged)
+        if metrics is None:
+            divergence = Divergence(
+                step=step,
+                reason="the loss or its gradient is not finite",
+                temperature=1 / float(trainer.method.logit_scale),
+                indices=batch.index_B[:_FIRST_INDICES].tolist(),
+            )
+            break
+        times = trainer.clock.end_step()
+        place = {"step": step + 1, "samples_seen": (step + 1) * spec.global_batch_size, "epoch": progress.epoch}
+        reporter.step(step + 1, {**place, **metrics, **times} if logged else None)
+        if (step + 1) * spec.global_batch_size in spec.milestones:
+            trainer.keep_milestone(progress)
+        if step + 1 < spec.num_steps and _is_time_to_save(last_save, execution, collectives, device):
+            trainer.save()
+            last_save = time.monotonic()
+    reporter.close()
+    record = trainer.record(divergence, attempts)
+    if is_first_process:
+        paths.write_text(paths.record(run_id), record.model_dump_json(indent=1) + "\n")
+        checkpoint.remove_checkpoints(paths.checkpoints(run_id))
+    collectives.barrier()
+    return record
+
+
+def _is_time_to_save(last_save: float, execution: Execution, collectives: Collectives, device: torch.device) -> bool:
+    """Let the first process's clock decide for all."""
+    due = time.monotonic() - last_save >= 60 * execution.save_every_min
+    if collectives.world_size == 1:
+        return due
+    return bool(collectives.broadcast(torch.tensor([float(due)], device=device)).item())
+
+
+def _count_attempt(run_id: str) -> int:
+    path = paths.run(run_id) / "attempts"
+    attempts = 1 + (int(path.read_text(encoding="utf-8")) if path.exists() else 0)
+    paths.write_text(path, f"{attempts}\n")
+    return attempts
+
+
+def read_spec(path: Path) -> RunSpec:
+    """Load a run's spec and check that it lies in the folder of its own id.
+
+    Raises:
+        ValueError: If the file is no valid spec, or its content was changed by hand.
+    """
+    spec = parse(RunSpec, path.read_text(encoding="utf-8"), str(path))
+    if path.parent.name != spec.run_id:
+        raise ValueError(
+            f"{path}: its content belongs to run {spec.run_id}. A spec is never edited: change the suite instead"
+        )
+    return spec
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m engine.train", description=__doc__)
+    parser.add_argument("spec", type=Path, help="spec.json of the run")
+    parser.add_argument("--execution", default="{}", help='execution settings as JSON, e.g. \'{"device": "cuda"}\'')
+    args = parser.parse_args(argv)
+    try:
+        record = train(read_spec(args.spec), parse(Execution, args.execution, "execution"))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        distributed.stop()
+    sys.stderr.write(f"{record.run_id}: {record.status} after {record.samples_seen} samples\n")
+
+
+if __name__ == "__main__":
+    main()

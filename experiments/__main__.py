@@ -1,0 +1,115 @@
+"""Look at suites and runs: `list`, `explain RUN_ID`, `diff RUN_A RUN_B`; `expand SUITE` checks one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engine import paths
+from engine.spec import RunSpec, canonical_json, parse
+from experiments import cards
+from experiments.suite import ExpandedSuite, expand
+
+
+def write_expansion(suite: ExpandedSuite) -> None:
+    """Write a suite's runs, their specs and its evaluation below `results/`; equal files are left untouched."""
+    evaluation = suite.evaluation
+    for run in suite.runs:
+        paths.write_text(paths.spec(run.spec.run_id), run.spec.model_dump_json(indent=1) + "\n")
+    paths.write_text(paths.evaluation(evaluation.key), evaluation.model_dump_json(indent=1) + "\n")
+    content = {
+        "suite": suite.name,
+        "title": suite.title,
+        "runs": [
+            {"run_id": run.spec.run_id, "variant": run.variant, "spec": run.spec.model_dump(mode="json")}
+            for run in suite.runs
+        ],
+        "evaluation": {
+            "name": evaluation.name,
+            "key": evaluation.key,
+            "sets": list(evaluation.sets),
+            "averages": {name: list(members) for name, members in evaluation.averages.items()},
+            "cards": {name: card.model_dump(mode="json") for name, card in evaluation.sets.items()},
+        },
+    }
+    paths.write_text(paths.suite(suite.name), json.dumps(content, indent=1) + "\n")
+
+
+def _list(console: Console, names: list[str]) -> None:
+    table = Table("suite", "runs", "done", "data set", "title")
+    for name in names or cards.names("suites"):
+        suite = expand(name)
+        done = sum(paths.record(run.spec.run_id).exists() for run in suite.runs)
+        datasets = ", ".join(sorted({run.spec.dataset.name for run in suite.runs}))
+        table.add_row(name, str(len(suite.runs)), str(done), datasets, suite.title)
+    console.print(table)
+
+
+def _read(run_id: str) -> RunSpec:
+    path = paths.spec(run_id)
+    if not path.exists():
+        raise ValueError(f"no run {run_id!r} below {path.parent.parent}: `python -m experiments list` shows the suites")
+    return parse(RunSpec, path.read_text(encoding="utf-8"), str(path))
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): canonical_json(value)}
+
+
+def _explain(console: Console, run_id: str) -> None:
+    table = Table("setting", "value", title=run_id)
+    for key, value in _flatten(_read(run_id).model_dump(mode="json")).items():
+        table.add_row(key, value)
+    console.print(table)
+    record = paths.record(run_id)
+    state = json.loads(record.read_text(encoding="utf-8"))["status"] if record.exists() else "not finished"
+    console.print(f"{state}; folder {paths.run(run_id)}")
+
+
+def _diff(console: Console, first: str, second: str) -> None:
+    left, right = (_flatten(_read(run_id).model_dump(mode="json")) for run_id in (first, second))
+    table = Table("setting", first, second)
+    for key in sorted(left.keys() | right.keys()):
+        if left.get(key) != right.get(key):
+            table.add_row(key, left.get(key, ""), right.get(key, ""))
+    console.print(table if table.rows else "the two runs are the same")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="suites with their runs, and how many are done")
+    listing.add_argument("suites", nargs="*", help="default: all")
+    explaining = commands.add_parser("explain", help="every setting of a run")
+    explaining.add_argument("run_id")
+    differing = commands.add_parser("diff", help="settings in which two runs differ")
+    differing.add_argument("run_a")
+    differing.add_argument("run_b")
+    expanding = commands.add_parser("expand", help="check suites and write their run specs (the workflow does it)")
+    expanding.add_argument("suites", nargs="+")
+    args = parser.parse_args(argv)
+    console = Console()
+    try:
+        if args.command == "list":
+            _list(console, args.suites)
+        elif args.command == "explain":
+            _explain(console, args.run_id)
+        elif args.command == "diff":
+            _diff(console, args.run_a, args.run_b)
+        else:
+            for name in args.suites:
+                write_expansion(expand(name))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

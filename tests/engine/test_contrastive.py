@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.contrastive import log_partitions
+
+
+def unit(rows, dim, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, dim, dtype=torch.float64, generator=generator), dim=1)
+
+
+def slow(image, text, scale):
+    """g1_i = 1/(B-1) sum over j != i of exp(s (x_i . y_j - x_i . y_i)), one term at a time."""
+    size = len(image)
+    dot = [[float(image[i] @ text[j]) for j in range(size)] for i in range(size)]
+    g1 = [sum(math.exp(scale * (dot[i][j] - dot[i][i])) for j in range(size) if j != i) for i in range(size)]
+    g2 = [sum(math.exp(scale * (dot[j][i] - dot[i][i])) for j in range(size) if j != i) for i in range(size)]
+    return ([math.log(g / (size - 1)) for g in side] for side in (g1, g2))
+
+
+@given(
+    st.integers(2, 9), st.integers(1, 6), st.sampled_from([1.0, 14.3, 100.0]), st.integers(1, 12), st.integers(0, 99)
+)
+@settings(max_examples=40, deadline=None)
+def test_it_is_the_equation(size, dim, scale, chunk_rows, seed):
+    image, text = unit(size, dim, seed), unit(size, dim, seed + 1)
+    found = log_partitions(image, text, image, text, torch.tensor(scale, dtype=torch.float64), chunk_rows=chunk_rows)
+    for ours, theirs in zip(found, slow(image, text, scale), strict=True):
+        torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+
+
+def test_its_gradient_is_that_of_the_equation():
+    inputs = [unit(5, 3, 0).requires_grad_(), unit(5, 3, 1).requires_grad_()]
+    scale = torch.tensor(14.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, y, s: log_partitions(x, y, x, y, s, chunk_rows=2), (*inputs, scale))
+
+
+def test_local_anchors_at_an_offset_are_rows_of_the_whole():
+    image, text, scale = unit(8, 4, 0), unit(8, 4, 1), torch.tensor(14.3, dtype=torch.float64)
+    whole = log_partitions(image, text, image, text, scale)
+    part = log_partitions(image[4:], text[4:], image, text, scale, offset=4)
+    assert all(torch.equal(w[4:], p) for w, p in zip(whole, part, strict=True))
+
+
+def test_hard_negatives_at_the_lowest_temperature_stay_finite_in_float32():
+    image = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01]]), dim=1).requires_grad_()
+    text = F.normalize(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), dim=1).requires_grad_()
+    log_g1, log_g2 = log_partitions(image, text, image, text, torch.tensor(100.0))
+    assert float(log_g1[0].detach()) == pytest.approx(200, abs=0.1)
+    (log_g1.sum() + log_g2.sum()).backward()
+    assert image.grad.isfinite().all()
+    assert text.grad.isfinite().all()
+
+
+def test_a_single_pair_is_refused():
+    with pytest.raises(ValueError, match="at least 2 pairs, got 1"):
+        log_partitions(unit(1, 3, 0), unit(1, 3, 1), unit(1, 3, 0), unit(1, 3, 1), torch.tensor(1.0))
