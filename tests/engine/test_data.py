@@ -55,7 +55,7 @@ def test_starting_at_a_step_gives_the_rest_of_the_batches(root):
 def test_positions_belong_to_their_images_and_captions(root):
     batch = dataset(root, kind="none")[Request(0, np.array([50, 3]))]
     for row, position in enumerate((50, 3)):
-        colour, place, number = toy.pairs()[position]
+        colour, place, _ = toy.pairs()[position]
         assert batch.tokens_BT[row].tolist() == tokenizer([f"a {colour} square, {place}"])[0].tolist()
         top, left = toy.PLACES[place]
         assert batch.image_BCHW[row, :, top, left].tolist() == list(toy.COLOURS[colour])

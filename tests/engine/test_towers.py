@@ -42,5 +42,5 @@ def test_an_unknown_model_is_refused_with_a_suggestion():
 def test_a_folder_without_weights_is_refused_instead_of_evaluating_random_ones(tmp_path):
     export(build_towers("tiny-vit", seed=0), "tiny-vit", tmp_path, logit_scale=torch.tensor(10.0), logit_bias=None)
     (tmp_path / "open_clip_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks open_clip_model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"lacks open_clip_model\.safetensors"):
         load_export(tmp_path)

@@ -1,0 +1,224 @@
+"""NeuCLIP: log-normalizers predicted by a small network that is trained inside every step.
+
+Paper: Wei, Lin, Yang, "NeuCLIP: Efficient Large-Scale CLIP Training with Neural Normalizer Optimization",
+arXiv:2511.08417. With g1_i, g2_i of `engine.contrastive` and h, UNIFIED of `neuclip.objective`, step t does
+
+    1. restart    if t mod T_r = 0: prototypes := recent embeddings of the other modality, AdaGrad forgets
+    2. NPN block  T_u AdaGrad steps on UNIFIED in the prototypes; embeddings and temperature held fixed
+    3. CLIP block one step of the engine's AdamW on UNIFIED in encoders and temperature, with the new alphas
+
+Choices that the paper leaves open, and ours:
+- AdaGrad is reset at a restart. Its learning rate is not stated: `npn_lr`.
+- A restart draws from the batch; with more prototypes than pairs in it, also from the batches just before.
+- alpha is a constant in the CLIP block (`npn_gradient: detached`); `full` differentiates through the network.
+- The temperature's gradient is that of UNIFIED (`temperature_gradient: consistent`). `authors` doubles the part
+  that comes through g, as the authors' FastCLIP code does with its own loss; their rho was tuned with that.
+- rho, eps and the temperature's rules are FastCLIP-v3's for the same data set (defaults: CC3M).
+- `updates: simultaneous` lets both blocks start from the same point: the CLIP block sees the alphas from before
+  the NPN block. With one update and `npn_gradient: full` that is one joint gradient step.
+- `objective: separate` and `architecture: mlp` are the paper's ablations, see `neuclip.objective.regression_slope`
+  and `neuclip.normalizer.MLP`. The latter's weights are drawn once: its restarts only reset AdaGrad.
+- A weight exp(log(eps + g) - alpha) is capped at exp(40), see `neuclip.objective.MAX_GAP`.
+
+Shape suffixes: 2 sides (image anchors, text anchors), B local batch, G global batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from engine.contrastive import DEFAULT_CHUNK_ROWS, log_partitions
+from engine.method import (
+    Features,
+    LossOutput,
+    Method,
+    MethodConfig,
+    MethodEnv,
+    ParamGroup,
+    Progress,
+    Temperature,
+    TemperatureConfig,
+)
+from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes
+from neuclip.objective import MAX_GAP, add_eps, conjugate_slope, regression_slope, unified
+
+LARGEST_LOGIT = 700.0
+"""exp of it is finite in float64, in which processes add up their parts of the network's log-sum-exp."""
+
+
+class NeuCLIPTemperature(TemperatureConfig):
+    """FastCLIP-v3's rule: no warm-up, a third of the rate below a temperature of 0.03."""
+
+    lr_schedule: Literal["encoder", "step_threshold", "constant"] = "step_threshold"
+
+
+class NeuCLIP(Method):
+    """NeuCLIP. Its state: the temperature, the network, AdaGrad's accumulator, embeddings kept for a restart."""
+
+    display_order = 0
+
+    class Config(MethodConfig):
+        """Options. Source of the defaults: the paper, where nothing else is said."""
+
+        num_prototypes: int = Field(default=4096, ge=1)
+        """m, per side."""
+        restart_period: Annotated[int, Field(ge=1)] | Literal["never"] = 500
+        """T_r in steps; ``never`` leaves only the first draw, at step 0."""
+        num_updates: int = Field(default=10, ge=0)
+        """T_u: AdaGrad steps of the network per training step; 0 leaves only restarts."""
+        npn_lr: float = Field(default=0.008, gt=0)
+        """AdaGrad's learning rate; assumed, the paper does not state it. The first step after a restart moves every
+        row by npn_lr * sqrt(D): keep that under about 0.3 (here 0.26 at D = 1024), or it undoes the restart."""
+        rho: float = 6.5
+        """Budget in nats for the divergence of an anchor's softmax over the others from uniform: keep it below
+        log(G - 1), or the temperature runs to its minimum. Source: FastCLIP-v3's CC3M script."""
+        eps: float = Field(default=1e-14, gt=0)
+        """The constant inside the logarithm; a floor under alpha, so keep it far below a typical g at the smallest
+        temperature. Source: as rho."""
+        objective: Literal["unified", "separate"] = "unified"
+        architecture: Literal["prototypes", "mlp"] = "prototypes"
+        updates: Literal["alternating", "simultaneous"] = "alternating"
+        npn_gradient: Literal["detached", "full"] = "detached"
+        temperature: NeuCLIPTemperature = NeuCLIPTemperature()
+        temperature_gradient: Literal["consistent", "authors"] = "consistent"
+        chunk_rows: int = Field(default=DEFAULT_CHUNK_ROWS, ge=1)
+        """Anchors whose similarities are held at once: memory against speed, never results."""
+
+        @model_validator(mode="after")
+        def _check(self) -> NeuCLIP.Config:
+            smallest = min(self.temperature.minimum, self.temperature.init)
+            if smallest * LARGEST_LOGIT < 1:
+                raise ValueError(
+                    f"a temperature of {smallest} is too small: allowed are temperature.minimum and temperature.init "
+                    f"of at least 1/{LARGEST_LOGIT:.0f} = {1 / LARGEST_LOGIT:.5f}; the usual minimum is 0.01"
+                )
+            return self
+
+    def __init__(self, config: Config, env: MethodEnv) -> None:
+        super().__init__(config, env)
+        self.config = config
+        self.temperature = Temperature(config.temperature)
+        self.normalizer = self._build_normalizer()
+
+    def _build_normalizer(self) -> Normalizer:
+        config, env = self.config, self.env
+        if config.architecture == "mlp":
+            return MLP(env.embed_dim, eps=config.eps, collectives=env.collectives)
+        missing = config.num_prototypes - env.global_batch_size
+        return Prototypes(
+            config.num_prototypes,
+            env.embed_dim,
+            num_remembered=0 if config.restart_period == "never" else max(0, missing),
+            eps=config.eps,
+            chunk_rows=config.chunk_rows,
+            collectives=env.collectives,
+        )
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1 / temperature."""
+        return self.temperature.scale
+
+    def param_groups(self) -> list[ParamGroup]:
+        """The temperature; the network has its own optimiser."""
+        return self.temperature.param_groups()
+
+    def after_step(self, progress: Progress) -> None:
+        """Keep the temperature within its bounds."""
+        self.temperature.clamp()
+
+    def loss(self, features: Features, progress: Progress) -> LossOutput:
+        """Restart the network if it is due, train it, and return UNIFIED with its alphas."""
+        return self.loss_at(features, self.logit_scale, progress.step)
+
+    def loss_at(self, features: Features, logit_scale: Tensor, step: int) -> LossOutput:
+        """Do a step at a given logit scale, whoever owns that.
+
+        Args:
+            features: The local pairs; the network is trained on the global batch.
+            logit_scale: 1 / temperature, scalar; gradients flow into it.
+            step: Number of the step, from 0; decides on restarts.
+
+        Returns:
+            UNIFIED over the local pairs, and metrics: ``npn/`` objective before and after the NPN block, norm of
+            its first gradient, mean alpha, share of alpha that is the floor eps (near 1 the network has no gradient
+            left), share of anchors whose weight is capped.
+
+        Source: NeuCLIP, arXiv:2511.08417, the alternating algorithm.
+        """
+        config, collectives = self.config, self.env.collectives
+        num_local = len(features.index_B)
+        local = slice(collectives.rank * num_local, (collectives.rank + 1) * num_local)
+        pair_G2D = collectives.gather_with_grad(torch.stack((features.image_BD, features.text_BD), dim=1))
+        log_gamma_2B = self._log_gamma(features, pair_G2D, logit_scale, local.start)
+        embedding_2GD = pair_G2D.detach().transpose(0, 1)
+        self._restart_or_remember(embedding_2GD, step)
+
+        stale_2B = self._alpha(features, logit_scale) if config.updates == "simultaneous" else None
+        metrics = {}
+        if config.num_updates:
+            before_2G, metrics["npn/gradient_norm"] = self.normalizer.fit(
+                Anchors(
+                    embedding_2GD=embedding_2GD,
+                    positive_G=(embedding_2GD[0] * embedding_2GD[1]).sum(dim=1),
+                    log_gamma_2G=collectives.gather(log_gamma_2B.T).T,
+                    logit_scale=logit_scale.detach(),
+                ),
+                slope=conjugate_slope if config.objective == "unified" else regression_slope,
+                num_updates=config.num_updates,
+                lr=config.npn_lr,
+            )
+        fresh_2B = self._alpha(features, logit_scale)
+        alpha_2B = fresh_2B if stale_2B is None else stale_2B
+        total = unified(log_gamma_2B, alpha_2B, 1 / logit_scale, rho=config.rho)
+
+        with torch.no_grad():
+            if config.num_updates:
+                before_2B = before_2G[:, local]
+                metrics["npn/objective_before"] = unified(log_gamma_2B, before_2B, 1 / logit_scale, rho=config.rho)
+            metrics["npn/objective_after"] = unified(log_gamma_2B, fresh_2B, 1 / logit_scale, rho=config.rho)
+            metrics["npn/floor_share"] = (math.log(config.eps) - alpha_2B).exp().mean()
+            metrics["npn/capped_share"] = (log_gamma_2B - alpha_2B > MAX_GAP).float().mean()
+            metrics["npn/alpha_mean"] = alpha_2B.mean()
+            metrics["temperature/value"] = 1 / logit_scale
+        return LossOutput(total, {"loss/contrastive": total.detach()} | metrics)
+
+    @torch.no_grad()
+    def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
+        """Return the network's prediction; NaN before the first restart."""
+        alpha_2B = self._alpha(features, self.logit_scale)
+        alpha_image_B, alpha_text_B = alpha_2B.where(self.normalizer.weights.any(), math.nan)
+        return alpha_image_B, alpha_text_B
+
+    def _log_gamma(self, features: Features, pair_G2D: Tensor, logit_scale: Tensor, offset: int) -> Tensor:
+        """The batch's estimate of log(eps + g) for the local anchors, (2, B)."""
+        if self.config.temperature_gradient == "authors":
+            logit_scale = 2 * logit_scale - logit_scale.detach()  # the same value, twice the gradient
+        log_g = log_partitions(
+            features.image_BD,
+            features.text_BD,
+            pair_G2D[:, 0],
+            pair_G2D[:, 1],
+            logit_scale,
+            offset=offset,
+            chunk_rows=self.config.chunk_rows,
+        )
+        return add_eps(torch.stack(log_g), self.config.eps)
+
+    def _alpha(self, features: Features, logit_scale: Tensor) -> Tensor:
+        """The network's log-normalizers of the local anchors, (2, B)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.npn_gradient == "full"):
+            embedding_2BD = torch.stack((features.image_BD, features.text_BD))
+            positive_B = (features.image_BD * features.text_BD).sum(dim=1)
+            return self.normalizer.forward(embedding_2BD, positive_B, logit_scale)
+
+    def _restart_or_remember(self, embedding_2GD: Tensor, step: int) -> None:
+        period = math.inf if self.config.restart_period == "never" else self.config.restart_period
+        if step % period == 0:
+            self.normalizer.restart(embedding_2GD, step, self.env.generator("restart", step))
+        self.normalizer.remember(embedding_2GD, period - step % period)

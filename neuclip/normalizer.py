@@ -1,0 +1,334 @@
+"""The networks that predict log-normalizers, and how they are trained inside a step and restarted.
+
+`Prototypes` is the paper's normalizer-prediction network (NPN); `MLP` is what its ablation puts in its place.
+Both keep all their state in buffers: the engine's optimiser never sees it.
+Shape suffixes: 2 sides (image anchors, text anchors), B local anchors, G global batch, C chunk of anchors,
+M prototypes (S: this process's share of them), D embedding, K weights of the MLP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from engine.distributed import Collectives
+from neuclip.objective import add_eps
+
+ADAGRAD_EPS = 1e-10
+"""torch.optim.Adagrad's default. It matters: with mean reduction a prototype's gradient is about
+1 / (G M sqrt(D)), 2e-9 at G = M = 4096."""
+
+MIN_NORM = 1e-12
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What a normalizer network is trained on: all pairs of the global batch, without gradient."""
+
+    embedding_2GD: Tensor
+    """Unit embeddings: images, then texts."""
+    positive_G: Tensor
+    """s: cosine of each pair."""
+    log_gamma_2G: Tensor
+    """log(eps + g) as the batch estimates it."""
+    logit_scale: Tensor
+    """1 / temperature, scalar."""
+
+
+Slope = Callable[[Tensor, Tensor], Tensor]
+"""From log gamma and alpha to the derivative in alpha of what the network minimises, per anchor."""
+
+
+class Normalizer(nn.Module):
+    """A network from anchors to log-normalizers, trained by AdaGrad. Subclasses say which network.
+
+    Args:
+        shape: Shape of the weights; the first axis is the side.
+        eps: The constant inside the logarithm: alpha never falls below its log.
+        collectives: The processes that train it together.
+    """
+
+    weights: Tensor
+    accumulator: Tensor
+
+    def __init__(self, shape: tuple[int, ...], *, eps: float, collectives: Collectives) -> None:
+        super().__init__()
+        self.eps, self.collectives = eps, collectives
+        self.register_buffer("weights", torch.zeros(shape))
+        self.register_buffer("accumulator", torch.zeros(shape))
+
+    def forward(self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor) -> Tensor:
+        """Return alpha, (2, B), differentiable in every argument.
+
+        Args:
+            embedding_2BD: Unit embeddings of the anchors: images, then texts.
+            positive_B: s: cosine of each pair.
+            logit_scale: 1 / temperature, scalar.
+        """
+        raise NotImplementedError
+
+    def restart(self, embedding_2GD: Tensor, step: int, generator: torch.Generator) -> None:
+        """Renew the weights at `step`, given the batch's images and texts, and forget AdaGrad's past."""
+        raise NotImplementedError
+
+    def remember(self, embedding_2GD: Tensor, steps_to_restart: float) -> None:
+        """See a batch that the restart `steps_to_restart` steps from now may want to draw from."""
+
+    @torch.no_grad()
+    def fit(self, anchors: Anchors, *, slope: Slope, num_updates: int, lr: float) -> tuple[Tensor, Tensor]:
+        """Take AdaGrad steps on (tau / 2) mean_i [ f(alpha1_i) + f(alpha2_i) ], where f has the given slope.
+
+        Afterwards every process holds the same weights.
+
+        Args:
+            anchors: The global batch, the same on every process.
+            slope: df / dalpha as a function of (log gamma, alpha).
+            num_updates: Number of steps, T_u >= 1.
+            lr: AdaGrad's learning rate.
+
+        Returns:
+            alpha before the first step, (2, G), and the norm of the first step's gradient, scalar.
+        """
+        weights, accumulator = self._take()
+        for update in range(num_updates):
+            grad, alpha_2G = self._gradient(weights, anchors, slope)
+            if update == 0:
+                first = (alpha_2G, self._sum_of_squares(grad).sqrt())
+            accumulator.addcmul_(grad, grad)
+            weights.addcdiv_(grad, accumulator.sqrt().add_(ADAGRAD_EPS), value=-lr)
+        self._put(weights, accumulator)
+        return first
+
+    def _take(self) -> tuple[Tensor, Tensor]:
+        """Copies of the weights and accumulators that this process trains: a graph may still hold the originals."""
+        raise NotImplementedError
+
+    def _put(self, weights: Tensor, accumulator: Tensor) -> None:
+        """Set the state from what every process has trained."""
+        raise NotImplementedError
+
+    def _gradient(self, weights: Tensor, anchors: Anchors, slope: Slope) -> tuple[Tensor, Tensor]:
+        """The gradient in this process's weights, and alpha of all anchors, (2, G)."""
+        raise NotImplementedError
+
+    def _sum_of_squares(self, grad: Tensor) -> Tensor:
+        return grad.square().sum()
+
+
+class Prototypes(Normalizer):
+    """The NPN: prototypes stand for all the embeddings of the other modality.
+
+        alpha_i = log( eps + (1/M) sum_k exp( (cos(e_i, W_k) - s_i) / tau ) )
+
+    W1 (side 0, for image anchors) starts as text embeddings, W2 (side 1) as image embeddings; rows are free
+    parameters, not unit vectors.
+
+    Several processes: each trains the rows k = rank, rank + world size, ... on all G anchors, which costs as
+    much as all rows on its own anchors but needs no gradients from others, only one sum of exponentials per
+    anchor and step. The rows are put together once, after the last step.
+
+    Args:
+        num_prototypes: M, at least the number of processes.
+        embed_dim: D.
+        num_remembered: Embeddings of earlier batches to keep for a restart; 0 if a batch has enough.
+        eps: The constant inside the logarithm.
+        chunk_rows: Anchors per process whose similarities to all prototypes are held at once.
+        collectives: The processes.
+
+    Raises:
+        ValueError: If there are fewer prototypes than processes.
+
+    Source: NeuCLIP, arXiv:2511.08417 (NPN).
+    """
+
+    recent: Tensor
+
+    def __init__(
+        self,
+        num_prototypes: int,
+        embed_dim: int,
+        *,
+        num_remembered: int,
+        eps: float,
+        chunk_rows: int,
+        collectives: Collectives,
+    ) -> None:
+        if num_prototypes < collectives.world_size:
+            raise ValueError(
+                f"num_prototypes = {num_prototypes} is fewer than the {collectives.world_size} processes that share "
+                "them: allowed is at least one each; raise num_prototypes or use fewer processes"
+            )
+        super().__init__((2, num_prototypes, embed_dim), eps=eps, collectives=collectives)
+        self.num_prototypes, self.chunk_rows = num_prototypes, chunk_rows
+        self.register_buffer("recent", torch.zeros(2, num_remembered, embed_dim))
+
+    def forward(self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor) -> Tensor:
+        """See `Normalizer.forward`. A chunk's similarities are computed again in the backward pass."""
+        chunks = [
+            (self.weights, embedding_2BD[:, rows], positive_B[rows], logit_scale)
+            for rows in _chunks(len(positive_B), self.chunk_rows)
+        ]
+        if len(chunks) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self._predict(*chunk) for chunk in chunks], dim=1)
+        return torch.cat([checkpoint(self._predict, *chunk, use_reentrant=False) for chunk in chunks], dim=1)
+
+    def _predict(self, weights_2MD: Tensor, embedding_2CD: Tensor, positive_C: Tensor, logit_scale: Tensor) -> Tensor:
+        # Unit already; as a cosine, though, alpha has no gradient along the embedding itself.
+        unit_2CD = functional.normalize(embedding_2CD, dim=2)
+        logit_2CM = torch.bmm(unit_2CD, weights_2MD.mT) * (logit_scale / _norms(weights_2MD)).mT
+        return self._alpha(logit_2CM.logsumexp(dim=2), logit_scale * positive_C)
+
+    def _alpha(self, logsumexp_2C: Tensor, positive_logit_C: Tensor) -> Tensor:
+        return add_eps(logsumexp_2C - math.log(self.num_prototypes) - positive_logit_C, self.eps)
+
+    @torch.no_grad()
+    def restart(self, embedding_2GD: Tensor, step: int, generator: torch.Generator) -> None:
+        """Copy rows drawn at random from the most recent embeddings of the other modality.
+
+        Those are this batch and `recent`. Without repetition if they suffice (every one of them, if they are
+        just M), else evenly repeated.
+        """
+        earlier = min(step * embedding_2GD.shape[1], self.recent.shape[1])
+        pool_2ND = torch.cat((self.recent[:, self.recent.shape[1] - earlier :], embedding_2GD), dim=1)
+        size = pool_2ND.shape[1]
+        draws = [torch.randperm(size, generator=generator) for _ in range(0, self.num_prototypes, size)]
+        rows_M = torch.cat(draws)[: self.num_prototypes].to(pool_2ND.device)
+        self.weights.copy_(pool_2ND.flip(0)[:, rows_M])
+        self.accumulator.zero_()
+
+    @torch.no_grad()
+    def remember(self, embedding_2GD: Tensor, steps_to_restart: float) -> None:
+        """Keep the batch if the next restart can still reach it; most steps need no copy."""
+        if steps_to_restart * embedding_2GD.shape[1] < self.num_prototypes:
+            self.recent.copy_(torch.cat((self.recent, embedding_2GD), dim=1)[:, -self.recent.shape[1] :])
+
+    def _take(self) -> tuple[Tensor, Tensor]:
+        share = slice(self.collectives.rank, None, self.collectives.world_size)
+        return self.weights[:, share].clone(), self.accumulator[:, share].clone()
+
+    def _put(self, weights: Tensor, accumulator: Tensor) -> None:
+        processes, length = self.collectives.world_size, self.num_prototypes
+        if processes > 1:
+            # Row k is number k // processes of process k % processes; the last row of some is padding.
+            most = math.ceil(length / processes)
+            share = torch.stack((weights, accumulator)).movedim(2, 0)
+            padded = functional.pad(share, (0, 0) * 3 + (0, most - len(share)))
+            by_process = self.collectives.gather(padded).reshape(processes, *padded.shape)
+            weights, accumulator = by_process.transpose(0, 1).flatten(0, 1)[:length].movedim(0, 2).contiguous()
+        self.weights, self.accumulator = weights, accumulator
+
+    def _gradient(self, weights: Tensor, anchors: Anchors, slope: Slope) -> tuple[Tensor, Tensor]:
+        """Return the gradient in this process's rows, in closed form, and alpha, (2, G).
+
+        With z_ik = cos_ik / tau, l_i = logsumexp_k z_ik - log M - s_i / tau and q = slope(alpha_i):
+
+            d alpha_i / d cos_ik = (1 / tau) softmax_k(z_ik) exp(l_i - alpha_i)
+            d cos_ik / d W_k = (e_i - cos_ik W_k / |W_k|) / |W_k|
+
+        Each anchor's part is weighted by tau q_i / 2G. The projection off W_k is done once, on the sum over i.
+        """
+        inverse_norm_2S1 = 1 / _norms(weights)
+        scale, num_anchors = anchors.logit_scale, len(anchors.positive_G)
+        grad_2SD = torch.zeros_like(weights)
+        alphas = []
+        # A chunk is as large in memory whatever the number of processes, and local batches within
+        # chunk_rows need one collective a step.
+        for rows in _chunks(num_anchors, self.chunk_rows * self.collectives.world_size):
+            embedding_2CD = anchors.embedding_2GD[:, rows]
+            positive_logit_C = scale * anchors.positive_G[rows]
+            part_2CS = torch.bmm(embedding_2CD, weights.mT).mul_((scale * inverse_norm_2S1).mT)
+            top_2C1 = part_2CS.amax(dim=2, keepdim=True)
+            part_2CS.sub_(top_2C1).exp_()
+            top_2C = top_2C1.squeeze(2)
+            alpha_2C = self._alpha(self._logsumexp(top_2C + part_2CS.sum(dim=2).log()), positive_logit_C)
+            # Finishes softmax * exp(l - alpha): l cancels. Scaling the C x D side is cheaper than C x S.
+            rest_2C = (top_2C - math.log(self.num_prototypes) - positive_logit_C - alpha_2C).exp()
+            weight_2C = slope(anchors.log_gamma_2G[:, rows], alpha_2C) * rest_2C / (2 * num_anchors)
+            grad_2SD.baddbmm_(part_2CS.mT, embedding_2CD * weight_2C.unsqueeze(2))
+            alphas.append(alpha_2C)
+        along_2S1 = (grad_2SD * weights).sum(dim=2, keepdim=True) * inverse_norm_2S1.square()
+        return grad_2SD.addcmul_(along_2S1, weights, value=-1).mul_(inverse_norm_2S1), torch.cat(alphas, dim=1)
+
+    def _logsumexp(self, share_2C: Tensor) -> Tensor:
+        """Combine the processes' logsumexps over their own rows."""
+        if self.collectives.world_size == 1:
+            return share_2C
+        # |z| <= 1 / tau, so float64 holds exp(z) without any shift that processes would have to agree on first.
+        return self.collectives.all_reduce(share_2C.double().exp(), "sum").log().to(share_2C.dtype)
+
+    def _sum_of_squares(self, grad: Tensor) -> Tensor:
+        return self.collectives.all_reduce(grad.square().sum(), "sum")
+
+
+class MLP(Normalizer):
+    """A network of one hidden layer in place of the log-sum-exp over prototypes, randomly initialised.
+
+        alpha_i = log( eps + exp( (f(e_i) - s_i) / tau ) ),   f(e) = b + (1/D) v . relu(A e + a),   A of D x D
+
+    With the mean over hidden units, an AdaGrad step moves f by about as much as it moves a prototype's cosine:
+    one learning rate suits both. Every process trains on all anchors.
+
+    Source: the architecture ablation of NeuCLIP, arXiv:2511.08417, which does not describe its network further.
+    """
+
+    def __init__(self, embed_dim: int, *, eps: float, collectives: Collectives) -> None:
+        self.embed_dim, self.sizes = embed_dim, [embed_dim * embed_dim, embed_dim, embed_dim, 1]
+        super().__init__((2, sum(self.sizes)), eps=eps, collectives=collectives)
+
+    def forward(self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor) -> Tensor:
+        """See `Normalizer.forward`."""
+        return self._predict(self.weights, embedding_2BD, positive_B, logit_scale)
+
+    def _predict(self, weights_2K: Tensor, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor) -> Tensor:
+        hidden, hidden_bias, out, out_bias = torch.split(weights_2K, self.sizes, dim=1)
+        hidden_2DD = hidden.reshape(2, self.embed_dim, self.embed_dim)
+        hidden_2BD = torch.baddbmm(hidden_bias.unsqueeze(1), embedding_2BD, hidden_2DD.mT).relu()
+        f_2B1 = torch.baddbmm(out_bias.unsqueeze(1), hidden_2BD, out.unsqueeze(2), alpha=1 / self.embed_dim)
+        return add_eps((f_2B1.squeeze(2) - positive_B) * logit_scale, self.eps)
+
+    @torch.no_grad()
+    def restart(self, embedding_2GD: Tensor, step: int, generator: torch.Generator) -> None:
+        """Draw the weights at step 0; later only forget AdaGrad's past, as there is nothing to copy.
+
+        f starts near the batch's mean cosine, from below which no log-sum-exp can come: far below it, gradients
+        of exp(log g - alpha) would fill AdaGrad's accumulator for good.
+        """
+        if step == 0:
+            self.weights.copy_(torch.empty(self.weights.shape).uniform_(-1, 1, generator=generator))
+            hidden, hidden_bias, _, out_bias = torch.split(self.weights, self.sizes, dim=1)
+            hidden.mul_((3 / self.embed_dim) ** 0.5)  # rows of about unit norm
+            hidden_bias.zero_()
+            out_bias.copy_(embedding_2GD.mean(dim=1).prod(dim=0).sum())
+        self.accumulator.zero_()
+
+    def _take(self) -> tuple[Tensor, Tensor]:
+        return self.weights.clone(), self.accumulator.clone()
+
+    def _put(self, weights: Tensor, accumulator: Tensor) -> None:
+        # All processes did the same arithmetic; this keeps them together even if their devices round differently.
+        self.weights = self.collectives.broadcast(weights)
+        self.accumulator = self.collectives.broadcast(accumulator)
+
+    @torch.enable_grad()
+    def _gradient(self, weights: Tensor, anchors: Anchors, slope: Slope) -> tuple[Tensor, Tensor]:
+        leaf_2K = weights.detach().requires_grad_()
+        alpha_2G = self._predict(leaf_2K, anchors.embedding_2GD, anchors.positive_G, anchors.logit_scale)
+        scale = 2 * len(anchors.positive_G) * anchors.logit_scale
+        upstream_2G = slope(anchors.log_gamma_2G, alpha_2G.detach()) / scale
+        (grad_2K,) = torch.autograd.grad(alpha_2G, leaf_2K, upstream_2G)
+        return grad_2K, alpha_2G.detach()
+
+
+def _norms(weights_2MD: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(weights_2MD, dim=2, keepdim=True)
+    return norms.clamp_min(MIN_NORM)
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))

@@ -1,0 +1,92 @@
+"""The objectives of NeuCLIP as pure functions of log g, alpha and the temperature.
+
+    h(alpha, g) = exp(-alpha) (eps + g) + alpha - 1  >=  log(eps + g),  equal at alpha = log(eps + g)     (CONJ)
+    RGCL    = (tau / 2) mean_i [ log(eps + g1_i) + log(eps + g2_i) ] + rho tau
+    UNIFIED = (tau / 2) mean_i [ h(alpha1_i, g1_i) + h(alpha2_i, g2_i) ] + rho tau
+
+All in log space: neither g nor exp(-alpha) is ever formed alone, for at a temperature of 0.01 one batch can hold
+g = 1e-34 and exp(-alpha) = 1e14. Shape suffixes: 2 sides (image anchors, text anchors), B pairs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_GAP = 40.0
+"""Largest log(eps + g) - alpha that is used as it is, in nats.
+
+Its exponential is a weight on the gradient, and the square of that (AdaGrad, AdamW) must stay finite in float32:
+exp(2 * 40) = 6e34 does, exp(2 * 45) does not, and an infinite second moment freezes its parameter for good.
+"""
+
+
+def add_eps(log_g: Tensor, eps: float) -> Tensor:
+    """Return log(eps + g) for any shape of log g; eps > 0."""
+    return torch.logaddexp(log_g, log_g.new_full((), math.log(eps)))
+
+
+def conjugate(log_gamma: Tensor, alpha: Tensor) -> Tensor:
+    """Return h, the upper bound on log gamma that is linear in gamma = eps + g.
+
+    An alpha more than `MAX_GAP` below log gamma is raised to that gap first: h stays a bound, and the gradient
+    stays the one of a bound, only of a less absurd alpha.
+
+    Args:
+        log_gamma: log(eps + g), any shape.
+        alpha: Log-normalizers, the same shape; any value is allowed.
+
+    Returns:
+        h, the same shape, at least log_gamma.
+
+    Source: NeuCLIP, arXiv:2511.08417, the convex conjugate of -log (CONJ).
+    """
+    alpha = torch.maximum(alpha, log_gamma.detach() - MAX_GAP)
+    return (log_gamma - alpha).exp() + alpha - 1
+
+
+def conjugate_slope(log_gamma: Tensor, alpha: Tensor) -> Tensor:
+    """Return dh / dalpha = 1 - exp(log gamma - alpha), any shape; the exponent is held at `MAX_GAP`."""
+    return 1 - (log_gamma - alpha).clamp(max=MAX_GAP).exp()
+
+
+def regression_slope(log_gamma: Tensor, alpha: Tensor) -> Tensor:
+    """Return the derivative of (alpha - log gamma)^2 / 2 in alpha, any shape.
+
+    That is h's second-order expansion around its minimum: learning rates carry over from one to the other.
+
+    Source: the separate objective of NeuCLIP's ablation, a regression on the log of the batch's estimate, as in
+    AmorLIP. Differs: AmorLIP leaves the 1/2 out, which its Adam does not see.
+    """
+    return alpha - log_gamma
+
+
+def rgcl(log_g_2B: Tensor, temperature: Tensor, *, rho: float, eps: float) -> Tensor:
+    """Return the robust global contrastive loss, halved.
+
+    Args:
+        log_g_2B: log g of image and text anchors, (2, B).
+        temperature: tau, scalar.
+        rho: Weight of the temperature's regulariser, in nats.
+        eps: The constant inside the logarithm, > 0.
+
+    Source: FastCLIP, arXiv:2407.01445 (RGCL-g); NeuCLIP, arXiv:2511.08417 (RGCL).
+    Differs: a common factor 1/2, as the authors' FastCLIP code has it.
+    """
+    return temperature * (add_eps(log_g_2B, eps).sum(dim=0).mean() / 2 + rho)
+
+
+def unified(log_gamma_2B: Tensor, alpha_2B: Tensor, temperature: Tensor, *, rho: float) -> Tensor:
+    """Return the one objective that both blocks minimise, halved.
+
+    Args:
+        log_gamma_2B: log(eps + g) of image and text anchors, (2, B): `add_eps` of log g.
+        alpha_2B: Log-normalizers, (2, B); detach them to treat them as constants.
+        temperature: tau, scalar.
+        rho: Weight of the temperature's regulariser, in nats.
+
+    Source: NeuCLIP, arXiv:2511.08417 (UNIFIED). Differs: a common factor 1/2, see `rgcl`.
+    """
+    return temperature * (conjugate(log_gamma_2B, alpha_2B).sum(dim=0).mean() / 2 + rho)

@@ -1,0 +1,165 @@
+"""A small results folder as the engine would write it, with numbers that tests can predict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from engine import paths
+from engine.spec import RunSpec, fingerprint
+
+METHODS = ("neuclip", "openclip", "fastclip", "siglip", "amorlip")
+CARDS = {
+    "digits": {"title": "Digits", "metric": "acc1", "images": 1797, "chance": 0.1},
+    "flickr": {"title": "Flickr", "metric": "mean_recall@1", "images": 200, "chance": 0.005},
+}
+AVERAGES = {"Average": ["digits", "flickr"], "Retrieval": ["flickr"]}
+BATCH, STEPS = 64, 40
+LEVEL = {"openclip": 0.30, "fastclip": 0.34, "siglip": 0.29, "amorlip": 0.33, "neuclip": 0.40}
+
+
+def score(method: str, seed: int, eval_set: str, progress: float = 1.0) -> float:
+    """What a run scores: level of the method + offset of the set + an effect of the seed that methods share.
+
+    `seed % 3` makes the seed effect -0.02, 0.00, 0.02; NeuCLIP's own wobble keeps paired differences from being equal.
+    """
+    value = LEVEL.get(method, 0.3) + (0.05 if eval_set == "flickr" else 0.0) + 0.02 * (seed % 3 - 1)
+    if method == "neuclip":
+        value += 0.004 * (1, -2, 1)[seed % 3]
+    return round(value * (0.5 + 0.5 * progress), 6)
+
+
+def run_spec(method: str, seed: int, **changes: Any) -> dict[str, Any]:
+    """The spec of a run as JSON; `changes` replace top-level fields, `config` is the method's."""
+    spec = {
+        "method": {"name": method, "config": changes.pop("config", {})},
+        "dataset": {"name": "icons", "revision": "r1", "pairs": 10000},
+        "model": {"name": "tiny"},
+        "global_batch_size": BATCH,
+        "samples_seen": BATCH * STEPS,
+        "milestones": [BATCH * STEPS // 2, BATCH * STEPS],
+        "optimizer": {},
+        "augmentation": {},
+        "normalizer_error": {"num_anchors": 512},
+        "seed": seed,
+    }
+    return RunSpec.model_validate(spec | changes).model_dump(mode="json")
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_suite(
+    specs: list[dict[str, Any]],
+    *,
+    name: str = "quickstart",
+    cards: dict[str, dict[str, Any]] = CARDS,
+    averages: dict[str, list[str]] = AVERAGES,
+    diverged: tuple[tuple[str, int], ...] = (),
+    variants: dict[str, list[dict[str, Any]]] | None = None,
+) -> Path:
+    """Write a suite and all its results below the working directory; return the suite's file.
+
+    Args:
+        specs: The runs.
+        name: The suite's name.
+        cards: Evaluation sets.
+        averages: Averages over them.
+        diverged: (method, seed) of runs that stopped at three quarters: the last milestone was never reached.
+        variants: Further runs by the label of their variant.
+    """
+    runs = []
+    labelled = [("", spec) for spec in specs] + [(v, spec) for v, more in (variants or {}).items() for spec in more]
+    for variant, raw in labelled:
+        spec = RunSpec.model_validate(raw)
+        runs.append({"run_id": spec.run_id, "variant": variant, "spec": raw})
+        write_run(spec, cards, is_diverged=(spec.method.name, spec.seed) in diverged)
+    evaluation = {"name": "two", "sets": list(cards), "averages": averages, "cards": cards}
+    write_json(paths.suite(name), {"suite": name, "title": "A suite", "runs": runs, "evaluation": evaluation})
+    return paths.suite(name)
+
+
+def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: bool) -> None:
+    reached = [m for m in spec.milestones if not is_diverged or m <= 0.75 * spec.samples_seen]
+    seen = int(0.75 * spec.samples_seen) if is_diverged else spec.samples_seen
+    method, seed = spec.method.name, spec.seed
+    weights = {str(m): hashlib.sha256(f"{spec.run_id}/{m}".encode()).hexdigest() for m in spec.milestones}
+    error = {"neuclip": 0.1, "openclip": 0.6, "fastclip": 2.0}.get(method, 0.3)
+    record = {
+        "schema_version": 1,
+        "run_id": spec.run_id,
+        "fingerprint": fingerprint(spec),
+        "spec": spec.model_dump(mode="json"),
+        "status": "diverged" if is_diverged else "finished",
+        "samples_seen": seen,
+        "milestones": {str(m): {"weights": f"weights/{m}/x.safetensors", "sha256": weights[str(m)]} for m in reached},
+        "normalizer_error": [
+            {
+                "samples_seen": m,
+                "temperature": 0.07 if spec.method.config.get("fixed") else 0.07 - 0.1 * LEVEL.get(method, 0.3),
+                "num_anchors": 512,
+                "num_without_estimate": 3,
+                "image_mse": error * (1 + 0.1 * seed) * (spec.samples_seen / m) ** 0.5,
+                "text_mse": 2 * error * (spec.samples_seen / m) ** 0.5,
+                "image_bias": -0.1,
+                "text_bias": 0.1,
+                "control_mse": 0.03,
+            }
+            for m in reached
+        ],
+        "clock_sec": {"data": 1.0, "encoder": 6.0, "method": 2.0, "optimizer": 0.5, "checkpoint": 0.5},
+        "median_step_sec": 0.010 + 0.001 * seed,
+        "peak_memory_bytes": 2**30,
+        "attempts": 1,
+        "first_indices": [3, 1, 2],
+        "divergence": {"step": seen // spec.global_batch_size, "reason": "loss is not finite"} if is_diverged else None,
+        "provenance": {
+            "commit": "0123456789abcdef",
+            "dirty_sha256": None,
+            "dataset_sha256": "d" * 64,
+            "device": "cpu",
+        },
+    }
+    write_json(paths.record(spec.run_id), record)
+    lines = []
+    steps = seen // spec.global_batch_size
+    for step in range(0, steps, max(1, steps // 40)):
+        x = step / spec.num_steps
+        lines.append(
+            {
+                "step": step,
+                "samples_seen": (step + 1) * spec.global_batch_size,
+                "epoch": 0,
+                "loss/total": (3 if method == "siglip" else 1)
+                * (4 - 2 * x + 0.1 * seed + 0.2 * math.sin(9 * x + seed)),
+                "temperature/value": 0.07 - 0.03 * x * LEVEL.get(method, 0.3) * 2 + 0.001 * seed,
+                "lr": 1e-3 * (1 - x),
+                "grad_norm": 1.5 - x + 0.1 * seed + LEVEL.get(method, 0.3),
+                "time/step_sec": 0.01,
+            }
+        )
+    paths.metrics(spec.run_id).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for milestone in spec.milestones:
+        for eval_set, card in cards.items():
+            evaluated = milestone in reached
+            value = score(method, seed, eval_set, milestone / spec.samples_seen) if evaluated else None
+            result = {
+                "schema_version": 1,
+                "run_id": spec.run_id,
+                "milestone": milestone,
+                "eval_set": eval_set,
+                "status": "evaluated" if evaluated else "absent",
+                "metrics": {card["metric"]: value, "acc5": min(1.0, 2 * value)} if evaluated else {},
+                "main_metric": card["metric"],
+                "value": value,
+                "num_samples": card["images"] if evaluated else None,
+                "weights_sha256": weights[str(milestone)] if evaluated else None,
+                "card_sha256": fingerprint(card),
+                "evaluator": {"clip_benchmark": "1.6.2"},
+            }
+            write_json(paths.eval_result(spec.run_id, milestone, eval_set), result)

@@ -1,0 +1,137 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import load_case, relative_error
+from small import features_of, make_method, opposite_features, progress_of, random_features
+from torch import Tensor
+
+from engine.method import Features
+
+CHUNKS = [None, 3]
+TOLERANCES = [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 1e-4)]
+
+
+@pytest.mark.parametrize("chunk_rows", CHUNKS)
+@pytest.mark.parametrize(("dtype", "value_tolerance", "grad_tolerance"), TOLERANCES)
+def test_the_loss_and_its_gradients_are_those_of_open_clip(
+    dtype: torch.dtype, value_tolerance: float, grad_tolerance: float, chunk_rows: int | None
+) -> None:
+    case = load_case("open_clip/clip_tau0.07")
+    method = make_method("openclip", dtype=dtype, chunk_rows=chunk_rows)
+    with torch.no_grad():
+        method.temperature.log_scale.fill_(float(case["log_scale"]))
+    features = features_of(case["image"], case["text"], dtype=dtype)
+
+    total = method.loss(features, progress_of(method, 0)).total
+    total.backward()
+
+    assert relative_error(total, case["loss"]) < value_tolerance
+    assert relative_error(features.image_BD.grad, case["grad_image"]) < grad_tolerance
+    assert relative_error(features.text_BD.grad, case["grad_text"]) < grad_tolerance
+    assert relative_error(method.temperature.log_scale.grad, case["grad_log_scale"]) < grad_tolerance
+
+
+def info_nce(features: Features, scale: float) -> Tensor:
+    pairs = range(len(features.index_B))
+    total = torch.zeros((), dtype=torch.float64)
+    for anchors, others in ((features.image_BD, features.text_BD), (features.text_BD, features.image_BD)):
+        for i in pairs:
+            logits = [scale * anchors[i] @ others[j] for j in pairs]
+            total = total - (logits[i] - torch.stack(logits).exp().sum().log()) / (2 * len(pairs))
+    return total
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    num_pairs=st.integers(2, 6),
+    dim=st.integers(1, 5),
+    temperature=st.floats(0.02, 1),
+    chunk_rows=st.sampled_from(CHUNKS),
+    seed=st.integers(0, 999),
+)
+def test_the_loss_is_info_nce(num_pairs: int, dim: int, temperature: float, chunk_rows: int | None, seed: int) -> None:
+    method = make_method(
+        "openclip",
+        dtype=torch.float64,
+        global_batch_size=num_pairs,
+        temperature={"init": temperature},
+        chunk_rows=chunk_rows,
+    )
+    mine, theirs = (random_features(seed, num_pairs=num_pairs, dim=dim) for _ in range(2))
+
+    total = method.loss(mine, progress_of(method, 0)).total
+    total.backward()
+    expected = info_nce(theirs, method.logit_scale.item())
+    expected.backward()
+
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(mine.image_BD.grad, theirs.image_BD.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(mine.text_BD.grad, theirs.text_BD.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_rows", CHUNKS)
+@pytest.mark.parametrize("matched", [True, False])
+def test_the_loss_is_finite_at_the_lowest_temperature(matched: bool, chunk_rows: int | None) -> None:
+    method = make_method("openclip", global_batch_size=2, temperature={"init": 0.01}, chunk_rows=chunk_rows)
+    features = opposite_features(matched=matched)
+
+    total = method.loss(features, progress_of(method, 0)).total
+    total.backward()
+
+    assert total.item() == pytest.approx(0 if matched else 200)
+    assert features.image_BD.grad.isfinite().all()
+    assert method.temperature.log_scale.grad.isfinite()
+
+
+def test_the_temperature_is_kept_within_its_bounds() -> None:
+    method = make_method("openclip")
+    with torch.no_grad():
+        method.temperature.log_scale.fill_(9.0)
+
+    method.after_step(progress_of(method, 0))
+
+    assert method.logit_scale.item() == pytest.approx(100)
+
+
+def test_a_start_outside_the_bounds_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"init = 0.005 lies outside \[minimum, maximum\]"):
+        make_method("openclip", temperature={"init": 0.005})
+
+
+def test_the_temperature_follows_the_encoders_learning_rate() -> None:
+    (group,) = make_method("openclip").param_groups()
+
+    assert (group.lr, group.weight_decay, group.lr_factor(0.3)) == (None, 0.0, 0.3)
+
+
+def test_a_fixed_temperature_is_not_handed_to_the_optimiser() -> None:
+    assert make_method("openclip", temperature={"learnable": False}).param_groups() == []
+
+
+def test_the_normalizers_are_the_batch_s_own() -> None:
+    method = make_method("openclip", dtype=torch.float64, global_batch_size=2, temperature={"init": 0.5})
+    features = opposite_features(matched=True, dtype=torch.float64)
+
+    log_g_image, log_g_text = method.log_normalizers(features, progress_of(method, 0))
+
+    # One stranger at cosine -1, the partner at 1: log exp((-1 - 1) / 0.5).
+    assert log_g_image.tolist() == pytest.approx([-4.0, -4.0])
+    assert log_g_text.tolist() == pytest.approx([-4.0, -4.0])
+
+
+def test_an_unknown_option_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ValueError, match="did you mean 'chunk_rows'"):
+        make_method("openclip", chunk_row=4)
+
+
+def test_the_metrics_are_detached_scalars() -> None:
+    method = make_method("openclip")
+
+    metrics = method.loss(random_features(0, dtype=torch.float32), progress_of(method, 0)).metrics
+
+    assert metrics["temperature/value"].item() == pytest.approx(0.07)
+    assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+    assert math.isfinite(metrics["loss/contrastive"].item())

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import load_case, relative_error
+from small import features_of, make_method, opposite_features, progress_of, random_features
+from torch import Tensor
+
+from engine.method import Features
+
+CHUNKS = [None, 3]
+TOLERANCES = [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 1e-4)]
+
+
+@pytest.mark.parametrize("chunk_rows", CHUNKS)
+@pytest.mark.parametrize(("dtype", "value_tolerance", "grad_tolerance"), TOLERANCES)
+def test_the_loss_and_its_gradients_are_those_of_open_clip(
+    dtype: torch.dtype, value_tolerance: float, grad_tolerance: float, chunk_rows: int | None
+) -> None:
+    case = load_case("open_clip/siglip_init")
+    method = make_method("siglip", dtype=dtype, chunk_rows=chunk_rows)
+    # The start is kept in float32, exact to 1e-7 only.
+    with torch.no_grad():
+        method.temperature.log_scale.fill_(float(case["log_scale"]))
+    features = features_of(case["image"], case["text"], dtype=dtype)
+    total = method.loss(features, progress_of(method, 0)).total
+    total.backward()
+
+    assert relative_error(total, case["loss"]) < value_tolerance
+    assert relative_error(features.image_BD.grad, case["grad_image"]) < grad_tolerance
+    assert relative_error(features.text_BD.grad, case["grad_text"]) < grad_tolerance
+    assert relative_error(method.temperature.log_scale.grad, case["grad_log_scale"]) < grad_tolerance
+    assert relative_error(method.bias.grad, case["grad_bias"]) < grad_tolerance
+
+
+def sigmoid_loss(features: Features, scale: float, bias: float) -> Tensor:
+    pairs = range(len(features.index_B))
+    total = torch.zeros((), dtype=torch.float64)
+    for i in pairs:
+        for j in pairs:
+            sign = 1 if i == j else -1
+            logit = scale * features.image_BD[i] @ features.text_BD[j] + bias
+            total = total + torch.log1p(torch.exp(-sign * logit)) / len(pairs)
+    return total
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    num_pairs=st.integers(2, 6),
+    dim=st.integers(1, 5),
+    temperature=st.floats(0.02, 1),
+    bias=st.floats(-12, 2),
+    chunk_rows=st.sampled_from(CHUNKS),
+    seed=st.integers(0, 999),
+)
+def test_the_loss_is_the_sigmoid_loss_of_every_pair(
+    num_pairs: int, dim: int, temperature: float, bias: float, chunk_rows: int | None, seed: int
+) -> None:
+    method = make_method(
+        "siglip",
+        dtype=torch.float64,
+        global_batch_size=num_pairs,
+        temperature={"init": temperature},
+        bias_init=bias,
+        chunk_rows=chunk_rows,
+    )
+    mine, theirs = (random_features(seed, num_pairs=num_pairs, dim=dim) for _ in range(2))
+
+    total = method.loss(mine, progress_of(method, 0)).total
+    total.backward()
+    expected = sigmoid_loss(theirs, method.logit_scale.item(), method.logit_bias.item())
+    expected.backward()
+
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(mine.image_BD.grad, theirs.image_BD.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(mine.text_BD.grad, theirs.text_BD.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_rows", CHUNKS)
+@pytest.mark.parametrize("matched", [True, False])
+def test_the_loss_is_finite_at_the_lowest_temperature(matched: bool, chunk_rows: int | None) -> None:
+    method = make_method("siglip", global_batch_size=2, temperature={"init": 0.01}, chunk_rows=chunk_rows)
+    features = opposite_features(matched=matched)
+
+    total = method.loss(features, progress_of(method, 0)).total
+    total.backward()
+
+    # Unmatched: the partner's logit is -100 - 10, the stranger's 100 - 10.
+    assert total.item() == pytest.approx(0 if matched else 200)
+    assert features.image_BD.grad.isfinite().all()
+    assert method.temperature.log_scale.grad.isfinite()
+
+
+def test_scale_and_bias_start_as_in_the_paper() -> None:
+    method = make_method("siglip")
+
+    assert method.logit_scale.item() == pytest.approx(10)
+    assert method.logit_bias.item() == -10
+
+
+def test_a_partly_given_temperature_keeps_the_paper_s_start() -> None:
+    assert make_method("siglip", temperature={"lr": 1e-3}).logit_scale.item() == pytest.approx(10)
+
+
+def test_scale_and_bias_may_have_learning_rates_of_their_own() -> None:
+    scale, bias = make_method("siglip", temperature={"lr": 1e-3}, bias_lr=1e-2).param_groups()
+
+    assert (scale.lr, bias.lr, scale.weight_decay, bias.weight_decay) == (1e-3, 1e-2, 0.0, 0.0)
+
+
+def test_what_is_fixed_is_not_handed_to_the_optimiser() -> None:
+    method = make_method("siglip", temperature={"learnable": False}, bias_learnable=False)
+
+    assert method.param_groups() == []
+    method.loss(random_features(0, dtype=torch.float32), progress_of(method, 0)).total.backward()
+    assert method.bias.grad is None
+
+
+def test_an_unknown_option_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ValueError, match="did you mean 'bias_"):
+        make_method("siglip", bias=4)

@@ -1,0 +1,403 @@
+"""The embedded data set: built whole, twice, and read as its users read it."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from experiments.icons import captions, cards, catalogue, licences, render, sets, shards, sources
+
+ROOT = Path(__file__).resolve().parents[2]
+EVALS = ("retrieval", "unseen_concepts", "unseen_styles", "validation")
+
+
+def command(out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "experiments.icons", "--out", str(out), "--tiny", *options]
+
+
+def run_build(out: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | environment
+    return subprocess.run(command(out, *options), cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def wheels() -> dict[str, zipfile.ZipFile]:
+    """The real wheels, from the user's cache; fetched once."""
+    try:
+        return sources.open_wheels(sources.default_cache())
+    except sources.SourceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, zipfile.ZipFile]) -> Path:
+    out = tmp_path_factory.mktemp("data") / "icons_tiny"
+    done = run_build(out, "--jobs", "2", PYTHONHASHSEED="1")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def manifest(tiny: Path) -> dict:
+    return json.loads((tiny / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def table(tiny: Path) -> list[dict[str, str]]:
+    with (tiny / "pictures.tsv").open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def train_samples(tiny: Path) -> list[shards.Sample]:
+    return shards.read_shards(tiny / "train", sorted(path.name for path in (tiny / "train").iterdir()))
+
+
+# The built folder
+
+
+def test_two_builds_are_equal_to_the_byte_whatever_the_jobs_and_the_hash_seed(tiny: Path, tmp_path: Path) -> None:
+    done = run_build(tmp_path / "again", "--jobs", "1", PYTHONHASHSEED="2")
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "again") == files_of(tiny)
+    assert list(tmp_path.iterdir()) == [tmp_path / "again"], "nothing is left beside the folder"
+
+
+def test_manifest_lists_every_other_file_with_its_digest(tiny: Path, manifest: dict) -> None:
+    found = files_of(tiny)
+    del found["manifest.json"]
+    assert manifest["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+
+
+def test_cards_say_what_was_built(tiny: Path, manifest: dict) -> None:
+    card = yaml.safe_load((ROOT / "experiments/datasets/icons_tiny.yaml").read_text())
+    digest = hashlib.sha256((tiny / "manifest.json").read_bytes()).hexdigest()
+    assert card["revision"] == f"{manifest['recipe']}-{digest[:12]}"
+    assert card["pairs"] == len(train_samples(tiny))
+    for kind in EVALS:
+        card = yaml.safe_load((ROOT / f"experiments/evals/icons_tiny_{kind}.yaml").read_text())
+        found = shards.check_eval_set(tiny / "evals" / card["name"])
+        assert {count: card[count] for count in found} == found
+
+
+def test_no_concept_is_in_two_splits(table: list[dict[str, str]]) -> None:
+    concepts: dict[str, set[str]] = {}
+    for row in table:
+        concepts.setdefault(row["set"].removeprefix("icons_tiny_"), set()).add(row["concept"])
+    test = concepts["retrieval"] | concepts["unseen_concepts"]
+    assert concepts["train"].isdisjoint(test | concepts["validation"])
+    assert concepts["validation"].isdisjoint(test)
+
+
+def test_no_caption_is_in_two_splits(tiny: Path) -> None:
+    read = {
+        kind: {
+            s["txt"] for s in shards.read_shards(tiny / f"evals/icons_tiny_{kind}/test", [f"{n}.tar" for n in range(4)])
+        }
+        for kind in ("retrieval", "validation")
+    }
+    read["train"] = {sample["txt"] for sample in train_samples(tiny)}
+    assert not read["train"] & read["retrieval"]
+    assert not read["train"] & read["validation"]
+    assert not read["retrieval"] & read["validation"]
+
+
+def test_unseen_styles_are_not_trained_on_but_their_concepts_are(table: list[dict[str, str]]) -> None:
+    train = [row for row in table if row["set"] == "train"]
+    unseen = [row for row in table if row["set"] == "icons_tiny_unseen_styles"]
+    assert {row["source"].split("/")[0] for row in unseen} == {"phosphor", "codicons"}
+    assert not {row["source"].split("/")[0] for row in train} & {"phosphor", "codicons"}
+    assert {row["concept"] for row in unseen} <= {row["concept"] for row in train}
+
+
+def test_retrieval_has_one_picture_per_concept(table: list[dict[str, str]]) -> None:
+    for kind in ("retrieval", "validation"):
+        concepts = [row["concept"] for row in table if row["set"] == f"icons_tiny_{kind}"]
+        assert len(concepts) == len(set(concepts)) == 200
+
+
+def test_training_pictures_are_rgb_of_32_pixels_with_one_line_of_text(tiny: Path) -> None:
+    for sample in train_samples(tiny):
+        assert sample.keys() == {"png", "txt"}
+        assert sample["txt"].decode().strip() == sample["txt"].decode() != ""
+        picture = Image.open(io.BytesIO(sample["png"]))
+        assert (picture.mode, picture.size) == ("RGB", (32, 32))
+        assert np.ptp(np.asarray(picture)) > 100, "something is drawn"
+
+
+@pytest.mark.parametrize("kind", EVALS)
+def test_clip_benchmark_reads_the_evaluation_sets(tiny: Path, manifest: dict, kind: str) -> None:
+    builder = pytest.importorskip("clip_benchmark.datasets.builder")
+    name = f"icons_tiny_{kind}"
+    found = manifest["evals"][name]
+    data = builder.build_wds_dataset(name, transform=np.asarray, split="test", data_dir=str(tiny / "evals" / name))
+    samples = list(data)
+    assert len(samples) == found["images"]
+    if "classes" in found:
+        assert len(data.classes) == found["classes"]
+        assert {label for _, label in samples} == set(range(found["classes"]))
+        assert data.templates == list(captions.ICON_TEMPLATES)
+    else:
+        assert all(len(texts) == 1 for _, texts in samples)
+        assert data.classes is None
+
+
+def test_licence_notes_name_every_source_of_a_picture(tiny: Path, table: list[dict[str, str]]) -> None:
+    notes = (tiny / "LICENSES.md").read_text()
+    titles = {
+        "codicons": "Codicons",
+        "fontawesome": "Font Awesome Free",
+        "material": "Material Design Icons",
+        "octicons": "Octicons",
+        "openmoji": "OpenMoji",
+        "phosphor": "Phosphor",
+        "remix": "Remix Icon",
+        "tabler": "Tabler Icons",
+    }
+    assert {row["source"].split("/")[0] for row in table} == set(titles)
+    assert all(f"| {title} |" in notes and f"\n## {title}\n" in notes for title in titles.values())
+
+
+# What goes wrong
+
+
+def test_a_killed_build_leaves_no_folder(wheels: dict[str, zipfile.ZipFile], tmp_path: Path) -> None:
+    out = tmp_path / "icons_tiny"
+    process = subprocess.Popen(command(out, "--jobs", "1"), cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.iterdir()) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+
+
+def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("do not lose me")
+    done = run_build(tmp_path)
+    assert done.returncode == 1
+    assert "thesis.tex, which no build writes" in done.stderr
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_build_that_differs_from_its_cards_is_refused(
+    tiny: Path, manifest: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "FOLDER", tmp_path)
+    for folder in ("datasets", "evals"):
+        (tmp_path / folder).mkdir()
+    text = (tiny / "manifest.json").read_bytes()
+    cards.write(cards.cards(manifest, text))
+    cards.check(cards.cards(manifest, text))
+    with pytest.raises(cards.CardError) as error:
+        cards.check(cards.cards(manifest, text + b" "))
+    assert "datasets/icons_tiny.yaml: revision: the card says 1-" in str(error.value)
+    assert "The cards were made with resvg-py" in str(error.value)
+    assert "--update-cards" in str(error.value)
+
+
+def eval_set(folder: Path, **changes: object) -> Path:
+    """A sound set of four pictures in two classes, but for the changes."""
+    picture = shards.png(bytes(render.SIDE_PX**2 * 3))
+    labels = changes.get("labels", ["0", "1", "1", "0"])
+    members = [{"png": changes.get("png", picture), "cls": label.encode()} for label in labels]
+    shards.write_eval_set(
+        folder,
+        members,
+        classes=changes.get("classes", ["cat", "dog"]),
+        templates=changes.get("templates", ["{c} icon"]),
+    )
+    return folder
+
+
+def test_a_sound_evaluation_set_passes(tmp_path: Path) -> None:
+    assert shards.check_eval_set(eval_set(tmp_path / "set")) == {"images": 4, "classes": 2}
+
+
+def transparent_png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGBA", (32, 32)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"labels": ["0", "1", "2", "0"]}, "2 classes, but labels"),
+        ({"labels": ["0", "0", "0", "0"]}, "2 classes, but labels"),
+        ({"classes": ["cat", ""]}, "a class is blank or twice"),
+        ({"classes": ["cat", "cat"]}, "a class is blank or twice"),
+        ({"templates": ["an icon"]}, "a template without {c}"),
+        ({"png": transparent_png()}, "RGBA"),
+    ],
+)
+def test_layout_faults_that_readers_pass_over_are_found(tmp_path: Path, changes: dict, problem: str) -> None:
+    with pytest.raises(shards.LayoutError) as error:
+        shards.check_eval_set(eval_set(tmp_path / "set", **changes))
+    assert problem in str(error.value)
+
+
+def test_a_missing_shard_is_found(tmp_path: Path) -> None:
+    folder = eval_set(tmp_path / "set")
+    (folder / "test" / "3.tar").unlink()
+    with pytest.raises(shards.LayoutError, match="says 4, there are"):
+        shards.check_eval_set(folder)
+
+
+def test_two_pictures_with_one_caption_are_found(tmp_path: Path) -> None:
+    picture = shards.png(bytes(render.SIDE_PX**2 * 3))
+    shards.write_eval_set(tmp_path / "set", [{"png": picture, "txt": b"cat"}, {"png": picture, "txt": b"cat"}])
+    with pytest.raises(shards.LayoutError, match="the same caption"):
+        shards.check_eval_set(tmp_path / "set")
+
+
+# The wheels: a small one of our own, served from a folder, so that the real pip runs without a network
+
+
+def toy_wheel(folder: Path, text: str = "cat") -> bytes:
+    folder.mkdir(exist_ok=True)
+    path = folder / "toy_icons-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("toy_icons/cat.svg", text)
+        archive.writestr("toy_icons-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-icons\nVersion: 1.0\n")
+        archive.writestr(
+            "toy_icons-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("toy_icons-1.0.dist-info/RECORD", "")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package index with one wheel, which is pinned."""
+    folder = tmp_path / "index"
+    digest = hashlib.sha256(toy_wheel(folder)).hexdigest()
+    requirements = tmp_path / "wheels.txt"
+    requirements.write_text(f"# a comment\ntoy-icons==1.0 --hash=sha256:{digest}\n")
+    monkeypatch.setattr(sources, "REQUIREMENTS", requirements)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def close_index(index: Path) -> None:
+    for path in index.iterdir():
+        path.unlink()
+
+
+def test_a_wheel_is_fetched_once(index: Path, tmp_path: Path) -> None:
+    assert sources.open_wheels(tmp_path / "cache")["toy-icons"].read("toy_icons/cat.svg") == b"cat"
+    close_index(index)
+    assert sources.open_wheels(tmp_path / "cache")["toy-icons"].read("toy_icons/cat.svg") == b"cat"
+
+
+def test_a_corrupted_wheel_is_fetched_again(index: Path, tmp_path: Path) -> None:
+    sources.open_wheels(tmp_path / "cache")
+    (cached,) = (tmp_path / "cache").glob("*.whl")
+    content = bytearray(cached.read_bytes())
+    content[40] ^= 1
+    cached.write_bytes(content)
+    assert sources.open_wheels(tmp_path / "cache")["toy-icons"].read("toy_icons/cat.svg") == b"cat"
+
+
+def test_another_wheel_under_the_pinned_name_is_refused(index: Path, tmp_path: Path) -> None:
+    toy_wheel(index, "not the pinned picture")
+    with pytest.raises(sources.SourceError, match="Expected sha256"):
+        sources.open_wheels(tmp_path / "cache")
+
+
+def test_without_a_network_the_error_says_what_is_wanted_and_what_to_do(index: Path, tmp_path: Path) -> None:
+    close_index(index)
+    with pytest.raises(sources.SourceError) as error:
+        sources.open_wheels(tmp_path / "cache")
+    message = str(error.value)
+    assert "toy-icons==1.0 --hash=sha256:" in message
+    assert "No matching distribution found" in message
+    assert f"copy FOLDER's files into {tmp_path / 'cache'}" in message
+    assert not list((tmp_path / "cache").iterdir()), "nothing half-fetched stays"
+
+
+def test_licences_that_no_longer_say_what_we_claim_are_an_error(tmp_path: Path) -> None:
+    class Silent(zipfile.ZipFile):
+        def read(self, name: str) -> bytes:  # type: ignore[override]
+            return b"All rights reserved."
+
+    path = tmp_path / "wheel.zip"
+    zipfile.ZipFile(path, "w").close()
+    wheels = dict.fromkeys((licence.project for licence in licences.LICENCES), Silent(path))
+    with pytest.raises(sources.SourceError, match="no longer says"):
+        licences.licence_notes(wheels, side=32)
+
+
+# Pictures, looks and captions
+
+
+def test_a_written_png_holds_the_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    read = Image.open(io.BytesIO(shards.png(pixels.tobytes())))
+    assert read.mode == "RGB"
+    assert np.array_equal(np.asarray(read), pixels)
+
+
+def square(x: int, y: int, side: int, name: str = "square") -> catalogue.Icon:
+    shape = f'<path d="M{x} {y}h{side}v{side}h-{side}z"/>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{shape}</svg>'
+    return catalogue.Icon("toy", "filled", name, (name,), (), svg)
+
+
+def test_a_look_ignores_place_and_size() -> None:
+    one, other = render.render(square(2, 3, 8)), render.render(square(12, 8, 16))
+    assert one is not None
+    assert other is not None
+    assert one[1] == other[1]
+
+
+def test_an_empty_drawing_is_no_picture() -> None:
+    assert render.render(square(0, 0, 0)) is None
+
+
+def test_look_alikes_are_those_within_the_limit() -> None:
+    generator = np.random.default_rng(0)
+    base = generator.integers(0, render.LOOK_LEVELS, (40, 768))
+    noise = generator.integers(-1, 2, (40, 768)) * generator.integers(0, 2, (40, 1))
+    looks = np.concatenate([base, np.clip(base + noise, 0, render.LOOK_LEVELS - 1)])[generator.permutation(80)]
+    pictures = [
+        sets.Picture(square(0, 0, 9, f"p{n}"), b"", look.astype(np.uint8).tobytes()) for n, look in enumerate(looks)
+    ]
+
+    def near(one: int, other: int) -> bool:
+        difference = (looks[one] - looks[other]) / (render.LOOK_LEVELS - 1)
+        return float(np.sqrt(np.mean(difference**2))) <= 0.04
+
+    kept: list[int] = []
+    for row in range(80):
+        if not any(near(row, earlier) for earlier in kept):
+            kept.append(row)
+    assert sets.distinct(pictures, 0.04) == [pictures[row] for row in kept]
+    expected = [pictures[row] for row in range(30, 80) if not any(near(row, other) for other in range(30))]
+    assert sets.unlike(pictures[30:], 0.04, pictures[:30]) == expected
+    assert 40 <= len(kept) < 80
+
+
+def test_word_order_and_number_make_no_other_concept() -> None:
+    assert captions.concept_of(("arrows", "left")) == captions.concept_of(("left", "arrow"))
+    assert captions.concept_of(("letter", "a")) != captions.concept_of(("letter",))
+    assert doctest.testmod(captions).failed == 0

@@ -1,0 +1,450 @@
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import load_case, relative_error
+from small import features_of, make_method, opposite_features, progress_of, random_features, train_step
+from spawn import run_in_processes
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from engine.contrastive import log_partitions
+from engine.distributed import Collectives, ProcessGroup
+from engine.method import Features, Method
+from engine.registry import resolve_config
+from neuclip.objective import add_eps, rgcl, unified
+
+CASES = ["neuclip/tau0.03_m8_Tu3", "neuclip/tau0.07_m32"]
+TOLERANCES = [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 1e-4)]
+
+
+def start_from(method: Method, weights_2MD: Any, tau: float) -> None:
+    """Put given prototypes and a temperature in place of the method's own."""
+    method.normalizer.weights = torch.as_tensor(weights_2MD).to(method.normalizer.weights)
+    with torch.no_grad():
+        method.temperature.log_scale.fill_(math.log(1 / tau))
+
+
+def step_once(method: Method, features: Features, step: int = 1) -> list[Tensor | None]:
+    """The loss of a step, and its gradients with respect to images, texts and temperature."""
+    output = method.loss(features, progress_of(method, step))
+    output.total.backward()
+    # d loss / d tau from d loss / d log(1 / tau)
+    tau_grad = -method.temperature.log_scale.grad * method.logit_scale.detach()
+    return [output.total.detach(), features.image_BD.grad, features.text_BD.grad, tau_grad]
+
+
+def from_case(case: dict[str, np.ndarray], dtype: torch.dtype, **options: Any) -> Method:
+    num_prototypes, embed_dim = case["W1"].shape
+    options = {"npn_lr": float(case["npn_lr"]), "num_updates": int(case["num_updates"])} | options
+    method = make_method(
+        "neuclip",
+        dtype=dtype,
+        embed_dim=embed_dim,
+        num_prototypes=num_prototypes,
+        rho=float(case["rho"]),
+        eps=float(case["eps"]),
+        restart_period="never",
+        **options,
+    )
+    start_from(method, np.stack((case["W1"], case["W2"])), float(case["tau"]))
+    return method
+
+
+@pytest.mark.parametrize("chunk_rows", [3, 1024])
+@pytest.mark.parametrize(("dtype", "value_tolerance", "grad_tolerance"), TOLERANCES)
+@pytest.mark.parametrize("kind", ["detached", "full", "step"])
+@pytest.mark.parametrize("path", CASES)
+def test_a_step_is_that_of_the_oracle(
+    path: str, kind: str, dtype: torch.dtype, value_tolerance: float, grad_tolerance: float, chunk_rows: int
+) -> None:
+    case = load_case(path)
+    options = {} if kind == "step" else {"num_updates": 0, "npn_gradient": kind}
+    method = from_case(case, dtype, chunk_rows=chunk_rows, **options)
+    features = features_of(case["image"], case["text"], dtype=dtype)
+    loss, *grads = step_once(method, features)
+
+    assert relative_error(loss, case[f"{kind}_loss"]) < value_tolerance
+    for grad, side in zip(grads, ("image", "text", "tau"), strict=True):
+        assert relative_error(grad, case[f"{kind}_grad_{side}"]) < grad_tolerance
+    if kind == "step":
+        alphas = method.log_normalizers(features, progress_of(method, 1))
+        for ours, side in zip(alphas, (1, 2), strict=True):
+            assert relative_error(ours, case[f"step_alpha{side}"]) < value_tolerance
+            assert relative_error(method.normalizer.weights[side - 1], case[f"W{side}_after"]) < 100 * value_tolerance
+
+
+@pytest.mark.parametrize("path", CASES)
+def test_the_first_npn_gradient_is_that_of_the_oracle(path: str) -> None:
+    case = load_case(path)
+    method = from_case(case, torch.float64, num_updates=1)
+    features = features_of(case["image"], case["text"])
+    output = method.loss(features, progress_of(method, 1))
+    grad_2MD = np.stack((case["npn_grad_W1"], case["npn_grad_W2"]))
+
+    assert relative_error(method.normalizer.accumulator, grad_2MD**2) < 1e-12
+    assert relative_error(output.metrics["npn/gradient_norm"], np.linalg.norm(grad_2MD)) < 1e-12
+
+
+def slow_step(
+    image_BD: Tensor, text_BD: Tensor, weights: list[Tensor], log_scale: Tensor, config: Any
+) -> tuple[Tensor, list[Tensor]]:
+    """A step written out pair by pair: the loss, and the prototypes after it."""
+    sides, pairs = (image_BD, text_BD), range(len(image_BD))
+    rho, eps, joint = config.rho, config.eps, config.updates == "simultaneous"
+
+    def log_g(side: int, i: int, tau: Tensor) -> Tensor:
+        anchor, other = sides[side], sides[1 - side]
+        own = anchor[i] @ other[i]
+        return sum(((anchor[i] @ other[j] - own) / tau).exp() for j in pairs if j != i).div(len(pairs) - 1).log()
+
+    def alpha(side: int, i: int, tau: Tensor, rows_MD: Tensor) -> Tensor:
+        anchor, other = sides[side][i], sides[1 - side][i]
+        terms = [((cosine_similarity(anchor, row, dim=0) - anchor @ other) / tau).exp() for row in rows_MD]
+        return (eps + sum(terms) / len(terms)).log()
+
+    def mean_h(log_g_tau: Tensor, alphas: list[Tensor], detached: bool) -> Tensor:
+        values = []
+        for side in (0, 1):
+            for i in pairs:
+                gamma = eps + log_g(side, i, log_g_tau).exp()
+                gamma = gamma.detach() if detached else gamma
+                a = alphas[side * len(pairs) + i]
+                values.append((-a).exp() * gamma + a - 1)
+        return sum(values) / len(values)
+
+    def alphas_of(rows: list[Tensor], tau: Tensor) -> list[Tensor]:
+        return [alpha(side, i, tau, rows[side]) for side in (0, 1) for i in pairs]
+
+    tau = 1 / log_scale.exp()
+    leaves = [rows.clone().requires_grad_() for rows in weights]
+    optimizer = torch.optim.Adagrad(leaves, lr=config.npn_lr, eps=1e-10)
+    for _ in range(config.num_updates):
+        alphas = alphas_of(leaves, tau.detach())
+        if config.objective == "unified":
+            value = tau.detach() * mean_h(tau.detach(), alphas, True)
+        else:
+            targets = [(eps + log_g(side, i, tau.detach()).exp()).log().detach() for side in (0, 1) for i in pairs]
+            errors = [(a - target) ** 2 / 2 for a, target in zip(alphas, targets, strict=True)]
+            value = tau.detach() * sum(errors) / len(errors)
+        grads = torch.autograd.grad(value, leaves)
+        for leaf, grad in zip(leaves, grads, strict=True):
+            leaf.grad = grad
+        optimizer.step()
+    after = [rows.detach() for rows in leaves]
+    alphas = alphas_of(weights if joint else after, tau)
+    if config.npn_gradient == "detached":
+        alphas = [a.detach() for a in alphas]
+    exponent_tau = tau
+    if config.temperature_gradient == "authors":
+        exponent_tau = 1 / (2 * log_scale - log_scale.detach()).exp()
+    return tau * mean_h(exponent_tau, alphas, False) + rho * tau, after
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_pairs=st.integers(2, 5),
+    dim=st.integers(2, 5),
+    num_prototypes=st.integers(1, 6),
+    num_updates=st.integers(0, 3),
+    tau=st.floats(0.05, 1.0),
+    eps=st.sampled_from([1e-14, 1e-3]),
+    options=st.fixed_dictionaries(
+        {
+            "chunk_rows": st.integers(1, 6),
+            "objective": st.sampled_from(["unified", "separate"]),
+            "updates": st.sampled_from(["alternating", "simultaneous"]),
+            "npn_gradient": st.sampled_from(["detached", "full"]),
+            "temperature_gradient": st.sampled_from(["consistent", "authors"]),
+        }
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_a_step_is_the_equations_written_out_pair_by_pair(
+    num_pairs: int,
+    dim: int,
+    num_prototypes: int,
+    num_updates: int,
+    tau: float,
+    eps: float,
+    options: dict[str, Any],
+    seed: int,
+) -> None:
+    method = make_method(
+        "neuclip",
+        dtype=torch.float64,
+        embed_dim=dim,
+        global_batch_size=num_pairs,
+        num_prototypes=num_prototypes,
+        num_updates=num_updates,
+        npn_lr=0.01,
+        restart_period="never",
+        eps=eps,
+        **options,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    start_from(method, torch.randn(2, num_prototypes, dim, generator=generator, dtype=torch.float64), tau)
+    features = random_features(seed, num_pairs=num_pairs, dim=dim)
+    leaves = [features.image_BD, features.text_BD, method.temperature.log_scale]
+    expected, weights = slow_step(
+        features.image_BD, features.text_BD, list(method.normalizer.weights), leaves[2], method.config
+    )
+    total = method.loss(features, progress_of(method, 1)).total
+
+    torch.testing.assert_close(total, expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(method.normalizer.weights, torch.stack(weights), rtol=1e-7, atol=1e-7)
+    for ours, theirs in zip(torch.autograd.grad(total, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(1 + theirs.abs().max()))
+
+
+def test_the_loss_is_unified_at_the_log_normalizers_that_it_reports() -> None:
+    method = make_method("neuclip", dtype=torch.float64, num_prototypes=12, num_updates=3)
+    features = random_features(0)
+    output = method.loss(features, progress_of(method, 0))
+    alpha_2B = torch.stack(method.log_normalizers(features, progress_of(method, 0)))
+    log_gamma_2B = add_eps(torch.stack(method.batch_log_partitions(features, method.logit_scale)), method.config.eps)
+    expected = unified(log_gamma_2B, alpha_2B, 1 / method.logit_scale, rho=method.config.rho)
+
+    torch.testing.assert_close(output.total, expected)
+    torch.testing.assert_close(output.metrics["npn/objective_after"], expected.detach())
+    assert output.metrics["npn/objective_before"] > output.metrics["npn/objective_after"]
+
+
+def test_log_normalizers_are_unknown_before_the_first_step_and_change_no_state() -> None:
+    method = make_method("neuclip", dtype=torch.float64, num_prototypes=12)
+    features = random_features(0)
+    assert torch.stack(method.log_normalizers(features, progress_of(method, 0))).isnan().all()
+    method.loss(features, progress_of(method, 0))
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.log_normalizers(random_features(1), progress_of(method, 1))
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def embeddings_of_clusters(num_pairs: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Unnormalised image and text embeddings of pairs in clusters of very different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    centre_KD = torch.randn(20, dim, generator=generator)
+    # Cluster k holds a share of about 1 / k.
+    cluster_N = (20 ** torch.rand(num_pairs, generator=generator)).long() - 1
+    pair_ND = centre_KD[cluster_N] + 0.7 * torch.randn(num_pairs, dim, generator=generator)
+    noise_2ND = torch.randn(2, num_pairs, dim, generator=generator)
+    return pair_ND + 0.5 * noise_2ND[0], pair_ND + 0.5 * noise_2ND[1]
+
+
+def test_alternating_optimisation_lowers_the_loss_and_predicts_log_normalizers_better_than_the_batch() -> None:
+    num_pairs, dim, batch, tau, eps = 1024, 16, 32, 0.1, 1e-8
+    tables = [table.requires_grad_() for table in embeddings_of_clusters(num_pairs, dim, 0)]
+    method = make_method(
+        "neuclip",
+        embed_dim=dim,
+        dataset_size=num_pairs,
+        global_batch_size=batch,
+        num_prototypes=128,
+        num_updates=5,
+        npn_lr=0.02,
+        restart_period=100,
+        eps=eps,
+        temperature={"init": tau, "learnable": False},
+    )
+    optimizer = torch.optim.Adam(tables, lr=1e-3)
+    generator = torch.Generator().manual_seed(1)
+
+    def exact() -> tuple[list[Tensor], Tensor]:
+        sides = [normalize(table.detach(), dim=1) for table in tables]
+        return sides, torch.stack(log_partitions(*sides, *sides, method.logit_scale))
+
+    losses, npn_errors, batch_errors = [], [], []
+    for step in range(300):
+        rows = torch.randperm(num_pairs, generator=generator)[:batch]
+        features = Features(*(normalize(table[rows], dim=1) for table in tables), rows)
+        output = method.loss(features, progress_of(method, step))
+        if step % 10 == 7:  # never just after a restart only
+            sides, log_g_2N = exact()
+            losses.append(float(rgcl(log_g_2N, torch.tensor(tau), rho=0.0, eps=eps)))
+            local = Features(sides[0][rows], sides[1][rows], rows)
+            exact_2B = add_eps(log_g_2N[:, rows], eps)
+            alpha_2B = torch.stack(method.log_normalizers(local, progress_of(method, step)))
+            batch_2B = add_eps(torch.stack(method.batch_log_partitions(local, method.logit_scale)), eps)
+            npn_errors.append(float((alpha_2B - exact_2B).square().mean()))
+            batch_errors.append(float((batch_2B - exact_2B).square().mean()))
+        optimizer.zero_grad()
+        output.total.backward()
+        optimizer.step()
+
+    assert losses[-1] < losses[0]
+    assert np.mean(npn_errors[10:]) < 0.3 * np.mean(batch_errors[10:])
+
+
+def angled_features() -> Features:
+    """Two pairs: partners have cosine -0.3, strangers 0.9."""
+    image, text = torch.tensor([[0.0, 81.62], [107.46, -25.84]]).deg2rad()
+    sides = [torch.stack((angle.cos(), angle.sin()), dim=1) for angle in (image, text)]
+    return features_of(*sides, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("architecture", ["prototypes", "mlp"])
+@pytest.mark.parametrize("npn_gradient", ["detached", "full"])
+@pytest.mark.parametrize("kind", ["angled", "opposite", "matched", "identical", "far prototypes"])
+def test_everything_stays_finite_in_float32_at_the_lowest_temperature(
+    kind: str, npn_gradient: str, architecture: str
+) -> None:
+    same = torch.nn.functional.normalize(torch.ones(4, 16), dim=1)
+    features = {
+        "angled": angled_features(),
+        "opposite": opposite_features(matched=False),
+        "matched": opposite_features(matched=True),
+        "identical": features_of(same, same, dtype=torch.float32),
+        "far prototypes": angled_features(),
+    }[kind]
+    num_pairs, dim = features.image_BD.shape
+    method = make_method(
+        "neuclip",
+        embed_dim=dim,
+        global_batch_size=num_pairs,
+        num_prototypes=5,
+        npn_gradient=npn_gradient,
+        architecture=architecture,
+        temperature={"init": 0.01},
+    )
+    for step in range(3):
+        if kind == "far prototypes" and architecture == "prototypes" and step == 1:
+            start_from(method, -features.image_BD.detach()[:1].expand(2, 5, -1), 0.01)
+        values = step_once(method, features, step)
+        for value in [*values, *method.state_dict().values()]:
+            assert value is not None
+            assert value.isfinite().all()
+        assert all(value.isfinite() for value in method.loss(features, progress_of(method, 1)).metrics.values())
+
+
+def test_the_floor_share_tells_prototypes_that_eps_has_cut_off_from_their_gradient() -> None:
+    for eps, low, high in ((0.5, 0.9, 1.0), (1e-14, 0.0, 0.1)):
+        method = make_method("neuclip", dtype=torch.float64, eps=eps, num_prototypes=8, restart_period="never")
+        features = random_features(0)
+        # Prototypes opposite to every image: g is far below eps = 0.5.
+        start_from(method, -features.image_BD.detach().mean(dim=0).expand(2, 8, -1), 0.05)
+        metrics = method.loss(features, progress_of(method, 1)).metrics
+        assert low <= metrics["npn/floor_share"] <= high
+
+
+def test_metrics_are_detached_scalars_of_the_documented_names() -> None:
+    always = {"loss/contrastive", "temperature/value"}
+    always |= {"npn/objective_after", "npn/floor_share", "npn/capped_share", "npn/alpha_mean"}
+    for num_updates, expected in ((2, always | {"npn/objective_before", "npn/gradient_norm"}), (0, always)):
+        method = make_method("neuclip", dtype=torch.float64, num_prototypes=8, num_updates=num_updates)
+        metrics = method.loss(random_features(0), progress_of(method, 0)).metrics
+        assert set(metrics) == expected
+        assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+
+
+def weights_over(num_steps: int, **options: Any) -> list[Tensor]:
+    method = make_method("neuclip", dtype=torch.float64, num_prototypes=4, **options)
+    weights = []
+    for step in range(num_steps):
+        method.loss(random_features(step), progress_of(method, step))
+        weights.append(method.normalizer.weights.clone())
+    return weights
+
+
+@pytest.mark.parametrize(("period", "restarts"), [(3, [0, 3, 6]), (1, list(range(8))), ("never", [0])])
+def test_restarts_come_at_every_multiple_of_the_period_and_only_there(period: int | str, restarts: list[int]) -> None:
+    weights = weights_over(8, num_updates=0, restart_period=period)
+    changed = [step for step in range(8) if step == 0 or not torch.equal(weights[step], weights[step - 1])]
+    assert changed == restarts
+    for step in restarts:
+        text_BD = random_features(step).text_BD
+        assert all((row == text_BD).all(dim=1).any() for row in weights[step][0])
+
+
+def test_runs_repeat_exactly_and_the_seed_changes_the_drawn_rows() -> None:
+    runs = [weights_over(4, num_updates=2, restart_period=2, seed=seed) for seed in (0, 0, 1)]
+    assert all(torch.equal(first, second) for first, second in zip(runs[0], runs[1], strict=True))
+    assert not torch.equal(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize("architecture", ["prototypes", "mlp"])
+def test_training_goes_on_bit_for_bit_from_a_saved_state(architecture: str) -> None:
+    def make() -> Method:
+        # More prototypes than two batches hold, so that a restart needs remembered embeddings.
+        return make_method("neuclip", num_prototypes=20, num_updates=2, restart_period=4, architecture=architecture)
+
+    def go(method: Method, steps: range) -> list[Tensor]:
+        features = [random_features(step, dtype=torch.float32) for step in steps]
+        return [train_step(method, step, batch)["loss"] for step, batch in zip(steps, features, strict=True)]
+
+    whole, first, second = make(), make(), make()
+    losses = go(whole, range(7))
+    begun = go(first, range(3))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert begun + go(second, range(3, 7)) == losses
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "main": {},
+    "chunks": {"chunk_rows": 1, "npn_gradient": "full", "temperature_gradient": "authors"},
+    "simultaneous": {"updates": "simultaneous", "npn_gradient": "full"},
+    "separate": {"objective": "separate"},
+    "mlp": {"architecture": "mlp"},
+    "float32": {},
+}
+
+
+def train_variants() -> dict[str, Any]:
+    """Five steps of each variant, on this process's share: what came out, and the state."""
+    collectives = ProcessGroup() if torch.distributed.is_initialized() else Collectives()
+    results = {}
+    for name, options in VARIANTS.items():
+        # 11 prototypes: processes hold unequal shares, and more than the batch's 8 pairs.
+        dtype = torch.float32 if name == "float32" else torch.float64
+        options = {"num_prototypes": 11, "num_updates": 3, "npn_lr": 0.02, "restart_period": 3, **options}
+        method = make_method("neuclip", dtype=dtype, collectives=collectives, **options)
+        steps = [train_step(method, step, random_features(step, dtype=dtype)) for step in range(5)]
+        results[name] = {"steps": steps, "state": dict(method.state_dict())}
+    return results
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_processes_do_what_one_does_and_end_in_one_state(world_size: int) -> None:
+    expected = train_variants()
+    results = run_in_processes(train_variants, world_size)
+    for name in VARIANTS:
+        tolerance = 1e-5 if name == "float32" else 1e-9
+        for theirs in results:
+            for ours_step, their_step in zip(expected[name]["steps"], theirs[name]["steps"], strict=True):
+                for key, value in ours_step.items():
+                    torch.testing.assert_close(their_step[key], value, rtol=tolerance, atol=tolerance)
+            for key, value in expected[name]["state"].items():
+                torch.testing.assert_close(theirs[name]["state"][key], value, rtol=tolerance, atol=tolerance)
+                assert torch.equal(theirs[name]["state"][key], results[0][name]["state"][key])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"restart_perod": 5}, "restart_period"),
+        ({"restart_period": 0}, "restart_period"),
+        ({"restart_period": "sometimes"}, "'never'"),
+        ({"architecture": "transformer"}, "'prototypes' or 'mlp'"),
+        ({"num_updates": -1}, "num_updates"),
+        ({"temperature": {"minimum": 1e-3}}, "at least 1/700"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_config("neuclip", options)
+
+
+def test_a_partly_given_temperature_keeps_the_methods_other_defaults() -> None:
+    config = resolve_config("neuclip", {"temperature": {"init": 0.05}})
+    assert config.temperature.init == 0.05
+    assert config.temperature.lr_schedule == "step_threshold"

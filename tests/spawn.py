@@ -1,0 +1,44 @@
+"""Runs a function in several processes that share a gloo group."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_in_processes(work: Callable[..., Any], world_size: int, *args: Any, timeout_sec: float = 60.0) -> list[Any]:
+    """Call ``work(*args)`` in `world_size` processes and return what each returned, in rank order.
+
+    Args:
+        work: A module-level function; returns tensors, plain values, and lists and dicts of such.
+        world_size: Number of processes.
+        *args: Given to every process.
+        timeout_sec: Time for all of them together.
+
+    Raises:
+        TimeoutError: If they take longer; they are killed.
+        Exception: If one of them fails; carries its traceback.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.spawn(_enter, (world_size, folder, work, args), nprocs=world_size, join=False)
+        deadline = time.monotonic() + timeout_sec
+        while not context.join(timeout=max(0.0, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                for process in context.processes:
+                    process.kill()
+                raise TimeoutError(f"{world_size} processes were not done after {timeout_sec} s")
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def _enter(rank: int, world_size: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    # A file to meet at: no port that another test could hold.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    torch.save(work(*args), Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,59 @@
+"""Which package may import which, and where the heavy libraries come in."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("analysis", "baselines", "engine", "experiments", "neuclip")
+MAY_IMPORT = {
+    "engine": {"engine"},
+    "neuclip": {"neuclip", "engine.method", "engine.contrastive", "engine.distributed"},
+    "baselines": {"engine.method", "engine.contrastive", "engine.distributed"},
+    "analysis": {"analysis", "engine.spec", "engine.record", "engine.paths", "engine.evaluation"},
+    "experiments": {"experiments", "engine"},
+}
+ONLY_IN = {
+    "submitit": {"engine/launch.py"},
+    "clip_benchmark": {"engine/evaluate.py"},
+    "open_clip": {"engine/towers.py", "baselines/openclip.py", "baselines/siglip.py"},
+    "resvg_py": {"experiments/icons/render.py"},
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports from the top"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_what_it_may(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imports(path):
+            if name.split(".")[0] in PACKAGES:
+                allowed = MAY_IMPORT[package]
+                assert any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_has_one_place(library):
+    found = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+    assert found <= ONLY_IN[library]
+
+
+def test_reading_the_workflow_imports_neither_torch_nor_pandas():
+    code = "import sys, experiments.cards, experiments.expansion, analysis.artifacts; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "open_clip", "clip_benchmark", "pandas", "matplotlib"} & set(modules)
