@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from engine.contrastive import DEFAULT_CHUNK_ROWS, log_partitions
@@ -196,6 +196,15 @@ class TemperatureConfig(Frozen):
     lr_schedule: Literal["encoder", "step_threshold", "constant"] = "encoder"
     """``step_threshold``: no warm-up, lr while the temperature exceeds `lr_threshold`, a third of it below."""
     lr_threshold: float = Field(default=0.03, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> TemperatureConfig:
+        if not self.minimum <= self.init <= self.maximum:
+            raise ValueError(
+                f"init = {self.init} lies outside [minimum, maximum] = [{self.minimum}, {self.maximum}], and would be "
+                "moved there after the first step: change one of them"
+            )
+        return self
 
 
 class Temperature(nn.Module):
