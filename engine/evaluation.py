@@ -14,6 +14,8 @@ class EvalCard(Frozen):
 
     name: str
     title: str
+    """A word or two: the name of a column."""
+    description: str = ""
     task: Literal["zeroshot_classification", "zeroshot_retrieval"]
     metric: Literal["acc1", "mean_per_class_recall", "mean_recall@1"]
     path: str
@@ -33,7 +35,7 @@ class EvalCard(Frozen):
     @property
     def identity(self) -> str:
         """Digest of what can change a result: not where the set lies, nor how it is described."""
-        told = {"path", "title", "licence", "source", "build", "ready"}
+        told = {"path", "title", "description", "licence", "source", "build", "ready"}
         return fingerprint(self.model_dump(mode="json", exclude=told))
 
 

@@ -521,7 +521,9 @@ def test_the_metrics_are_detached_scalars() -> None:
     assert metrics["loss/cross"].item() == pytest.approx(2)
 
 
-@pytest.mark.parametrize("options", [{"pos_coef": 0}, {"rho": []}, {"lambda_loss_type": "l2"}, {"lambda_lr": 1e-3}])
+@pytest.mark.parametrize(
+    "options", [{"pos_coef": 0}, {"rho": []}, {"num_updates": [0]}, {"lambda_loss_type": "l2"}, {"lambda_lr": 1e-3}]
+)
 def test_a_wrong_option_is_refused_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         make_amorlip(torch.float32, **options)

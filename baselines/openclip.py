@@ -1,0 +1,82 @@
+"""OpenCLIP: the mini-batch contrastive loss, computed by open_clip's own `ClipLoss`.
+
+Paper: CLIP, arXiv:2103.00020, Figure 3 (InfoNCE); code: open_clip_torch 3.3.
+
+    loss = 1/2 mean_i [ log sum_j exp(s (x_i . y_j - d_i)) + log sum_j exp(s (y_i . x_j - d_i)) ],  d_i = x_i . y_i
+
+Shape suffixes: B local batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+from open_clip.loss import ClipLoss
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.method import (
+    Features,
+    LossOutput,
+    Method,
+    MethodConfig,
+    MethodEnv,
+    ParamGroup,
+    Progress,
+    Temperature,
+    TemperatureConfig,
+)
+
+
+class OpenCLIP(Method):
+    """InfoNCE over the global batch."""
+
+    display_order = 10
+
+    class Config(MethodConfig):
+        """Options; the defaults are open_clip's."""
+
+        temperature: TemperatureConfig = TemperatureConfig()
+        chunk_rows: int | None = Field(default=None, ge=1)
+        """None calls `ClipLoss`, which holds a process's logits, (B, G), twice. A number gives the same loss
+        from so many anchors at a time: less memory, some time."""
+
+    def __init__(self, config: Config, env: MethodEnv) -> None:
+        super().__init__(config, env)
+        self.config = config
+        self.temperature = Temperature(config.temperature)
+        ours = env.collectives
+        # The one pair of flags that gives the whole batch's gradient at a (B, G) cost.
+        self._contrast = ClipLoss(local_loss=True, gather_with_grad=True, rank=ours.rank, world_size=ours.world_size)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """See `Method.logit_scale`."""
+        return self.temperature.scale
+
+    def loss(self, features: Features, progress: Progress) -> LossOutput:
+        """Return InfoNCE of the local rows against the global batch."""
+        scale = self.temperature.scale
+        if self.config.chunk_rows is None:
+            total = self._contrast(features.image_BD, features.text_BD, scale)
+        else:
+            total = self._chunked(features, scale, self.config.chunk_rows)
+        return LossOutput(
+            total=total,
+            metrics={"loss/contrastive": total.detach(), "temperature/value": 1 / scale.detach()},
+        )
+
+    def _chunked(self, features: Features, scale: Tensor, chunk_rows: int) -> Tensor:
+        log_g1_B, log_g2_B = self.batch_log_partitions(features, scale, chunk_rows)
+        # The pair itself adds exp(0) = 1 to the sum of the G - 1 others.
+        log_others = math.log(self.env.global_batch_size - 1)
+        return -(F.logsigmoid(-log_g1_B - log_others) + F.logsigmoid(-log_g2_B - log_others)).mean() / 2
+
+    def param_groups(self) -> list[ParamGroup]:
+        """The temperature, at the encoders' learning rate unless told otherwise."""
+        return self.temperature.param_groups()
+
+    def after_step(self, progress: Progress) -> None:
+        """Keep the temperature within its bounds."""
+        self.temperature.clamp()

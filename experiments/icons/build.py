@@ -1,0 +1,167 @@
+"""Build the embedded data set: pictures, captions, evaluation sets, and a manifest, in one folder.
+
+The folder appears at once and whole: it is made beside its place and moved there after all checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+from rich.console import Console
+from rich.progress import track
+
+from experiments.icons import cards, catalogue, licences, render, sets, shards, sources
+from experiments.icons.sets import LOOK_ALIKE, SAME_DRAWING, EvalSet, Picture, Size
+
+RECIPE = "1"
+"""Raised when the same wheels are to give another data set."""
+
+ENTRIES = frozenset({"LICENSES.md", "evals", "manifest.json", "pictures.tsv", "train"})
+
+
+class OutputError(ValueError):
+    """The output folder holds what is not ours to replace."""
+
+
+def build(out: Path, *, size: Size, cache: Path, jobs: int, update_cards: bool = False) -> dict[str, Any]:
+    """Build a data set into `out`, replacing an earlier one.
+
+    Args:
+        out: Folder to make.
+        size: Which data set.
+        cache: Folder of wheels; missing ones are fetched.
+        jobs: Processes that draw; the result does not depend on it.
+        update_cards: Rewrite the cards with what was built instead of comparing.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        OutputError: If `out` holds anything that no build writes.
+        SourceError: If a wheel cannot be had.
+        CardError: If what was built differs from the cards; `out` is left as it was.
+    """
+    out = out.resolve()  # a link stays: what it points to is replaced
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: give an empty or a new folder")
+    strangers = sorted(path.name for path in out.iterdir() if path.name not in ENTRIES) if out.exists() else []
+    if strangers:
+        raise OutputError(
+            f"{out} holds {', '.join(strangers[:5])}, which no build writes: give an empty or a new folder"
+        )
+    wheels = sources.open_wheels(cache)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-unfinished-") as beside:
+        folder = Path(beside) / "new"
+        folder.mkdir()
+        train, evals = _draw(wheels, size, jobs)
+        _write(folder, train, evals)
+        (folder / "LICENSES.md").write_bytes(licences.licence_notes(wheels, side=render.SIDE_PX).encode())
+        manifest = _manifest(folder, size, train)
+        text = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+        (folder / "manifest.json").write_bytes(text)
+
+        made = cards.cards(manifest, text)
+        if update_cards:
+            cards.write(made)
+        else:
+            cards.check(made)
+        if out.exists():
+            out.rename(Path(beside) / "old")
+        folder.rename(out)
+    return manifest
+
+
+def _draw(wheels: Mapping[str, ZipFile], size: Size, jobs: int) -> tuple[list[Picture], dict[str, EvalSet]]:
+    parts = sets.split(catalogue.read_icons(wheels), size)
+    icons = list(parts)
+    rendered = render.render_all(icons, catalogue.read_fonts(wheels), jobs=jobs)
+    console = Console(stderr=True)
+    shown = track(rendered, "drawing", len(icons), console=console, disable=not sys.stderr.isatty())
+    pictures = {icon.key: Picture(icon, *drawn) for icon, drawn in zip(icons, shown, strict=True) if drawn}
+
+    def drawn_of(part: Sequence[catalogue.Icon]) -> list[Picture]:
+        return [pictures[icon.key] for icon in part if icon.key in pictures]
+
+    train = sets.distinct(drawn_of(parts.train), SAME_DRAWING)
+    validation = sets.unlike(drawn_of(parts.validation), LOOK_ALIKE, train)
+    test = sets.unlike(drawn_of(parts.test), LOOK_ALIKE, train + validation)
+    styles = sets.unlike(drawn_of(parts.unseen_styles), LOOK_ALIKE, train)
+    evals = {
+        "retrieval": sets.retrieval(test, size),
+        "unseen_concepts": sets.unseen_concepts(test, size),
+        "unseen_styles": sets.unseen_styles(styles, train, size),
+        "validation": sets.retrieval(validation, size),
+    }
+    return sets.shuffled(train), {f"{size.name}_{kind}": chosen for kind, chosen in evals.items()}
+
+
+def _write(folder: Path, train: list[Picture], evals: dict[str, EvalSet]) -> None:
+    table = [("set", "key", "source", "concept")]
+    captions = [sets.training_caption(picture.icon) for picture in train]
+    samples = [_sample(picture, txt=caption) for picture, caption in zip(train, captions, strict=True)]
+    names = [f"{shard:05d}.tar" for shard in range(max(1, round(len(samples) / shards.PAIRS_PER_SHARD)))]
+    shards.write_shards(folder / "train", samples, names)
+    table += _rows("train", train)
+    for name, chosen in evals.items():
+        if chosen.classes:
+            samples = [_sample(p, cls=str(label)) for p, label in zip(chosen.pictures, chosen.labels, strict=True)]
+        else:
+            samples = [_sample(p, txt=caption) for p, caption in zip(chosen.pictures, chosen.captions, strict=True)]
+        target = folder / "evals" / name
+        shards.write_eval_set(target, samples, classes=chosen.classes, templates=chosen.templates)
+        table += _rows(name, chosen.pictures)
+    (folder / "pictures.tsv").write_bytes("".join("\t".join(row) + "\n" for row in table).encode())
+
+
+def _sample(picture: Picture, **texts: str) -> shards.Sample:
+    return {"png": shards.png(picture.pixels)} | {extension: text.encode() for extension, text in texts.items()}
+
+
+def _rows(name: str, pictures: list[Picture]) -> list[tuple[str, str, str, str]]:
+    return [(name, f"{number:06d}", p.icon.key, p.icon.concept) for number, p in enumerate(pictures)]
+
+
+def _manifest(folder: Path, size: Size, train: list[Picture]) -> dict[str, Any]:
+    """Read back what was written, check it, count it, and list it."""
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    samples = shards.read_shards(folder / "train", names)
+    captions = [sample["txt"].decode() for sample in samples]
+    assert len(samples) == len(train), "every training pair is written"
+    digests = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    evals = {}
+    for path in sorted((folder / "evals").iterdir()):
+        inside = f"evals/{path.name}/"
+        own = {file.removeprefix(inside): digest for file, digest in digests.items() if file.startswith(inside)}
+        evals[path.name] = {**shards.check_eval_set(path), "sha256": set_sha256(own)}
+    return {
+        "recipe": RECIPE,
+        "name": size.name,
+        "wheels": {
+            wheel.project: {"version": wheel.version, "sha256": wheel.sha256} for wheel in sources.pinned_wheels()
+        },
+        "train": {
+            "pairs": len(samples),
+            "captions": len(set(captions)),
+            "concepts": len({picture.icon.concept for picture in train}),
+            "shards": len(names),
+        },
+        "evals": evals,
+        "files": digests,
+    }
+
+
+def set_sha256(digests: dict[str, str]) -> str:
+    """Return the digest of an evaluation set: over ``<path in the set> <sha256>`` of its files, a line each, sorted."""
+    return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
