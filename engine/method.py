@@ -120,7 +120,6 @@ class Method(nn.Module):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    display_order: ClassVar[int] = 100
 
     def __init__(self, config: MethodConfig, env: MethodEnv) -> None:
         super().__init__()

@@ -49,6 +49,11 @@ def run_spec(method: str, seed: int, **changes: Any) -> dict[str, Any]:
     return RunSpec.model_validate(spec | changes).model_dump(mode="json")
 
 
+def main_specs(seeds: int = 3) -> list[dict[str, Any]]:
+    """Every method with the same seeds."""
+    return [run_spec(method, seed) for method in METHODS for seed in range(seeds)]
+
+
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
