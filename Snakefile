@@ -9,7 +9,7 @@ import os
 import sys
 
 from analysis import artifacts
-from engine import paths
+from engine import environment, paths
 from engine.spec import Execution, parse
 from experiments import cards, expansion
 
@@ -19,6 +19,7 @@ for key in config:
         raise WorkflowError(f"unknown --config key {key!r}. Known: {', '.join(DEFAULTS)}.")
 config = {**DEFAULTS, **config}
 try:
+    environment.check_packages()
     EXECUTION = parse(Execution, json.dumps(config["execution"]), "--config execution")
     SUITES = expansion.load(str(config["suites"]).split(","))
     DATASETS = {name: cards.dataset(name) for name in cards.names("datasets")}

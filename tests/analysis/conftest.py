@@ -22,7 +22,14 @@ def suite() -> Path:
     return synthetic.write_suite(synthetic.main_specs(), diverged=(("siglip", 2),))
 
 
+@pytest.fixture(scope="session")
+def _collected(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("results"))
+        return collect(synthetic.write_suite(synthetic.main_specs(), diverged=(("siglip", 2),)))
+
+
 @pytest.fixture
-def frame(suite: Path) -> pd.DataFrame:
-    """The collected suite."""
-    return collect(suite)
+def frame(_collected: pd.DataFrame) -> pd.DataFrame:
+    """What collecting `suite` gives."""
+    return _collected.copy()

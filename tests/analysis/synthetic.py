@@ -114,6 +114,7 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
                 "image_bias": -0.1,
                 "text_bias": 0.1,
                 "control_mse": 0.03,
+                "control_size": 256,
             }
             for m in reached
         ],

@@ -176,3 +176,31 @@ def test_bf16_trains_close_to_fp32(root):
     assert losses[0] != losses[1]
     # bfloat16 keeps 8 bits of each product: the loss, about ln 16, moves in its third digit.
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", method_names())
+def test_two_processes_train_as_one_does(root, method):
+    # tiny-vit: batch norm would see half a batch in each process.
+    spec = toy.run_spec(method)
+    path = toy.write_spec(root, spec)
+    train(spec, Execution(log_every_steps=1))
+    alone = lines(spec)
+    error = read_record(spec).normalizer_error
+    os.rename(paths.run(spec.run_id), root / "alone")
+    toy.write_spec(root, spec)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    execution = '{"log_every_steps": 1, "accumulation_steps": 2}'
+    subprocess.run([*command, "-m", "engine.train", str(path), "--execution", execution], check=True, timeout=120)
+    together = lines(spec)
+    for one, two in zip(alone, together, strict=True):
+        # Sums run in another order: float32 rounding, carried on by ten steps of AdamW.
+        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+    for one, two in zip(error, read_record(spec).normalizer_error, strict=True):
+        assert two.image_mse == pytest.approx(one.image_mse, rel=1e-2, abs=1e-6)
+        assert two.control_mse == pytest.approx(one.control_mse, rel=1e-2, abs=1e-6)
+
+
+def read_record(spec):
+    return Record.model_validate_json(paths.record(spec.run_id).read_text())

@@ -22,9 +22,15 @@ PROFILE = ["--workflow-profile", str(ROOT / "profiles" / "default")]
 pytestmark = pytest.mark.slow
 
 
-def snakemake(folder, *args, check=True):
+def snakemake(folder, *args, check=True, env=None):
     result = subprocess.run(
-        [*COMMAND, *PROFILE, *args], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        [*COMMAND, *PROFILE, *args],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=env,
     )
     assert not check or result.returncode == 0, result.stdout[-6000:]
     return result
@@ -143,6 +149,23 @@ def test_a_typo_is_one_clear_error_before_anything_runs(tmp_path, config, messag
     assert message in result.stdout
     assert "Traceback" not in result.stdout
     assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_a_missing_package_is_one_clear_error_before_anything_runs(tmp_path):
+    # A Python that cannot find clip_benchmark, as on a machine where it was never installed.
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib import metadata\n"
+        "honest = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'clip_benchmark':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return honest(name)\n"
+        "metadata.version = version\n"
+    )
+    result = snakemake(tmp_path, "-n", check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1
+    assert "clip_benchmark is missing: run `pip install -e" in result.stdout
+    assert "Traceback" not in result.stdout
 
 
 def test_snakemakes_own_lint_finds_no_more_than_the_missing_conda_environments(tmp_path):

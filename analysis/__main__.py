@@ -1,0 +1,92 @@
+"""Command line: collect results, write a table or a figure, show the main table in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from analysis import artifacts, collect, frame, rendering
+from engine import paths
+
+CELL_WIDTH = 16
+"""Columns of the terminal that one of the table takes, about."""
+
+EPILOG = """\
+examples:
+  python -m analysis collect results/suites/quickstart.json --out results/collected/quickstart.parquet
+  python -m analysis table results/collected/quickstart.parquet main_results --out results/tables/quickstart
+  python -m analysis figure results/collected/quickstart.parquet training_curves --out results/figures/quickstart
+  python -m analysis show results
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="Turn results into a tidy frame, tables and figures. Run it where the folder 'results' is.",
+        epilog=f"tables:  {', '.join(artifacts.tables())}\nfigures: {', '.join(artifacts.figures())}\n\n{EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("collect", help="check all results of a suite and write them as one tidy frame")
+    one.add_argument("suite", type=Path, metavar="SUITE_JSON", help="the expanded suite, results/suites/<suite>.json")
+    one.add_argument("--out", type=Path, required=True, metavar="PARQUET", help="file to write")
+    for form, names in {"table": artifacts.tables(), "figure": artifacts.figures()}.items():
+        one = commands.add_parser(form, help=f"write one {form} in all formats, with its sidecar")
+        one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame")
+        one.add_argument("id", metavar="ID", choices=names, help=f"one of: {', '.join(names)}")
+        one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    one = commands.add_parser("show", help="print the main table, and where all tables and figures are")
+    one.add_argument("path", type=Path, metavar="PARQUET_OR_RESULTS", help="a collected frame, or the results folder")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a known problem ends it with one message and status 1."""
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "collect":
+            frame.write(collect.collect(args.suite), args.out)
+        elif args.command == "table":
+            rendering.write_table(frame.read(args.frame), args.id, args.out)
+        elif args.command == "figure":
+            rendering.write_figure(frame.read(args.frame), args.id, args.out)
+        else:
+            show(args.path)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show(path: Path) -> None:
+    """Print the main table of each collected suite under `path`, then the files drawn from them."""
+    collected = sorted(path.glob("collected/*.parquet")) if path.is_dir() else [path]
+    if not collected:
+        raise FileNotFoundError(f"{path}: nothing is collected here; run: snakemake")
+    console = Console()
+    for file in collected:
+        table = rendering.build_table(frame.read(file), "main_results")
+        console.print(f"\n[bold]{file.stem}[/]: {table.title}")
+        for columns in rendering.panels(table, max(1, console.width // CELL_WIDTH - table.num_keys)):
+            grid = Grid(*[table.header[i] for i in columns])
+            for number, i in enumerate(columns):
+                grid.columns[number].justify = "left" if i < table.num_keys else "right"
+            for row in table.rows:
+                grid.add_row(*(rendering.to_terminal(row[i]) for i in columns))
+            console.print(grid)
+        for note in table.notes:
+            console.print(note, style="dim", markup=False)
+        for folder in (paths.tables(file.stem), paths.figures(file.stem)):
+            for sidecar in sorted(folder.glob("*.json")):
+                forms = sorted(other.suffix[1:] for other in folder.glob(f"{sidecar.stem}.*"))
+                console.print(f"  {sidecar.with_suffix('')}.{{{','.join(forms)}}}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Finds tables and figures by file name. Standard library only: Snakemake imports this while it reads its rules.
+
+A table is ``tables/<id>.py``, a figure ``figures/<id>.py``. Each defines ``build(frame)`` and may say, as literals,
+
+- ``KINDS``: the kinds of rows it is drawn from (`build` gets no others); all but costs, which never repeat, by default;
+- ``SUITES``: patterns of the suites it is made for, e.g. ``("ablation_*",)``; all suites by default.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+from pathlib import Path
+from typing import Literal
+
+Form = Literal["table", "figure"]
+
+HERE = Path(__file__).parent
+TABLE_SUFFIXES = (".csv", ".md", ".tex", ".json")
+FIGURE_SUFFIXES = (".pdf", ".svg", ".png", ".json")
+
+
+def tables(suite: str | None = None) -> tuple[str, ...]:
+    """Ids of all tables, or of those made for a suite."""
+    return _find("table", suite)
+
+
+def figures(suite: str | None = None) -> tuple[str, ...]:
+    """Ids of all figures, or of those made for a suite."""
+    return _find("figure", suite)
+
+
+def source(form: Form, name: str) -> Path:
+    """The file that defines an artefact."""
+    return HERE / f"{form}s" / f"{name}.py"
+
+
+def literal(form: Form, name: str, constant: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Read a module-level constant without importing the module.
+
+    Raises:
+        ValueError: If the constant is not a literal tuple of strings.
+    """
+    path = source(form, name)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [constant]:
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                value = None
+            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+                raise ValueError(
+                    f"{path}: {constant} = {ast.unparse(node.value)}: allowed is a literal tuple of strings, "
+                    f'such as {constant} = ("ablation_*",)'
+                )
+            return value
+    return default
+
+
+def _find(form: Form, suite: str | None) -> tuple[str, ...]:
+    found = sorted(path.stem for path in (HERE / f"{form}s").glob("[a-z]*.py"))
+    return tuple(
+        name
+        for name in found
+        if suite is None or any(fnmatch.fnmatch(suite, p) for p in literal(form, name, "SUITES", ("*",)))
+    )

@@ -1,0 +1,1 @@
+"""One file per figure: `build(frame)` returns a matplotlib `Figure`."""

@@ -1,0 +1,93 @@
+"""The error of each method's log-normalizers against the exact ones: over training, by batch size, by data size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from analysis import drawing, style
+from analysis import frame as tidy
+
+KINDS = ("normalizer",)
+GRIDS = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in the data set"}
+SAME_TEMPERATURE = 0.02
+"""Relative difference up to which temperatures count as equal."""
+CONTROL: dict[str, Any] = {"color": style.MUTED, "linestyle": drawing.DASHED, "linewidth": 1.0, "marker": "_"}
+
+
+@style.paper
+def build(frame: pd.DataFrame) -> Figure:
+    """Draw the main runs and each variant that several methods share; first those of one temperature, which compare."""
+    frame = tidy.with_mean_error(frame)
+    if frame.loc[frame["name"] == "mse", "value"].isna().all():
+        return drawing.nothing("No errors of log-normalizers: no run of this suite measures them.")
+    parts = {variant: frame[frame["variant"] == variant] for variant in tidy.variants(frame)}
+    parts = {v: rows for v, rows in parts.items() if v == "" or rows["method"].nunique() > 1}
+    panels = []
+    for variant, rows in sorted(parts.items(), key=lambda item: not _has_one_temperature(item[1])):
+        largest = max(tidy.settings(rows), key=lambda setting: len(setting.rows)).rows
+        panels.append((_title(variant, largest), "samples_seen", largest))
+        final = rows[rows["is_final"]]
+        panels += [(_title(variant, final), c, _slice(final, c)) for c in GRIDS if rows[c].nunique() > 1]
+    columns = min(3 if any(x in GRIDS for _, x, _ in panels) else 2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(style.PAGE_IN, 2.1 * lines + 0.4))
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, (title, x, rows) in zip(grid.flat, panels, strict=False):
+        axes.set_title(title)
+        _draw(axes, rows, x)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("MSE of the log-normalizer")
+    drawing.legend(figure, frame, Line2D([], [], label="Fresh random embeddings", **CONTROL))
+    drawing.caption(
+        figure,
+        frame,
+        "Errors compare at equal temperature \N{GREEK SMALL LETTER TAU} only.",
+        over_seeds=drawing.MEAN_AND_BAND,
+    )
+    return figure
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> None:
+    for method in tidy.methods(rows):
+        drawing.curve(axes, rows[(rows["method"] == method) & (rows["name"] == "mse")], method, x=x, marked=True)
+    control = rows[rows["name"] == "control_mse"].groupby(x)["value"].mean().dropna()
+    axes.plot(control.index, control, label="control", **CONTROL)
+    drawing.log_axis(axes, "y")
+    if x == "samples_seen":
+        drawing.samples_axis(axes)
+    else:
+        drawing.log_axis(axes, "x")
+        values = sorted(rows[x].unique())
+        axes.set_xticks(values, [EngFormatter(sep="", places=1)(value).replace(".0", "") for value in values])
+        axes.set_xlabel(GRIDS[x])
+
+
+def _temperatures(rows: pd.DataFrame) -> pd.Series:
+    return rows.loc[(rows["name"] == "temperature") & rows["is_final"], "value"]
+
+
+def _has_one_temperature(rows: pd.DataFrame) -> bool:
+    values = _temperatures(rows)
+    return bool(values.max() <= (1 + SAME_TEMPERATURE) * values.min())
+
+
+def _title(variant: str, rows: pd.DataFrame) -> str:
+    values = _temperatures(rows)
+    given = f"{values.min():.2g}" if _has_one_temperature(rows) else f"{values.min():.2g} to {values.max():.2g}"
+    return f"{variant.capitalize() or 'Main runs'} (\N{GREEK SMALL LETTER TAU} = {given})"
+
+
+def _slice(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Keep the runs that differ in nothing but `column`: the slice with the most values of it."""
+    others = [name for name in ("dataset_pairs", "model", "global_batch_size") if name != column]
+    _, rows = max(frame.groupby(others), key=lambda item: item[1][column].nunique())
+    return rows

@@ -1,0 +1,154 @@
+"""The tidy frame: its columns, its file, and the few selections that tables and figures share.
+
+One row is one number of one run. `analysis.collect` fills the frame, tables and figures only read it.
+Averages and sets keep the suite's order, which is the order to show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis import style
+from engine import paths
+
+COLUMNS = {
+    "suite": "str",
+    "run_id": "str",
+    "method": "str",
+    "variant": "str",  # what differs from the main run beyond the three columns of a setting; empty for the main run
+    "dataset": "str",
+    "dataset_pairs": "int64",
+    "model": "str",
+    "global_batch_size": "int64",
+    "seed": "int64",
+    "commit": "str",
+    "device": "str",
+    "kind": "str",  # eval | average | train | normalizer | cost
+    "samples_seen": "int64",
+    "is_final": "bool",  # at the end of training, not at an earlier milestone or step
+    "name": "str",  # evaluation set, average, or logged value
+    "title": "str",  # `name` as readers know it
+    "metric": "str",
+    "value": "float64",  # metrics are fractions in [0, 1]
+    "chance": "float64",  # what guessing scores, where the card says
+    "num_samples": "Int64",  # images of a set; sets of an average
+    "is_main": "bool",  # the one metric of its set that enters averages
+    "status": "str",  # scores: evaluated | absent | diverged; all else: the run's, finished | diverged
+}
+SETTING = ["dataset", "model", "global_batch_size"]
+
+
+class Setting(NamedTuple):
+    """What methods are compared on, and the rows that belong to it."""
+
+    label: str
+    """Only what differs between the frame's settings; empty when there is one."""
+    rows: pd.DataFrame
+
+
+class Score(NamedTuple):
+    """An average or an evaluation set, as a column of a table or a panel of a figure."""
+
+    kind: str
+    name: str
+    title: str
+    chance: float
+
+
+def write(frame: pd.DataFrame, path: Path) -> None:
+    """Write the frame as parquet, atomically."""
+    with paths.atomic_write(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read a frame that `write` wrote.
+
+    Raises:
+        ValueError: If the columns are not those of a tidy frame.
+    """
+    frame = pd.read_parquet(path)
+    if list(frame.columns) != list(COLUMNS):
+        differing = sorted(set(frame.columns) ^ set(COLUMNS))
+        raise ValueError(
+            f"{path}: not a tidy frame of this version (columns that differ: {', '.join(differing) or 'order'}); "
+            f"collect the suite again: python -m analysis collect SUITE_JSON --out {path}"
+        )
+    return frame
+
+
+def digest(frame: pd.DataFrame) -> str:
+    """SHA-256 of the rows as text, so that it does not depend on the version of the parquet writer."""
+    return hashlib.sha256(frame.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+
+
+def final_scores(frame: pd.DataFrame) -> pd.DataFrame:
+    """Averages and main metrics of the final models."""
+    return frame[frame["kind"].isin(["average", "eval"]) & frame["is_main"] & frame["is_final"]]
+
+
+def scores(frame: pd.DataFrame) -> list[Score]:
+    """List the averages, then the sets, in the suite's order."""
+    rows = frame[frame["is_main"]].drop_duplicates(["kind", "name"])
+    rows = pd.concat([rows[rows["kind"] == "average"], rows[rows["kind"] == "eval"]])
+    return [Score(*row) for row in rows[list(Score._fields)].itertuples(index=False, name=None)]
+
+
+def settings(frame: pd.DataFrame) -> list[Setting]:
+    """Split the frame by data set (small ones first), model and batch size."""
+    differing = [column for column in SETTING if frame[column].nunique() > 1]
+    return [
+        Setting(", ".join(style.setting(column, rows[column].iloc[0]) for column in differing), rows)
+        for _, rows in frame.groupby(["dataset_pairs", *SETTING])
+    ]
+
+
+def describe(frame: pd.DataFrame) -> str:
+    """Say what all runs of the frame share: data set, model, batch size, and how many seeds there are."""
+    if frame.empty:
+        return "none"
+    shared = [style.setting(column, frame[column].iloc[0]) for column in SETTING if frame[column].nunique() == 1]
+    counts = frame.groupby([*SETTING, "method", "variant"])["seed"].nunique()
+    low, high = counts.min(), counts.max()
+    seeds = f"{low} to {high} seeds" if low < high else f"{high} seed{'s' if high > 1 else ''}"
+    return ", ".join([*shared, seeds])
+
+
+def main_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the variants of an ablation."""
+    return frame[frame["variant"] == ""]
+
+
+def methods(frame: pd.DataFrame) -> list[str]:
+    """Name the methods in the frame, in the order to show."""
+    return style.ordered(frame["method"].unique())
+
+
+def curves(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Name the pairs of method and variant in the frame, in the order to show."""
+    return [(method, variant) for method in methods(frame) for variant in variants(frame[frame["method"] == method])]
+
+
+def variants(frame: pd.DataFrame) -> list[str]:
+    """Name the variants in the frame: the main run first, numbers in labels by size."""
+
+    def key(label: str) -> list[tuple[bool, float, str]]:
+        return [
+            (not part.isdigit(), float(part) if part.isdigit() else 0.0, part) for part in re.findall(r"\d+|\D+", label)
+        ]
+
+    return sorted(frame["variant"].unique(), key=key)
+
+
+def with_mean_error(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add rows named ``mse``: the mean of the image and the text side's error of the log-normalizers."""
+    sides = frame[frame["name"].isin(["image_mse", "text_mse"])]
+    means = sides.groupby(["run_id", "samples_seen"])["value"].mean()
+    rows = sides[sides["name"] == "image_mse"].assign(name="mse")
+    index = pd.MultiIndex.from_frame(rows[["run_id", "samples_seen"]])
+    return pd.concat([frame, rows.assign(value=means.reindex(index).to_numpy())])

@@ -1,0 +1,91 @@
+"""How everything looks: names, colours and markers of methods, sizes, and the matplotlib style sheet.
+
+The only place with display names. A method keeps its colour whatever else is drawn with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import matplotlib as mpl
+
+COLUMN_IN = 3.25
+"""Width of one column of a two-column page, inches."""
+PAGE_IN = 6.75
+"""Width of the text of a page, inches."""
+
+STYLE_SHEET = Path(__file__).with_name("paper.mplstyle")
+INK = "#222222"
+MUTED = "#8a8a8a"
+OURS = "neuclip"
+
+Draw = TypeVar("Draw", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """Name, colour and marker of a method."""
+
+    name: str
+    color: str
+    marker: str
+
+
+# Okabe and Ito's palette, told apart with any colour vision; the order is that of tables, ours last.
+KNOWN = {
+    "openclip": MethodStyle("OpenCLIP", "#0072B2", "s"),
+    "fastclip": MethodStyle("FastCLIP", "#009E73", "^"),
+    "siglip": MethodStyle("SigLIP", "#56B4E9", "v"),
+    "amorlip": MethodStyle("AmorLIP", "#CC79A7", "D"),
+    OURS: MethodStyle("NeuCLIP", "#D55E00", "o"),
+}
+SPARE_COLORS = ("#7A5C99", "#8C6D31", "#5F6B6D", "#A23B72", "#3B7A57", "#B8860B", "#4B5D8A")
+SPARE_MARKERS = ("P", "X", "h", "p", "<", ">", "d", "8")
+
+DATASETS = {"cc3m": "CC3M", "cc12m": "CC12M", "dfn14m": "DFN-14M", "dfn192m": "DFN-192M", "dfn1b": "DFN-1B"}
+
+
+def method(name: str) -> MethodStyle:
+    """Return the method's style; a new method gets one from its name alone, always the same."""
+    if name in KNOWN:
+        return KNOWN[name]
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    number, color = divmod(number, len(SPARE_COLORS))
+    return MethodStyle(name, SPARE_COLORS[color], SPARE_MARKERS[number % len(SPARE_MARKERS)])
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Sort methods: known baselines, new ones by name, ours last."""
+    known = list(KNOWN)
+    return sorted(names, key=lambda name: (name == OURS, known.index(name) if name in known else len(known), name))
+
+
+def dataset(name: str) -> str:
+    """Display name of a training set."""
+    return DATASETS.get(name, name)
+
+
+def setting(column: str, value: object) -> str:
+    """Say in words what a run was trained on or with."""
+    if column == "global_batch_size":
+        return f"batch {value}"
+    return dataset(str(value)) if column == "dataset" else str(value)
+
+
+def variant(name: str, label: str) -> str:
+    """Display name of a method's variant; the empty label is the method itself."""
+    return f"{method(name).name}, {label}" if label else method(name).name
+
+
+def paper(draw: Draw) -> Draw:
+    """Decorate a function that draws or saves: it runs under the style sheet and leaves no setting behind."""
+    return mpl.rc_context(fname=STYLE_SHEET)(draw)
+
+
+def emphasis(name: str) -> dict[str, Any]:
+    """Line width and drawing order: ours thicker and on top."""
+    return {"linewidth": 1.8, "zorder": 3.0} if name == OURS else {"linewidth": 1.1, "zorder": 2.0}

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import synthetic
+
+from analysis import frame as tidy
+from analysis.collect import MAX_CURVE_POINTS, CollectError, collect
+from engine import paths
+from engine.spec import RunSpec
+
+END = synthetic.BATCH * synthetic.STEPS
+
+
+def run_id(method: str, seed: int) -> str:
+    return RunSpec.model_validate(synthetic.run_spec(method, seed)).run_id
+
+
+def change(path: Path, *keys: str, to: Any) -> None:
+    """Change one value of a JSON file."""
+    value = content = json.loads(path.read_text())
+    for key in keys[:-1]:
+        value = value[key]
+    value[keys[-1]] = to
+    path.write_text(json.dumps(content))
+
+
+def value(frame: pd.DataFrame, **where: Any) -> pd.Series:
+    """The one row that matches."""
+    for column, expected in where.items():
+        frame = frame[frame[column] == expected]
+    (index,) = frame.index
+    return frame.loc[index]
+
+
+def test_a_main_metric_becomes_one_row(frame: pd.DataFrame) -> None:
+    row = value(frame, run_id=run_id("fastclip", 0), kind="eval", name="digits", is_main=True, samples_seen=END)
+    assert row["value"] == 0.32
+    assert (row["metric"], row["title"], row["chance"], row["num_samples"]) == ("acc1", "Digits", 0.1, 1797)
+    assert (row["status"], row["is_final"], row["variant"]) == ("evaluated", True, "")
+
+
+def test_an_average_is_the_unweighted_mean_of_main_metrics(frame: pd.DataFrame) -> None:
+    row = value(frame, run_id=run_id("fastclip", 0), kind="average", name="Average", samples_seen=END)
+    assert row["value"] == pytest.approx((0.32 + 0.37) / 2)
+    assert row["chance"] == pytest.approx((0.1 + 0.005) / 2)
+
+
+def test_intermediate_milestones_are_collected_and_not_final(frame: pd.DataFrame) -> None:
+    row = value(frame, run_id=run_id("fastclip", 0), kind="eval", name="digits", is_main=True, samples_seen=END // 2)
+    assert row["value"] == pytest.approx(0.32 * 0.75)
+    assert not row["is_final"]
+
+
+def test_a_diverged_run_has_its_milestones_and_then_the_word_diverged(frame: pd.DataFrame) -> None:
+    rows = frame[(frame["run_id"] == run_id("siglip", 2)) & frame["is_main"]]
+    early, final = rows[~rows["is_final"]], rows[rows["is_final"]]
+    assert set(early["status"]) == {"evaluated"}
+    assert early["value"].notna().all()
+    assert set(final["status"]) == {"diverged"}
+    assert final["value"].isna().all()
+    assert set(final["name"]) == {"digits", "flickr", "Average", "Retrieval"}
+
+
+def test_an_absent_set_leaves_averages_over_it_undefined(suite: Path) -> None:
+    path = paths.eval_result(run_id("fastclip", 0), END, "digits")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"status": "absent", "value": None, "metrics": {}, "num_samples": None}))
+    rows = collect(suite)
+    rows = rows[(rows["run_id"] == run_id("fastclip", 0)) & rows["is_final"]]
+    average = value(rows, kind="average", name="Average")
+    assert pd.isna(average["value"])
+    assert average["status"] == "absent"
+    assert value(rows, kind="average", name="Retrieval")["status"] == "evaluated"
+
+
+def test_normalizer_errors_and_costs_are_rows(frame: pd.DataFrame) -> None:
+    one = frame[frame["run_id"] == run_id("openclip", 1)]
+    assert value(one, kind="normalizer", name="image_mse", is_final=True)["value"] == pytest.approx(0.66)
+    assert value(one, kind="cost", name="clock_sec/encoder")["value"] == 6.0
+    assert value(one, kind="cost", name="median_step_sec")["value"] == pytest.approx(0.011)
+
+
+def test_times_are_costs_and_not_curves(frame: pd.DataFrame) -> None:
+    assert set(frame.loc[frame["name"] == "time/step_sec", "kind"]) == {"cost"}
+
+
+def test_the_last_line_of_a_step_holds(suite: Path) -> None:
+    path = paths.metrics(run_id("openclip", 0))
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 0, "samples_seen": synthetic.BATCH, "loss/total": 99.0}) + "\n")
+    rows = collect(suite)
+    rows = rows[(rows["run_id"] == run_id("openclip", 0)) & (rows["name"] == "loss/total")]
+    assert len(rows) == synthetic.STEPS
+    assert rows["value"].iloc[0] == 99.0
+
+
+def test_a_long_log_is_averaged_in_bins(suite: Path) -> None:
+    steps = 2 * MAX_CURVE_POINTS
+    lines = [{"step": i, "samples_seen": i + 1, "loss/total": float(i % 2)} for i in range(steps)]
+    paths.metrics(run_id("openclip", 0)).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = collect(suite)
+    rows = rows[(rows["run_id"] == run_id("openclip", 0)) & (rows["name"] == "loss/total")]
+    assert set(rows["value"]) == {0.5}
+    assert list(rows["samples_seen"]) == list(range(2, steps + 1, 2))
+
+
+def test_a_broken_line_is_named(suite: Path) -> None:
+    path = paths.metrics(run_id("openclip", 0))
+    path.write_text(path.read_text() + '{"step": 1')
+    with pytest.raises(CollectError, match=r"metrics\.jsonl, line 41"):
+        collect(suite)
+
+
+def test_a_run_that_diverged_before_its_first_line_has_no_curves(suite: Path) -> None:
+    paths.metrics(run_id("siglip", 2)).write_text("")
+    rows = collect(suite)
+    assert not ((rows["run_id"] == run_id("siglip", 2)) & (rows["kind"] == "train")).any()
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        paths.record(run_id("neuclip", 1)),
+        paths.metrics(run_id("neuclip", 1)),
+        paths.eval_result(run_id("neuclip", 1), END, "flickr"),
+    ],
+    ids=lambda path: path.name,
+)
+def test_a_missing_file_is_named(suite: Path, missing: Path) -> None:
+    missing.unlink()
+    with pytest.raises(CollectError, match="1 of 90 result files") as error:
+        collect(suite)
+    assert str(missing) in str(error.value)
+    assert "snakemake results/collected/quickstart.parquet" in str(error.value)
+
+
+RECORD = paths.record(run_id("neuclip", 1))
+EVAL = paths.eval_result(run_id("neuclip", 1), END, "flickr")
+
+
+@pytest.mark.parametrize(
+    ("path", "keys", "wrong", "complaint"),
+    [
+        (RECORD, ["fingerprint"], "0" * 64, "belongs to another run"),
+        (RECORD, ["spec", "seed"], 7, "belongs to another run"),
+        (RECORD, ["milestones"], {}, "without weights"),
+        (RECORD, ["status"], "stopped", "status"),
+        (RECORD, ["provenance", "dataset_sha256"], "e" * 64, "do not compare"),
+        (EVAL, ["weights_sha256"], "f" * 64, "weights_sha256"),
+        (EVAL, ["num_samples"], 199, "num_samples is 199, expected 200"),
+        (EVAL, ["main_metric"], "acc1", "main_metric"),
+        (EVAL, ["card_sha256"], "a" * 64, "do not compare"),
+        (EVAL, ["value"], 40.0, "allowed is"),
+        (EVAL, ["run_id"], "another", "run_id"),
+    ],
+    ids=lambda item: ".".join(item) if isinstance(item, list) else None,
+)
+def test_what_does_not_fit_is_refused(suite: Path, path: Path, keys: list[str], wrong: Any, complaint: str) -> None:
+    change(path, *keys, to=wrong)
+    with pytest.raises(CollectError, match=complaint) as error:
+        collect(suite)
+    assert str(path) in str(error.value)
+
+
+def test_an_average_over_an_unknown_set_is_refused(suite: Path) -> None:
+    change(suite, "evaluation", "averages", "Average", to=["digits", "imagenet"])
+    with pytest.raises(CollectError, match="'Average' is over imagenet"):
+        collect(suite)
+
+
+def test_runs_that_no_label_tells_apart_are_refused() -> None:
+    specs = [synthetic.run_spec("neuclip", 0, config={"period": period}) for period in (20, 100)]
+    with pytest.raises(CollectError, match="variant label of its own"):
+        collect(synthetic.write_suite(specs))
+
+
+def test_other_timings_change_cost_rows_only(suite: Path) -> None:
+    before = collect(suite)
+    path = paths.record(run_id("neuclip", 0))
+    change(path, "median_step_sec", to=1.0)
+    change(path, "clock_sec", "method", to=9.0)
+    after = collect(suite)
+    assert not after.equals(before)
+    assert after[after["kind"] != "cost"].equals(before[before["kind"] != "cost"])
+
+
+def test_the_file_holds_the_frame_and_is_the_same_each_time(frame: pd.DataFrame) -> None:
+    for name in ("one", "two"):
+        tidy.write(frame, Path(f"{name}.parquet"))
+    pd.testing.assert_frame_equal(tidy.read(Path("one.parquet")), frame)
+    assert Path("one.parquet").read_bytes() == Path("two.parquet").read_bytes()
+
+
+def test_another_parquet_file_is_refused() -> None:
+    pd.DataFrame({"a": [1]}).to_parquet("other.parquet")
+    with pytest.raises(ValueError, match="not a tidy frame"):
+        tidy.read(Path("other.parquet"))
+
+
+def test_variants_are_ordered_by_their_numbers(frame: pd.DataFrame) -> None:
+    labels = ["period=never", "period=100", "", "period=20"]
+    assert tidy.variants(pd.DataFrame({"variant": labels})) == ["", "period=20", "period=100", "period=never"]
+
+
+def test_settings_are_told_apart_by_what_differs() -> None:
+    specs = [synthetic.run_spec("neuclip", 0, global_batch_size=size) for size in (64, 128)]
+    rows = collect(synthetic.write_suite(specs))
+    assert [label for label, _ in tidy.settings(rows)] == ["batch 64", "batch 128"]
+    assert tidy.describe(rows) == "icons, tiny, 1 seed"

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import artifacts
+from analysis.__main__ import main
+from analysis.collect import collect
+from analysis.frame import write
+from engine import paths
+
+# Everything in one process: imports are most of the time.
+ALL = """
+import sys
+from analysis import artifacts
+from analysis.__main__ import main
+out = sys.argv[1]
+status = main(["collect", "results/suites/quickstart.json", "--out", f"{out}/frame.parquet"])
+for form, names in {"table": artifacts.tables(), "figure": artifacts.figures()}.items():
+    for name in names:
+        status += main([form, f"{out}/frame.parquet", name, "--out", f"{out}/{form}s"])
+sys.exit(status)
+"""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_same_results_same_bytes_in_any_process(suite: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALL, f"out{seed}"],
+            env={**os.environ, "PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed, "TZ": f"UTC+{seed}"},
+        )
+        for seed in ("1", "2")
+    ]
+    assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    first, second = digests(Path("out1")), digests(Path("out2"))
+    assert first == second
+    expected = {f"tables/{name}{suffix}" for name in artifacts.tables() for suffix in artifacts.TABLE_SUFFIXES}
+    expected |= {f"figures/{name}{suffix}" for name in artifacts.figures() for suffix in artifacts.FIGURE_SUFFIXES}
+    assert set(first) == {"frame.parquet", *expected}
+
+
+def test_a_sidecar_changes_with_the_rows_it_covers_and_no_others(suite: Path) -> None:
+    def sidecar(name: str) -> dict[str, object]:
+        write(collect(suite), Path("frame.parquet"))
+        assert main(["table", "frame.parquet", name, "--out", "tables"]) == 0
+        content: dict[str, object] = json.loads(Path(f"tables/{name}.json").read_text())
+        return content
+
+    before = {name: sidecar(name) for name in ("main_results", "cost")}
+    record = next(paths.RESULTS.glob("runs/neuclip*/record.json"))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"median_step_sec": 1.0}))
+    assert sidecar("main_results") == before["main_results"]
+    assert sidecar("cost")["rows_sha256"] != before["cost"]["rows_sha256"]
+    assert before["cost"]["commits"] == ["0123456789abcdef"]
+    assert before["cost"]["suites"] == ["quickstart"]
+
+
+def test_a_hole_ends_with_its_name_and_no_file(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = next(paths.RESULTS.glob("runs/neuclip*/record.json"))
+    missing.unlink()
+    assert main(["collect", str(suite), "--out", "frame.parquet"]) == 1
+    assert str(missing) in capsys.readouterr().err
+    assert not Path("frame.parquet").exists()
+
+
+def test_show_prints_the_main_table_and_where_files_are(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(collect(suite), paths.collected("quickstart"))
+    assert main(["table", str(paths.collected("quickstart")), "cost", "--out", str(paths.tables("quickstart"))]) == 0
+    for what in (paths.RESULTS, paths.collected("quickstart")):
+        assert main(["show", str(what)]) == 0
+        printed = capsys.readouterr().out
+        assert "NeuCLIP" in printed
+        assert "results/tables/quickstart/cost.{csv,json,md,tex}" in printed
+
+
+def test_show_without_results_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "."]) == 1
+    assert "run: snakemake" in capsys.readouterr().err
+
+
+def test_help_lists_tables_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert "main_results" in printed
+    assert "training_curves" in printed

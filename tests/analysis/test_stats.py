@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import stats
+
+
+def runs(**values: list[float]) -> pd.DataFrame:
+    """One row per method and seed."""
+    return pd.DataFrame(
+        [
+            {"name": "x", "method": method, "seed": seed, "value": value, "status": "evaluated"}
+            for method, column in values.items()
+            for seed, value in enumerate(column)
+        ]
+    )
+
+
+def test_mean_sd_and_interval_are_those_computed_by_hand() -> None:
+    (row,) = stats.summarize(runs(a=[1.0, 2.0, 3.0]), ["method"]).to_dict("records")
+    assert (row["n"], row["mean"], row["sd"]) == (3, 2.0, 1.0)
+    # 4.302653 is the 97.5 % point of t with two degrees of freedom.
+    assert row["half_width"] == pytest.approx(4.302653 / math.sqrt(3))
+
+
+def test_one_run_has_no_interval() -> None:
+    (row,) = stats.summarize(runs(a=[1.0]), ["method"]).to_dict("records")
+    assert row["mean"] == 1.0
+    assert math.isnan(row["half_width"])
+    assert math.isnan(row["sd"])
+
+
+def test_diverged_runs_are_counted_and_not_averaged() -> None:
+    frame = runs(a=[1.0, 3.0, math.nan])
+    frame.loc[2, "status"] = "diverged"
+    (row,) = stats.summarize(frame, ["method"]).to_dict("records")
+    assert (row["num_runs"], row["n"], row["mean"], row["num_diverged"]) == (3, 2, 2.0, 1)
+
+
+def test_the_paired_test_is_on_differences_by_seed() -> None:
+    frame = runs(neuclip=[5.0, 7.0, 9.0], other=[4.0, 5.0, 6.0])
+    (row,) = stats.paired_differences(frame, ["name"], first="neuclip").to_dict("records")
+    # Differences 1, 2, 3: t = 2 / (1 / sqrt(3)) = 3.4641 with two degrees of freedom.
+    assert (row["baseline"], row["n"], row["mean"]) == ("other", 3, 2.0)
+    assert row["p"] == pytest.approx(0.07417990)
+    assert row["half_width"] == pytest.approx(4.302653 / math.sqrt(3))
+
+
+def test_seeds_that_lack_a_partner_are_left_out() -> None:
+    frame = runs(neuclip=[5.0, 7.0, 9.0, math.nan], other=[4.0, 5.0])
+    (row,) = stats.paired_differences(frame, ["name"], first="neuclip").to_dict("records")
+    assert (row["n"], row["mean"]) == (2, 1.5)
+    assert math.isnan(row["p"])
+
+
+def test_identical_differences_have_no_test() -> None:
+    frame = runs(neuclip=[1.0, 2.0, 3.0], other=[0.0, 1.0, 2.0])
+    (row,) = stats.paired_differences(frame, ["name"], first="neuclip").to_dict("records")
+    assert math.isnan(row["p"])
+
+
+def test_without_the_first_method_there_is_nothing_to_compare() -> None:
+    assert stats.paired_differences(runs(a=[1.0], b=[2.0]), ["name"], first="neuclip").empty
+
+
+def test_holm_steps_down() -> None:
+    corrected = stats.holm(pd.Series([0.04, 0.01, math.nan, 0.03]))
+    # Sorted: 0.01 * 3, max(0.03, 0.03 * 2), max(0.06, 0.04 * 1).
+    np.testing.assert_allclose(corrected, [0.06, 0.03, math.nan, 0.06])
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    frame = runs(neuclip=[5.0, 7.0, 9.5], other=[4.0, 5.0, 6.0], third=[4.5, 5.5, 6.0])
+    first = stats.paired_differences(frame, ["name"], first="neuclip").set_index("baseline").sort_index()
+    second = stats.paired_differences(frame[::-1], ["name"], first="neuclip").set_index("baseline").sort_index()
+    pd.testing.assert_frame_equal(first, second)
