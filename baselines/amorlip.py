@@ -119,7 +119,6 @@ class NetworkPair(nn.Module):
 class AmorLIP(Method):
     """Contrastive loss with amortised partition functions."""
 
-
     class Config(MethodConfig):
         """Options; the defaults are the authors' script for CC12M, whose names for them are in parentheses."""
 

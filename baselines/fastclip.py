@@ -54,7 +54,6 @@ TEMPERATURES: dict[str, dict[str, Any]] = {
 class FastCLIP(Method):
     """Stochastic compositional optimisation of the global contrastive loss."""
 
-
     class Config(MethodConfig):
         """Options; the defaults are the authors' for CC3M (README of Optimization-AI/fast_clip)."""
 

@@ -32,7 +32,6 @@ from engine.method import (
 class OpenCLIP(Method):
     """InfoNCE over the global batch."""
 
-
     class Config(MethodConfig):
         """Options; the defaults are open_clip's."""
 

@@ -40,7 +40,6 @@ class SigLIPTemperature(TemperatureConfig):
 class SigLIP(Method):
     """Sigmoid loss with a learned scale and bias."""
 
-
     class Config(MethodConfig):
         """Options; the defaults are the paper's starts and open_clip's learning rates."""
 

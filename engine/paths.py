@@ -55,6 +55,11 @@ def weights(run_id: str, samples_seen: int) -> Path:
     return run(run_id) / "weights" / str(samples_seen)
 
 
+def normalizer_error(run_id: str, samples_seen: int) -> Path:
+    """How far the method's log-normalizers were from the exact ones."""
+    return run(run_id) / "normalizer_error" / f"{samples_seen}.json"
+
+
 def jobs(run_id: str) -> Path:
     """Logs and records of the scheduler's jobs."""
     return run(run_id) / "jobs"

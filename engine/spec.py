@@ -75,12 +75,12 @@ class AugmentationSpec(Frozen):
 
 
 class NormalizerErrorSpec(Frozen):
-    """Compare each method's log-normalizers with the exact ones over the whole training set.
+    """Compare the method's log-normalizers with the exact ones over the whole training set, and when."""
 
-    Measured at the run's milestones on `num_anchors` pairs (image and text side).
-    """
-
+    at: tuple[int, ...]
+    """Samples seen at which this is done."""
     num_anchors: int = Field(default=2048, ge=2)
+    """Pairs for which it is done, image and text side."""
     control_size: int = Field(default=1024, ge=1)
     """Random pairs of the control estimate, which learns nothing."""
 
@@ -115,12 +115,16 @@ class RunSpec(Frozen):
                 f"global_batch_size = {self.global_batch_size} exceeds the {self.dataset.pairs} pairs of "
                 f"{self.dataset.name!r}: use a smaller batch or a larger data set"
             )
-        wrong = [m for m in self.milestones if m % self.global_batch_size or not 0 < m <= self.samples_seen]
-        if wrong or list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(
-                f"milestones = {self.milestones}: allowed are increasing multiples of the global batch size "
-                f"{self.global_batch_size}, at most samples_seen = {self.samples_seen}"
-            )
+        points = {"milestones": self.milestones}
+        if self.normalizer_error is not None:
+            points["normalizer_error.at"] = self.normalizer_error.at
+        for name, at in points.items():
+            wrong = [n for n in at if n % self.global_batch_size or not 0 < n <= self.samples_seen]
+            if wrong or list(at) != sorted(set(at)):
+                raise ValueError(
+                    f"{name} = {at}: allowed are increasing multiples of the global batch size "
+                    f"{self.global_batch_size}, at most samples_seen = {self.samples_seen}"
+                )
         if not self.milestones or self.milestones[-1] != self.samples_seen:
             raise ValueError("the last milestone must be samples_seen, so that the final model is evaluated")
         return self

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import sys
 import time
@@ -91,6 +90,11 @@ class Trainer:
     def progress(self) -> Progress:
         """Where training stands."""
         return Progress(self.step_number, self.steps_per_epoch, self.spec.num_steps, self.spec.global_batch_size)
+
+    @property
+    def samples_seen(self) -> int:
+        """Pairs trained on so far, over all processes."""
+        return self.step_number * self.spec.global_batch_size
 
     def encode(self, image_BCHW: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Encode on the device, in the run's precision; embeddings come out in float32."""
@@ -209,52 +213,50 @@ class Trainer:
         self.clock.load_state_dict(state["clock"])
         self.step_number, self.first_indices = state["step"], state["first_indices"]
 
-    def keep_milestone(self, progress: Progress) -> None:
-        """Export the weights of a milestone and measure the normalizers; written once, then left alone."""
-        folder = paths.weights(self.spec.run_id, self.step_number * self.spec.global_batch_size)
-        error = None
-        if self.spec.normalizer_error is not None:
-            with self.clock.phase("diagnostics"):
-                error = measure_normalizer_error(
-                    self.spec.normalizer_error,
-                    towers=self.towers,
-                    encode=self.encode,
-                    dataset=self.dataset,
-                    method=self.method,
-                    progress=progress,
-                    global_batch_size=self.spec.global_batch_size,
-                    seed=self.spec.seed,
-                    device=self.device,
-                )
+    def export_weights(self) -> None:
+        """Write the model of a milestone (first process only)."""
         if self.collectives.rank == 0:
+            folder = paths.weights(self.spec.run_id, self.samples_seen)
             scale, bias = self.method.logit_scale, self.method.logit_bias
             export(self.towers, self.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
-            text = error.model_dump_json() if error else "null"
-            paths.write_text(folder / "normalizer_error.json", text + "\n")
         self.collectives.barrier()
+
+    def measure_normalizers(self, progress: Progress) -> None:
+        """Compare the method's log-normalizers with the exact ones after the step of `progress`, and write it down."""
+        assert self.spec.normalizer_error is not None
+        with self.clock.phase("diagnostics"):
+            error = measure_normalizer_error(
+                self.spec.normalizer_error,
+                towers=self.towers,
+                encode=self.encode,
+                dataset=self.dataset,
+                method=self.method,
+                progress=progress,
+                global_batch_size=self.spec.global_batch_size,
+                seed=self.spec.seed,
+                device=self.device,
+            )
+        if self.collectives.rank == 0:
+            path = paths.normalizer_error(self.spec.run_id, self.samples_seen)
+            paths.write_text(path, error.model_dump_json() + "\n")
 
     def record(self, divergence: Divergence | None, attempts: int) -> Record:
         """Describe what came out."""
-        milestones, errors = {}, []
-        for samples_seen in self.spec.milestones:
-            folder = paths.weights(self.spec.run_id, samples_seen)
-            if samples_seen > self.step_number * self.spec.global_batch_size:
-                continue
-            weights = folder / WEIGHTS_FILE
-            milestones[str(samples_seen)] = Milestone(
-                weights=str(weights.relative_to(self.folder)), sha256=checkpoint.file_sha256(weights)
-            )
-            error = json.loads((folder / "normalizer_error.json").read_text(encoding="utf-8"))
-            if error is not None:
-                errors.append(NormalizerError.model_validate(error))
+        run_id, reached = self.spec.run_id, self.samples_seen
+        weights = {n: paths.weights(run_id, n) / WEIGHTS_FILE for n in self.spec.milestones if n <= reached}
+        measured = self.spec.normalizer_error.at if self.spec.normalizer_error else ()
+        errors = [paths.normalizer_error(run_id, n).read_text(encoding="utf-8") for n in measured if n <= reached]
         return Record(
-            run_id=self.spec.run_id,
+            run_id=run_id,
             fingerprint=fingerprint(self.spec),
             spec=self.spec,
             status="diverged" if divergence else "finished",
-            samples_seen=self.step_number * self.spec.global_batch_size,
-            milestones=milestones,
-            normalizer_error=errors,
+            samples_seen=reached,
+            milestones={
+                str(n): Milestone(weights=str(path.relative_to(self.folder)), sha256=checkpoint.file_sha256(path))
+                for n, path in weights.items()
+            },
+            normalizer_error=[NormalizerError.model_validate_json(error) for error in errors],
             clock_sec={name: round(sec, 6) for name, sec in sorted(self.clock.total_sec.items())},
             median_step_sec=self.clock.median_step_sec,
             peak_memory_bytes=peak_memory_bytes(self.device),
@@ -317,10 +319,12 @@ def train(spec: RunSpec, execution: Execution) -> Record:
             )
             break
         times = trainer.clock.end_step()
-        place = {"step": step + 1, "samples_seen": (step + 1) * spec.global_batch_size, "epoch": progress.epoch}
+        place = {"step": step + 1, "samples_seen": trainer.samples_seen, "epoch": progress.epoch}
         reporter.step(step + 1, {**place, **metrics, **times} if logged else None)
-        if (step + 1) * spec.global_batch_size in spec.milestones:
-            trainer.keep_milestone(progress)
+        if trainer.samples_seen in spec.milestones:
+            trainer.export_weights()
+        if spec.normalizer_error is not None and trainer.samples_seen in spec.normalizer_error.at:
+            trainer.measure_normalizers(progress)
         if step + 1 < spec.num_steps and _is_time_to_save(last_save, execution, collectives, device):
             trainer.save()
             last_save = time.monotonic()

@@ -17,7 +17,6 @@ from engine.spec import (
     Frozen,
     MethodSpec,
     ModelSpec,
-    NormalizerErrorSpec,
     OptimizerSpec,
     RunSpec,
     explain_validation_error,
@@ -27,6 +26,14 @@ from experiments import cards
 
 Options = dict[str, JsonValue]
 _OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
+
+
+class NormalizerErrorPlan(Frozen):
+    """As `NormalizerErrorSpec`, with shares of the training, in (0, 1]."""
+
+    at: tuple[float, ...] = (1.0,)
+    num_anchors: int = 2048
+    control_size: int = 1024
 
 
 class Training(Frozen):
@@ -41,7 +48,7 @@ class Training(Frozen):
     optimizer: OptimizerSpec = OptimizerSpec()
     augmentation: AugmentationSpec = AugmentationSpec()
     precision: str = "fp32"
-    normalizer_error: NormalizerErrorSpec | None = None
+    normalizer_error: NormalizerErrorPlan | None = None
 
 
 class MethodEntry(Frozen):
@@ -125,7 +132,11 @@ def _run(suite: Suite, card: cards.DatasetCard, model: ModelSpec, variant: Varia
     optimizer = plan.optimizer
     if plan.warmup_fraction is not None:
         optimizer = optimizer.model_copy(update={"warmup_steps": round(plan.warmup_fraction * num_steps)})
-    milestones = {max(1, round(share * num_steps)) * batch for share in (*plan.milestones, 1.0)}
+
+    def samples_at(shares: tuple[float, ...]) -> tuple[int, ...]:
+        return tuple(sorted({max(1, round(share * num_steps)) * batch for share in shares}))
+
+    error = plan.normalizer_error
     return RunSpec.model_validate(
         {
             "method": MethodSpec(
@@ -136,11 +147,11 @@ def _run(suite: Suite, card: cards.DatasetCard, model: ModelSpec, variant: Varia
             "model": model,
             "global_batch_size": batch,
             "samples_seen": num_steps * batch,
-            "milestones": tuple(sorted(milestones)),
+            "milestones": samples_at((*plan.milestones, 1.0)),
             "optimizer": optimizer,
             "augmentation": plan.augmentation,
             "precision": plan.precision,
-            "normalizer_error": plan.normalizer_error,
+            "normalizer_error": error and {**error.model_dump(), "at": samples_at(error.at)},
             "seed": seed,
         }
     )

@@ -60,7 +60,6 @@ class NeuCLIPTemperature(TemperatureConfig):
 class NeuCLIP(Method):
     """NeuCLIP. Its state: the temperature, the network, AdaGrad's accumulator, embeddings kept for a restart."""
 
-
     class Config(MethodConfig):
         """Options. Source of the defaults: the paper, where nothing else is said."""
 

@@ -116,7 +116,7 @@ def run_spec(method: str, *, steps: int = 10, batch: int = 16, seed: int = 0, **
         "milestones": (steps * batch,),
         "optimizer": {"lr": 1e-3, "warmup_steps": 2},
         "augmentation": {"kind": "shift"},
-        "normalizer_error": {"num_anchors": 32, "control_size": 16},
+        "normalizer_error": {"at": (steps * batch,), "num_anchors": 32, "control_size": 16},
         "seed": seed,
     }
     return RunSpec.model_validate(spec | changes)

@@ -18,8 +18,8 @@ def test_an_export_loads_in_stock_open_clip_with_the_same_numbers(tmp_path, name
         pixels = (images / 255 - towers.mean) / towers.std
         assert torch.equal(model.eval().encode_image(pixels, normalize=True), image_BD)
         assert torch.equal(model.encode_text(tokens, normalize=True), text_BD)
-    assert float(model.logit_scale.exp()) == pytest.approx(14.3)
-    assert (model.logit_bias is None) if bias is None else float(model.logit_bias) == -7.5
+    assert float(model.logit_scale.detach().exp()) == pytest.approx(14.3)
+    assert (model.logit_bias is None) if bias is None else float(model.logit_bias.detach()) == -7.5
     assert image_BD.shape == (4, embed_dim(towers))
 
 
@@ -31,7 +31,7 @@ def test_the_same_seed_builds_the_same_weights_whatever_was_drawn_before():
 
 
 def test_the_tokenizer_has_the_models_context_length():
-    assert tokenizer("tiny-vit")(["a bell"]).shape == (1, 16)
+    assert tokenizer("tiny-vit")(["a bell"]).shape == (1, 12)
 
 
 def test_an_unknown_model_is_refused_with_a_suggestion():

@@ -39,13 +39,14 @@ def lines(spec):
 
 @pytest.mark.parametrize("method", method_names())
 def test_a_run_writes_its_record_last_and_keeps_no_checkpoints(root, method):
-    spec = toy.run_spec(method, milestones=(48, 160))
+    errors = {"at": (64, 160), "num_anchors": 32, "control_size": 16}
+    spec = toy.run_spec(method, milestones=(48, 160), normalizer_error=errors)
     record = train(spec, Execution(log_every_steps=5))
     assert record == Record.model_validate_json(paths.record(spec.run_id).read_text())
     assert record.status == "finished"
     assert record.samples_seen == 160
     assert set(record.milestones) == {"48", "160"}
-    assert [error.samples_seen for error in record.normalizer_error] == [48, 160]
+    assert [error.samples_seen for error in record.normalizer_error] == [64, 160]
     assert len(set(record.first_indices[:96])) == 96
     assert [line["step"] for line in lines(spec)] == [5, 10]
     assert not paths.checkpoints(spec.run_id).exists()

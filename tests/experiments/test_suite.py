@@ -78,7 +78,7 @@ def test_a_run_id_is_pinned_for_ever():
 )
 def test_whatever_changes_a_result_changes_the_run_id(changes):
     spec = expand("smoke").runs[0].spec.model_dump(mode="json")
-    spec |= {"global_batch_size": 16, "samples_seen": 160, "milestones": (160,)}
+    spec |= {"global_batch_size": 16, "samples_seen": 160, "milestones": (160,), "normalizer_error": None}
     before = RunSpec.model_validate(spec)
     assert RunSpec.model_validate(spec | changes).run_id.split("-")[-1] != before.run_id.split("-")[-1]
 
@@ -116,7 +116,10 @@ def test_a_variant_that_changes_nothing_is_refused(own):
         ({"model": "tiny-vitt"}, "unknown model 'tiny-vitt'; did you mean 'tiny-vit'"),
         ({"evaluation": "datacomp"}, "unknown evaluation 'datacomp'"),
         ({"methods": {"neuclipp": {}}}, "unknown method 'neuclipp'; did you mean 'neuclip'"),
-        ({"methods": {"neuclip": {"options": {"num_protypes": 3}}}}, "unknown key 'num_protypes'; did you mean 'num_prot"),
+        (
+            {"methods": {"neuclip": {"options": {"num_protypes": 3}}}},
+            "unknown key 'num_protypes'; did you mean 'num_prot",
+        ),
         ({"methods": {"neuclip": {"options": {"num_prototypes": "many"}}}}, r"num_prototypes: .*valid integer.*'many'"),
         ({"training": {"global_batch_size": 64, "epoch": 2}}, "unknown key 'epoch'; did you mean 'epochs'"),
         ({"training": {"global_batch_size": 64}}, "give either epochs or samples_seen"),
