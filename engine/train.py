@@ -52,7 +52,8 @@ class Trainer:
                 f"data set {index.name!r} is revision {index.revision} with {index.pairs} pairs on disk, the run wants "
                 f"revision {spec.dataset.revision} with {spec.dataset.pairs}: build the data set and its index again"
             )
-        self.towers = build_towers(spec.model.name, seed=spec.seed).to(device)
+        # Convolutions run faster with channels innermost, on CPUs and on GPUs; for other layers it changes nothing.
+        self.towers = build_towers(spec.model.name, seed=spec.seed).to(device, memory_format=torch.channels_last)
         self.dataset = PairDataset(
             index,
             index_path,
@@ -100,7 +101,7 @@ class Trainer:
         """Encode on the device, in the run's precision; embeddings come out in float32."""
         dtype = _AUTOCAST.get(self.spec.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            image_BD, text_BD = self.encoder(image_BCHW, tokens_BT)
+            image_BD, text_BD = self.encoder(image_BCHW.contiguous(memory_format=torch.channels_last), tokens_BT)
         return image_BD, text_BD
 
     def backward(self, batch: Batch) -> LossOutput:
@@ -219,7 +220,6 @@ class Trainer:
             folder = paths.weights(self.spec.run_id, self.samples_seen)
             scale, bias = self.method.logit_scale, self.method.logit_bias
             export(self.towers, self.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
-        self.collectives.barrier()
 
     def measure_normalizers(self, progress: Progress) -> None:
         """Compare the method's log-normalizers with the exact ones after the step of `progress`, and write it down."""
@@ -278,7 +278,7 @@ def train(spec: RunSpec, execution: Execution) -> Record:
     """
     run_id = spec.run_id
     if paths.record(run_id).exists():
-        return parse(Record, paths.record(run_id).read_text(encoding="utf-8"), str(paths.record(run_id)))
+        return _read_record(run_id)
     device = distributed.choose_device(execution.device)
     torch.set_num_threads(execution.threads)
     collectives = distributed.start(device)
@@ -329,12 +329,17 @@ def train(spec: RunSpec, execution: Execution) -> Record:
             trainer.save()
             last_save = time.monotonic()
     reporter.close()
-    record = trainer.record(divergence, attempts)
     if is_first_process:
+        record = trainer.record(divergence, attempts)
         paths.write_text(paths.record(run_id), record.model_dump_json(indent=1) + "\n")
         checkpoint.remove_checkpoints(paths.checkpoints(run_id))
     collectives.barrier()
-    return record
+    return _read_record(run_id)
+
+
+def _read_record(run_id: str) -> Record:
+    path = paths.record(run_id)
+    return parse(Record, path.read_text(encoding="utf-8"), str(path))
 
 
 def _is_time_to_save(last_save: float, execution: Execution, collectives: Collectives, device: torch.device) -> bool:

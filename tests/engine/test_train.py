@@ -190,7 +190,7 @@ def test_two_processes_train_as_one_does(root, method):
     error = read_record(spec).normalizer_error
     os.rename(paths.run(spec.run_id), root / "alone")
     toy.write_spec(root, spec)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     execution = '{"log_every_steps": 1, "accumulation_steps": 2}'
     subprocess.run([*command, "-m", "engine.train", str(path), "--execution", execution], check=True, timeout=120)
     together = lines(spec)
