@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from engine import paths
+
 
 class Clock:
     """Adds up seconds by phase. On a GPU only when `timing`, since reading a clock there means waiting for it."""
@@ -87,10 +89,21 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of `metrics.jsonl` beyond `step`, and a last one that was cut off when a run was killed."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    paths.write_text(path, "".join(kept))
+
+
 class Reporter:
     """Writes metrics to a file, and progress to a terminal (a bar) or a log (plain lines)."""
 
     def __init__(self, path: Path | None, run_id: str, num_steps: int, first_step: int) -> None:
+        if path:
+            forget_after(path, first_step)
         self._file = path.open("a", encoding="utf-8", buffering=1) if path else None
         self._num_steps, self._start, self._first_step = num_steps, time.perf_counter(), first_step
         self._last_line = self._start

@@ -13,6 +13,7 @@ from engine import paths
 from engine.checkpoint import file_sha256
 from engine.distributed import Collectives
 from engine.method import LossOutput
+from engine.metrics import forget_after
 from engine.record import Record
 from engine.registry import method_names
 from engine.spec import Execution
@@ -102,6 +103,14 @@ def test_a_run_killed_anywhere_ends_with_the_same_weights(root, method):
     assert final_weights(spec) == expected
     assert uninterrupted.normalizer_error == resumed.normalizer_error
     assert uninterrupted.first_indices == resumed.first_indices
+
+
+def test_lines_that_a_killed_run_wrote_too_many_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
+    forget_after(path, 1)
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
+    forget_after(tmp_path / "nothing.jsonl", 1)
 
 
 def test_a_finished_run_is_left_alone(root):
