@@ -8,29 +8,46 @@ import json
 import os
 import sys
 
+from engine import environment
+
+try:
+    environment.check_packages()
+except ValueError as error:
+    raise WorkflowError(str(error))
+
 from analysis import artifacts
-from engine import environment, paths
-from engine.spec import Execution, parse
+from engine import paths
+from engine.spec import Execution, parse, unknown_name
 from experiments import cards, expansion
 
 DEFAULTS = {"suites": "quickstart", "execution": {}}
 for key in config:
     if key not in DEFAULTS:
-        raise WorkflowError(f"unknown --config key {key!r}. Known: {', '.join(DEFAULTS)}.")
+        raise WorkflowError(unknown_name("--config key", key, DEFAULTS))
 config = {**DEFAULTS, **config}
 try:
-    environment.check_packages()
     EXECUTION = parse(Execution, json.dumps(config["execution"]), "--config execution")
     SUITES = expansion.load(str(config["suites"]).split(","))
     DATASETS = {name: cards.dataset(name) for name in cards.names("datasets")}
     EVAL_SETS = {name: cards.eval_set(name) for name in cards.names("evals")}
 except ValueError as error:
     raise WorkflowError(str(error))
-RUNS = {run["run_id"]: run["spec"] for suite in SUITES.values() for run in suite["runs"]}
-EVALUATIONS = {suite["evaluation"]["key"]: suite["evaluation"] for suite in SUITES.values()}
-BUILDS = {card.ready: card.build for card in [*DATASETS.values(), *EVAL_SETS.values()] if card.build}
+RUNS = {run.spec.run_id: run.spec for suite in SUITES.values() for run in suite.runs}
+EVALUATIONS = {suite.evaluation.key: suite.evaluation for suite in SUITES.values()}
+# What one command builds, and the revisions of all that it builds: a changed one is built again.
+BUILDS = {}
+for card in [*DATASETS.values(), *EVAL_SETS.values()]:
+    if card.build and card.ready:
+        BUILDS.setdefault((card.build, card.ready), []).append(f"{card.name} {card.revision}")
 # Rules start the interpreter that runs Snakemake, whatever comes first on the PATH.
 shell.prefix(f"export PATH='{os.path.dirname(sys.executable)}':$PATH; ")
+
+
+def one_of(kind, known, name):
+    """Look a wildcard up, or say which values there are."""
+    if name not in known:
+        raise WorkflowError(unknown_name(kind, name, known) + " Name its suite with --config suites=...")
+    return known[name]
 
 
 rule all:
@@ -39,7 +56,7 @@ rule all:
         [paths.figures(suite) / f"{name}.json" for suite in SUITES for name in artifacts.figures(suite)],
 
 
-for ready, command in BUILDS.items():
+for (command, ready), revisions in BUILDS.items():
 
     rule:
         name:
@@ -48,6 +65,7 @@ for ready, command in BUILDS.items():
             ready,
         params:
             command=command,
+            revisions=sorted(revisions),
         threads: workflow.cores
         shell:
             "{params.command}"
@@ -55,25 +73,26 @@ for ready, command in BUILDS.items():
 
 rule index:
     input:
-        lambda wildcards: DATASETS[wildcards.dataset].ready or [],
+        lambda wildcards: one_of("data set", DATASETS, wildcards.dataset).ready or [],
     output:
         paths.index("{dataset}"),
     log:
         paths.log("index", "{dataset}"),
     params:
-        card=lambda wildcards: DATASETS[wildcards.dataset],
+        revision=lambda wildcards: DATASETS[wildcards.dataset].revision,
+        shards=lambda wildcards: DATASETS[wildcards.dataset].shards,
+        pairs=lambda wildcards: DATASETS[wildcards.dataset].pairs,
         captions=lambda wildcards: DATASETS[wildcards.dataset].captions.model_dump_json(),
     threads: workflow.cores
     shell:
-        "python -m engine.index --name {wildcards.dataset} --revision {params.card.revision:q}"
-        " --shards {params.card.shards:q} --captions {params.captions:q} --pairs {params.card.pairs}"
-        " --out {output} --jobs {threads} 2> {log}"
+        "python -m engine.index --name {wildcards.dataset} --revision {params.revision:q} --shards {params.shards:q}"
+        " --captions {params.captions:q} --pairs {params.pairs} --out {output} --jobs {threads} 2> {log}"
 
 
 rule train:
     input:
         spec=paths.spec("{run}"),
-        index=lambda wildcards: paths.index(RUNS[wildcards.run]["dataset"]["name"]),
+        index=lambda wildcards: paths.index(one_of("run", RUNS, wildcards.run).dataset.name),
     output:
         paths.record("{run}"),
     log:
@@ -90,7 +109,9 @@ rule evaluate:
         record=paths.record("{run}"),
         evaluation=paths.evaluation("{evaluation}"),
         data=lambda wildcards: {
-            EVAL_SETS[name].ready for name in EVALUATIONS[wildcards.evaluation]["sets"] if EVAL_SETS[name].ready
+            card.ready
+            for card in one_of("evaluation", EVALUATIONS, wildcards.evaluation).sets.values()
+            if card.ready
         },
     output:
         paths.evaluated("{run}", "{milestone}", "{evaluation}"),
@@ -108,14 +129,16 @@ rule collect:
     input:
         suite=paths.suite("{suite}"),
         evaluated=lambda wildcards: [
-            paths.evaluated(run["run_id"], milestone, SUITES[wildcards.suite]["evaluation"]["key"])
-            for run in SUITES[wildcards.suite]["runs"]
-            for milestone in run["spec"]["milestones"]
+            paths.evaluated(run.spec.run_id, milestone, SUITES[wildcards.suite].evaluation.key)
+            for run in one_of("suite", SUITES, wildcards.suite).runs
+            for milestone in run.spec.milestones
         ],
     output:
         paths.collected("{suite}"),
     log:
         paths.log("collect", "{suite}"),
+    params:
+        sources=artifacts.sources_sha256(),
     shell:
         "python -m analysis collect {input.suite} --out {output} 2> {log}"
 
@@ -129,6 +152,7 @@ rule table:
         paths.log("table", "{suite}-{name}"),
     params:
         folder=subpath(output[0], parent=True),
+        sources=lambda wildcards: artifacts.sources_sha256("table", wildcards.name),
     shell:
         "python -m analysis table {input} {wildcards.name} --out {params.folder} 2> {log}"
 
@@ -142,10 +166,12 @@ rule figure:
         paths.log("figure", "{suite}-{name}"),
     params:
         folder=subpath(output[0], parent=True),
+        sources=lambda wildcards: artifacts.sources_sha256("figure", wildcards.name),
     shell:
         "python -m analysis figure {input} {wildcards.name} --out {params.folder} 2> {log}"
 
 
 onsuccess:
     for suite in SUITES:
-        shell(f"python -m analysis show {paths.collected(suite)}")
+        if paths.collected(suite).exists():
+            shell(f"python -m analysis show {paths.collected(suite)}")

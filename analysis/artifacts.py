@@ -3,13 +3,15 @@
 A table is ``tables/<id>.py``, a figure ``figures/<id>.py``. Each defines ``build(frame)`` and may say, as literals,
 
 - ``KINDS``: the kinds of rows it is drawn from (`build` gets no others); all but costs, which never repeat, by default;
-- ``SUITES``: patterns of the suites it is made for, e.g. ``("ablation_*",)``; all suites by default.
+- ``SUITES``: patterns of the suites it is made for, e.g. ``("ablation_*",)``, or with ``!`` of those that it is not
+  made for; all suites by default.
 """
 
 from __future__ import annotations
 
 import ast
 import fnmatch
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -57,10 +59,25 @@ def literal(form: Form, name: str, constant: str, default: tuple[str, ...]) -> t
     return default
 
 
+def sources_sha256(form: Form | None = None, name: str = "") -> str:
+    """Digest of the code that an artefact is drawn by: the package's own modules, and the artefact's file.
+
+    Without arguments, of the package's own modules only. Another digest means: draw it again.
+    """
+    files = [path for path in sorted(HERE.iterdir()) if path.is_file()]
+    files += [source(form, name)] if form else []
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _find(form: Form, suite: str | None) -> tuple[str, ...]:
     found = sorted(path.stem for path in (HERE / f"{form}s").glob("[a-z]*.py"))
-    return tuple(
-        name
-        for name in found
-        if suite is None or any(fnmatch.fnmatch(suite, p) for p in literal(form, name, "SUITES", ("*",)))
-    )
+    return tuple(name for name in found if suite is None or _serves(literal(form, name, "SUITES", ("*",)), suite))
+
+
+def _serves(patterns: tuple[str, ...], suite: str) -> bool:
+    wanted = [p for p in patterns if not p.startswith("!")] or ["*"]
+    unwanted = [p.removeprefix("!") for p in patterns if p.startswith("!")]
+    return any(fnmatch.fnmatch(suite, p) for p in wanted) and not any(fnmatch.fnmatch(suite, p) for p in unwanted)

@@ -6,14 +6,16 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from analysis.frame import COLUMNS
 from engine import paths
-from engine.spec import RunSpec, fingerprint, parse
+from engine.evaluation import EvalCard, EvalResult, Evaluation
+from engine.record import Record
+from engine.spec import ModelT, canonical_json, fingerprint, parse
+from engine.suite import ExpandedSuite, SuiteRun
 
 MAX_CURVE_POINTS = 400
 """Longer logs are averaged in bins: a figure shows no more, and single steps would alias with periodic restarts."""
@@ -21,110 +23,10 @@ MAX_CURVE_POINTS = 400
 Row = dict[str, Any]
 Seen = dict[tuple[str, str], tuple[str | None, Path]]
 """For what all runs must share: its digest, and the file that said so first."""
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class CollectError(ValueError):
     """Results are missing or contradict each other."""
-
-
-class _Part(BaseModel):
-    """A part of a file that the engine writes; what the analysis does not use is ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Run(_Part):
-    """A run of the suite."""
-
-    run_id: str
-    variant: str = ""
-    spec: RunSpec
-
-
-class Card(_Part):
-    """What an evaluation set is."""
-
-    title: str = ""
-    metric: str
-    images: int | None = None
-    chance: float | None = None
-
-
-class Evaluation(_Part):
-    """What the suite's runs are evaluated on."""
-
-    sets: tuple[str, ...]
-    averages: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
-    cards: dict[str, Card]
-
-    @model_validator(mode="after")
-    def _check(self) -> Evaluation:
-        if lacking := [name for name in self.sets if name not in self.cards]:
-            raise ValueError(f"no card for {', '.join(lacking)}; every set needs one")
-        for average, sets in self.averages.items():
-            if unknown := [name for name in sets if name not in self.sets]:
-                raise ValueError(
-                    f"average {average!r} is over {', '.join(unknown)}, which is not evaluated; "
-                    f"allowed: {', '.join(self.sets)}"
-                )
-        return self
-
-
-class Suite(_Part):
-    """An expanded suite."""
-
-    suite: str
-    runs: tuple[Run, ...] = Field(min_length=1)
-    evaluation: Evaluation
-
-
-class Weights(_Part):
-    """The exported model of a milestone."""
-
-    sha256: str
-
-
-class Provenance(_Part):
-    """Where a run's numbers come from."""
-
-    commit: str | None = None
-    dirty_sha256: str | None = None
-    dataset_sha256: str | None = None
-    device: str | None = None
-
-
-class Record(_Part):
-    """What came out of a run."""
-
-    schema_version: Literal[1]
-    run_id: str
-    fingerprint: str
-    spec: RunSpec
-    status: Literal["finished", "diverged"]
-    samples_seen: int
-    milestones: dict[int, Weights]
-    normalizer_error: tuple[dict[str, float | None], ...] | None = None
-    clock_sec: dict[str, float]
-    median_step_sec: float | None
-    peak_memory_bytes: float | None
-    provenance: Provenance
-
-
-class EvalResult(_Part):
-    """What came out of one evaluation of one model."""
-
-    schema_version: Literal[1]
-    run_id: str
-    milestone: int
-    eval_set: str
-    status: Literal["evaluated", "absent"]
-    metrics: dict[str, float | None]
-    main_metric: str
-    value: float | None
-    num_samples: int | None
-    weights_sha256: str | None
-    card_sha256: str
 
 
 def collect(suite_path: Path) -> pd.DataFrame:
@@ -139,17 +41,17 @@ def collect(suite_path: Path) -> pd.DataFrame:
     Raises:
         CollectError: If a result is missing or does not fit; the message names the file.
     """
-    suite = _load(Suite, suite_path)
+    suite = _load(ExpandedSuite, suite_path)
     _refuse_doubles(suite)
     _refuse_holes(suite)
     rows: list[Row] = []
     seen: Seen = {}
     for run in suite.runs:
-        path = paths.record(run.run_id)
+        path = paths.record(run.spec.run_id)
         record = _load(Record, path)
         _check_record(run, record, path)
         _agree(seen, ("training set", run.spec.dataset.name), record.provenance.dataset_sha256, path)
-        shared = _shared(suite.suite, run, record)
+        shared = _shared(suite.name, run, record)
         for row in (
             *_score_rows(suite.evaluation, run, record, seen),
             *_normalizer_rows(record),
@@ -160,12 +62,12 @@ def collect(suite_path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def _shared(suite: str, run: Run, record: Record) -> Row:
+def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
     origin = record.provenance
     dirty = f"+{origin.dirty_sha256[:8]}" if origin.dirty_sha256 else ""
     return {
         "suite": suite,
-        "run_id": run.run_id,
+        "run_id": run.spec.run_id,
         "method": run.spec.method.name,
         "variant": run.variant,
         "dataset": run.spec.dataset.name,
@@ -173,8 +75,8 @@ def _shared(suite: str, run: Run, record: Record) -> Row:
         "model": run.spec.model.name,
         "global_batch_size": run.spec.global_batch_size,
         "seed": run.spec.seed,
-        "commit": f"{origin.commit or 'unknown'}{dirty}",
-        "device": origin.device or "unknown",
+        "commit": f"{origin.commit}{dirty}",
+        "device": origin.device,
         "title": "",
         "metric": "",
         "chance": math.nan,
@@ -184,20 +86,21 @@ def _shared(suite: str, run: Run, record: Record) -> Row:
     }
 
 
-def _score_rows(evaluation: Evaluation, run: Run, record: Record, seen: Seen) -> Iterator[Row]:
+def _score_rows(evaluation: Evaluation, run: SuiteRun, record: Record, seen: Seen) -> Iterator[Row]:
     for milestone in run.spec.milestones:
         results = {}
         for name in evaluation.sets:
-            path = paths.eval_result(run.run_id, milestone, name)
+            path = paths.eval_result(run.spec.run_id, milestone, name)
             results[name] = result = _load(EvalResult, path)
-            _check_result(result, run, record, milestone, name, evaluation.cards[name], path)
+            _check_result(result, run, record, milestone, name, evaluation.sets[name], path)
             _agree(seen, ("card of", name), result.card_sha256, path)
+            _agree(seen, ("evaluator of", name), canonical_json(dict(result.evaluator)), path)
         absent = "diverged" if record.status == "diverged" else "absent"
         for name, sets in evaluation.averages.items():
             values = [results[s].value for s in sets]
             known = [value for value in values if value is not None]
             whole = len(known) == len(values)
-            chances = [evaluation.cards[s].chance for s in sets]
+            chances = [evaluation.sets[s].chance for s in sets]
             yield {
                 "kind": "average",
                 "samples_seen": milestone,
@@ -205,13 +108,13 @@ def _score_rows(evaluation: Evaluation, run: Run, record: Record, seen: Seen) ->
                 "title": name,
                 "metric": "mean",
                 "value": math.fsum(known) / len(known) if whole else math.nan,
-                "chance": math.fsum(c or 0.0 for c in chances) / len(chances) if None not in chances else math.nan,
+                "chance": math.fsum(chances) / len(chances),
                 "num_samples": len(sets),
                 "is_main": True,
                 "status": "evaluated" if whole else absent,
             }
         for name, result in results.items():
-            card = evaluation.cards[name]
+            card = evaluation.sets[name]
             metrics = {result.main_metric: result.value, **result.metrics, result.main_metric: result.value}
             for metric, value in metrics.items():
                 is_main = metric == result.main_metric
@@ -219,10 +122,10 @@ def _score_rows(evaluation: Evaluation, run: Run, record: Record, seen: Seen) ->
                     "kind": "eval",
                     "samples_seen": milestone,
                     "name": name,
-                    "title": card.title or name,
+                    "title": card.title,
                     "metric": metric,
                     "value": math.nan if value is None else value,
-                    "chance": math.nan if card.chance is None or not is_main else card.chance,
+                    "chance": card.chance if is_main else math.nan,
                     "num_samples": result.num_samples,
                     "is_main": is_main,
                     "status": "evaluated" if value is not None else absent,
@@ -230,15 +133,13 @@ def _score_rows(evaluation: Evaluation, run: Run, record: Record, seen: Seen) ->
 
 
 def _normalizer_rows(record: Record) -> Iterator[Row]:
-    for entry in record.normalizer_error or ():
-        for name, value in entry.items():
-            if name != "samples_seen":
-                seen = int(entry["samples_seen"] or 0)
-                yield {"kind": "normalizer", "samples_seen": seen, "name": name, "value": value}
+    for entry in record.normalizer_error:
+        for name, value in entry.model_dump(exclude={"samples_seen"}).items():
+            yield {"kind": "normalizer", "samples_seen": entry.samples_seen, "name": name, "value": value}
 
 
-def _train_rows(run: Run) -> Iterator[Row]:
-    path = paths.metrics(run.run_id)
+def _train_rows(run: SuiteRun) -> Iterator[Row]:
+    path = paths.metrics(run.spec.run_id)
     steps: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -270,16 +171,16 @@ def _cost_rows(record: Record) -> Iterator[Row]:
         yield {"kind": "cost", "samples_seen": record.samples_seen, "name": name, "value": value}
 
 
-def _load(model: type[Model], path: Path) -> Model:
+def _load(model: type[ModelT], path: Path) -> ModelT:
     try:
         return parse(model, path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
-        raise CollectError(f"{path} is missing; make it with: snakemake {path}") from None
+        raise CollectError(f"{path} is missing; run snakemake again") from None
     except ValueError as error:
         raise CollectError(str(error)) from None
 
 
-def _refuse_doubles(suite: Suite) -> None:
+def _refuse_doubles(suite: ExpandedSuite) -> None:
     """Refuse runs that tables could not tell apart: they would be taken for seeds of one another."""
     seen: dict[tuple[object, ...], str] = {}
     for run in suite.runs:
@@ -287,54 +188,56 @@ def _refuse_doubles(suite: Suite) -> None:
         place = (spec.method.name, run.variant, spec.dataset, spec.model.name, spec.global_batch_size, spec.seed)
         if place in seen:
             raise CollectError(
-                f"suite {suite.suite!r}: runs {seen[place]} and {run.run_id} have the same method, data set, model, "
-                f"batch size, seed and variant {run.variant!r}; give one of them a variant label of its own"
+                f"suite {suite.name!r}: runs {seen[place]} and {run.spec.run_id} have the same method, data set, "
+                f"model, batch size, seed and variant {run.variant!r}; give one of them a variant label of its own"
             )
-        seen[place] = run.run_id
+        seen[place] = run.spec.run_id
 
 
-def _refuse_holes(suite: Suite) -> None:
+def _refuse_holes(suite: ExpandedSuite) -> None:
     needed = []
     for run in suite.runs:
-        needed += [paths.record(run.run_id), paths.metrics(run.run_id)]
+        needed += [paths.record(run.spec.run_id), paths.metrics(run.spec.run_id)]
         for milestone in run.spec.milestones:
-            needed += [paths.eval_result(run.run_id, milestone, name) for name in suite.evaluation.sets]
+            needed += [paths.eval_result(run.spec.run_id, milestone, name) for name in suite.evaluation.sets]
     missing = [str(path) for path in needed if not path.exists()]
     if missing:
         shown = "\n  ".join(missing[:10]) + ("\n  ..." if len(missing) > 10 else "")
         raise CollectError(
-            f"suite {suite.suite!r}: {len(missing)} of {len(needed)} result files are missing:\n  {shown}\n"
-            f"Train and evaluate what is left with: snakemake {paths.collected(suite.suite)}"
+            f"suite {suite.name!r}: {len(missing)} of {len(needed)} result files are missing:\n  {shown}\n"
+            "Run snakemake; where a folder says all-*.done and lacks files, remove the folder and run snakemake again"
         )
 
 
-def _check_record(run: Run, record: Record, path: Path) -> None:
+def _check_record(run: SuiteRun, record: Record, path: Path) -> None:
     expected = fingerprint(run.spec)
-    if record.fingerprint != expected or fingerprint(record.spec) != expected or record.run_id != run.run_id:
+    if record.fingerprint != expected or fingerprint(record.spec) != expected or record.run_id != run.spec.run_id:
         raise CollectError(
             f"{path}: belongs to another run (fingerprint {record.fingerprint[:8]}, the suite asks for "
-            f"{expected[:8]}, run {run.run_id}); move its folder away and train the run again"
+            f"{expected[:8]}, run {run.spec.run_id}); move its folder away and train the run again"
         )
-    lacking = [m for m in run.spec.milestones if m not in record.milestones]
+    lacking = [m for m in run.spec.milestones if str(m) not in record.milestones]
     if record.status == "finished" and lacking:
         raise CollectError(f"{path}: finished, but without weights for milestones {lacking}; train the run again")
 
 
 def _check_result(
-    result: EvalResult, run: Run, record: Record, milestone: int, name: str, card: Card, path: Path
+    result: EvalResult, run: SuiteRun, record: Record, milestone: int, name: str, card: EvalCard, path: Path
 ) -> None:
     def require(what: str, came: object, expected: object) -> None:
         if came != expected:
-            raise CollectError(f"{path}: {what} is {came!r}, expected {expected!r}; remove the file and evaluate again")
+            raise CollectError(
+                f"{path}: {what} is {came!r}, expected {expected!r}; remove {path.parent} and run snakemake again"
+            )
 
-    require("run_id", result.run_id, run.run_id)
+    require("run_id", result.run_id, run.spec.run_id)
     require("milestone", result.milestone, milestone)
     require("eval_set", result.eval_set, name)
     require("main_metric", result.main_metric, card.metric)
     if result.status == "absent":
         require("value of an absent result", result.value, None)
         return
-    weights = record.milestones.get(milestone)
+    weights = record.milestones.get(str(milestone))
     require("weights_sha256", result.weights_sha256, weights.sha256 if weights else None)
     if card.images is not None:
         require("num_samples", result.num_samples, card.images)
@@ -342,11 +245,11 @@ def _check_result(
         raise CollectError(f"{path}: value is {result.value}, allowed is [0, 1]; evaluate again")
 
 
-def _agree(seen: Seen, key: tuple[str, str], sha256: str | None, path: Path) -> None:
-    """Refuse to compare runs whose data differ under one name."""
-    first, where = seen.setdefault(key, (sha256, path))
-    if first != sha256:
+def _agree(seen: Seen, key: tuple[str, str], found: str | None, path: Path) -> None:
+    """Refuse to compare runs whose data or tools differ under one name."""
+    first, where = seen.setdefault(key, (found, path))
+    if first != found:
         raise CollectError(
-            f"{path}: {' '.join(key)} has digest {sha256}, but {where} has {first}: these numbers do not "
+            f"{path}: {' '.join(key)} is {found}, but {where} has {first}: these numbers do not "
             "compare; remove the older of the two and make it again"
         )

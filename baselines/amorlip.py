@@ -173,7 +173,11 @@ class AmorLIP(Method):
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Train the networks on this batch's normalizers, then return the encoders' loss."""
-        scale, epoch = self.temperature.scale, progress.epoch
+        return self.loss_at(features, self.temperature.scale, progress)
+
+    def loss_at(self, features: Features, scale: Tensor, progress: Progress) -> LossOutput:
+        """Like `loss`, at a logit scale (scalar, with gradient) that anybody may own."""
+        epoch = progress.epoch
         are_new = self._start_epoch(progress) if progress.step_in_epoch == 0 else False
         log_sum_B2 = self._log_sums(features, scale)
         target_B2 = self._mix(log_sum_B2.detach(), self.previous, features, epoch)
@@ -286,6 +290,7 @@ class AmorLIP(Method):
             pair.image.fc3.bias.copy_(means[:1])
             pair.text.fc3.bias.copy_(means[1:])
 
+    @torch.enable_grad()
     def _fit(self, features: Features, target_B2: Tensor, log_sum_B2: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Take the networks' Adam steps; return their loss at the first and at the last of them, before it moves."""
         parameters = list(self.networks.parameters())

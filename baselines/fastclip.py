@@ -133,10 +133,15 @@ class FastCLIP(Method):
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Move the batch's running normalizers, then return the loss that they weight."""
+        if self._individual:
+            return self.loss_at(features, (1 / self.temperature_N2[features.index_B]).requires_grad_(), progress)
+        return self.loss_at(features, self.temperature.scale, progress)
+
+    def loss_at(self, features: Features, scale: Tensor, progress: Progress) -> LossOutput:
+        """Like `loss`, at a logit scale that anybody may own: a scalar with gradient; one per sample and side in v2."""
         index_B = features.index_B
         gamma = self.gamma(progress.epoch)
         visited_B1 = self.visited_N[index_B, None]
-        scale = (1 / self.temperature_N2[index_B]).requires_grad_() if self._individual else self.temperature.scale
         scales = (scale[:, 0], scale[:, 1]) if self._individual else scale
         log_g_B2 = torch.stack(self.batch_log_partitions(features, scales, self.config.chunk_rows), dim=1)
 

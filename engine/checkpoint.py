@@ -6,8 +6,8 @@ last: what has no valid ``.json`` does not exist.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,6 @@ import torch
 from engine import paths
 
 KEEP = 2
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -35,26 +29,32 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         torch.save(state, temporary)
     paths.write_text(
         data.with_suffix(".json"),
-        json.dumps({"step": step, "sha256": file_sha256(data), "num_bytes": data.stat().st_size}) + "\n",
+        json.dumps({"step": step, "sha256": paths.file_sha256(data), "num_bytes": data.stat().st_size}) + "\n",
     )
     for old in sorted(folder.glob("step-*.json"))[:-KEEP]:
         old.unlink()
         old.with_suffix(".pt").unlink(missing_ok=True)
 
 
-def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """Return the newest checkpoint that verifies, or None if there is none."""
+def newest_step(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint that verifies, or None if there is none."""
     for manifest in sorted(folder.glob("step-*.json"), reverse=True):
         data = manifest.with_suffix(".pt")
-        if data.exists() and json.loads(manifest.read_text(encoding="utf-8"))["sha256"] == file_sha256(data):
-            state: dict[str, Any] = torch.load(data, map_location=device, weights_only=True)
-            return state
+        try:
+            said = json.loads(manifest.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if data.exists() and said.get("sha256") == paths.file_sha256(data):
+            return int(said["step"])
     return None
 
 
+def load_checkpoint(folder: Path, step: int, device: torch.device) -> dict[str, Any]:
+    """Return the state after `step` steps."""
+    state: dict[str, Any] = torch.load(folder / f"step-{step:09d}.pt", map_location=device, weights_only=True)
+    return state
+
+
 def remove_checkpoints(folder: Path) -> None:
-    """Delete all checkpoints of a run that is done."""
-    for path in [*folder.glob("step-*.json"), *folder.glob("step-*.pt"), *folder.glob(".step-*.tmp")]:
-        path.unlink()
-    if folder.exists():
-        folder.rmdir()
+    """Delete all checkpoints of a run that is done. What cannot be deleted is left: the run is done all the same."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-PROJECT = "neuclip-suite"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -21,10 +21,9 @@ def check_packages(requirements: list[str] | None = None) -> None:
         ValueError: If a package is missing or has a version that is not allowed; names all of them.
     """
     if requirements is None:
-        try:
-            requirements = metadata.requires(PROJECT) or []
-        except metadata.PackageNotFoundError:
-            raise ValueError(f"this checkout is not installed here: run `pip install -e {ROOT}`") from None
+        # Of this checkout, not of its installation, which may be older.
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        requirements = project["dependencies"]
     problems = []
     for requirement in map(Requirement, requirements):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):

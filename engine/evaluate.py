@@ -19,7 +19,7 @@ import torch
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from engine import checkpoint, paths
+from engine import distributed, paths
 from engine.evaluation import EvalCard, EvalResult, Evaluation
 from engine.record import Record
 from engine.spec import Execution, parse
@@ -28,7 +28,7 @@ from engine.towers import load_export
 BATCH_SIZE = 64
 """Fixed: another batch size moves logits by about 1e-5."""
 RECALL_AT = (1, 5, 10)
-_EVALUATOR = ("clip_benchmark", "open_clip_torch", "torch")
+EVALUATOR = ("clip_benchmark", "open_clip_torch", "torch")
 
 
 def evaluate_set(
@@ -58,6 +58,9 @@ def evaluate_set(
     if not shard_count.exists():
         fetch = f"; `{card.build}` makes it" if card.build else ""
         raise FileNotFoundError(f"evaluation set {card.name!r}: {folder} is not there{fetch}")
+    if card.sha256 is not None and paths.folder_sha256(folder) != card.sha256:
+        again = f"run `{card.build}` again" if card.build else "fetch it again"
+        raise ValueError(f"evaluation set {card.name!r}: {folder} does not hold what its card says: {again}")
     counting = _Counting(transform)
     with warnings.catch_warnings():
         # webdataset warns that shards are not shuffled, which is what an evaluation wants.
@@ -111,8 +114,9 @@ def evaluate(record: Record, milestone: int, evaluation: Evaluation, device: str
     """
     done = record.milestones.get(str(milestone))
     weights = paths.run(record.run_id) / done.weights if done else None
-    if done and weights and checkpoint.file_sha256(weights) != done.sha256:
+    if done and weights and paths.file_sha256(weights) != done.sha256:
         raise ValueError(f"{weights} is not what record.json names: remove the run's folder and train it again")
+    evaluator = {package: importlib.metadata.version(package) for package in EVALUATOR}
     model = None
     results = []
     for name, card in track(evaluation.sets.items(), record.run_id, disable=not sys.stderr.isatty()):
@@ -120,7 +124,8 @@ def evaluate(record: Record, milestone: int, evaluation: Evaluation, device: str
         card_sha256 = card.identity
         if path.exists():
             old = EvalResult.model_validate_json(path.read_text(encoding="utf-8"))
-            if (old.weights_sha256, old.card_sha256) == (done.sha256 if done else None, card_sha256):
+            wanted = (done.sha256 if done else None, card_sha256, evaluator)
+            if (old.weights_sha256, old.card_sha256, old.evaluator) == wanted:
                 results.append(old)
                 continue
         metrics: dict[str, float] = {}
@@ -141,10 +146,7 @@ def evaluate(record: Record, milestone: int, evaluation: Evaluation, device: str
             num_samples=num_samples,
             weights_sha256=done.sha256 if done else None,
             card_sha256=card_sha256,
-            evaluator={
-                package: importlib.metadata.version(package)
-                for package in ("clip_benchmark", "open_clip_torch", "torch")
-            },
+            evaluator=evaluator,
         )
         paths.write_text(path, result.model_dump_json(indent=1) + "\n")
         results.append(result)
@@ -167,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         evaluation = parse(Evaluation, args.evaluation.read_text(encoding="utf-8"), str(args.evaluation))
         execution = parse(Execution, args.execution, "execution")
         torch.set_num_threads(execution.threads)
-        device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
+        device = distributed.choose_device(execution.device).type
         for result in evaluate(record, args.milestone, evaluation, device):
             value = "absent" if result.value is None else f"{100 * result.value:.2f} %"
             sys.stderr.write(f"{result.run_id} @ {result.milestone}: {result.eval_set} {result.main_metric} {value}\n")

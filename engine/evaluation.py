@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from engine.spec import SCHEMA_VERSION, Frozen, fingerprint
+from engine.spec import SCHEMA_VERSION, Frozen, fingerprint, unknown_name
 
 
 class EvalCard(Frozen):
@@ -24,13 +24,19 @@ class EvalCard(Frozen):
     classes: int | None = None
     captions: int | None = None
     chance: float = Field(ge=0, le=1)
-    sha256: str
+    sha256: str | None = None
+    """Digest of the folder as `engine.paths.folder_sha256` takes it; None compares only the counts."""
     licence: str
     source: str
     build: str | None = None
     """Command that makes or fetches it; None when it must be fetched by hand."""
     ready: str | None = None
     """File that exists once `build` has succeeded."""
+
+    @property
+    def revision(self) -> str:
+        """Changes when the set's content does."""
+        return self.sha256 or "unpinned"
 
     @property
     def identity(self) -> str:
@@ -44,7 +50,15 @@ class Evaluation(Frozen):
 
     name: str
     sets: dict[str, EvalCard]
-    averages: dict[str, tuple[str, ...]]
+    averages: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
+
+    @model_validator(mode="after")
+    def _check(self) -> Evaluation:
+        for average, members in self.averages.items():
+            for member in members:
+                if member not in self.sets:
+                    raise ValueError(f"average {average!r}: " + unknown_name("evaluation set", member, self.sets))
+        return self
 
     @property
     def key(self) -> str:

@@ -20,21 +20,15 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from engine import paths
-from engine.spec import Frozen, canonical_json, parse
+from engine.paths import file_sha256
+from engine.spec import CaptionSource, Frozen, canonical_json, parse
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes")
 
 
-class CaptionSource(Frozen):
-    """Where a sample's caption lies: member ``key.txt``, or a field of ``key.json`` (text, or a list of texts)."""
-
-    member: str = "txt"
-    field: str | None = None
-
-
 class Shard(Frozen):
-    """One shard: file name, usable pairs, and a digest of its member table."""
+    """One shard: file name, usable pairs, and the SHA-256 of the file."""
 
     name: str
     pairs: int
@@ -74,7 +68,9 @@ def read_index(path: Path) -> Index:
 
 def read_rows(index_path: Path, shard: Shard) -> NDArray[np.int64]:
     """Return the offsets and sizes of a shard's pairs, shape (pairs, 4), columns as in `COLUMNS`."""
-    rows: NDArray[np.int64] = np.load(index_path.parent / f"{shard.name}.npy", allow_pickle=False)
+    path = index_path.parent / f"{shard.name}.npy"
+    # Mapped, not read: a billion pairs have 32 GB of them, in every process.
+    rows: NDArray[np.int64] = np.load(path, mmap_mode="r" if shard.pairs else None, allow_pickle=False)
     return rows
 
 
@@ -82,19 +78,20 @@ def index_shard(path: Path, captions: CaptionSource) -> tuple[NDArray[np.int64],
     """Read one shard's member table.
 
     Returns:
-        Offsets and sizes (pairs, 4), the rejected samples, and a digest of the member table.
+        Offsets and sizes (pairs, 4), the rejected samples, and the SHA-256 (hex) of the file.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     rejected: list[Rejected] = []
     duplicates: set[str] = set()
-    digest = hashlib.sha256()
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if not member.isreg():
                     continue
-                key, _, extension = member.name.partition(".")
-                digest.update(f"{member.name}\0{member.offset_data}\0{member.size}\n".encode())
+                # The key ends at the first dot of the file's name; folders may have dots of their own.
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
                 fields = samples.setdefault(key, {})
                 if extension.lower() in fields:
                     duplicates.add(key)
@@ -117,7 +114,7 @@ def index_shard(path: Path, captions: CaptionSource) -> tuple[NDArray[np.int64],
             rejected.append(Rejected(shard=path.name, key=key, reason=reason or ""))
         else:
             rows.append((*image, *caption))
-    return np.array(rows, dtype=np.int64).reshape(-1, 4), rejected, digest.hexdigest()
+    return np.array(rows, dtype=np.int64).reshape(-1, 4), rejected, file_sha256(path)
 
 
 def _write_sidecar(path: Path, out: Path, captions: CaptionSource) -> tuple[Shard, list[Rejected]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import importlib
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -82,10 +81,6 @@ def submit_and_wait(module: str, argv: list[str], *, name: str, folder: Path, ex
         **({f"slurm_{key}": value for key, value in execution.slurm.items()} if execution.cluster == "slurm" else {}),
     )
     job = executor.submit(ModuleJob(module, argv))
-    paths.write_text(
-        folder / "job.json",
-        json.dumps({"cluster": execution.cluster, "job_id": job.job_id, "name": name, "module": module}) + "\n",
-    )
     while not job.done():
         time.sleep(POLL_SEC)
     try:
@@ -118,6 +113,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = paths.jobs(run_id) / "-".join(filter(None, (kind, args.milestone)))
     try:
         execution = parse(Execution, args.execution, "execution")
+        if args.module == "engine.evaluate":
+            # One process evaluates a model, however many train it.
+            execution = execution.model_copy(update={"nodes": 1, "tasks_per_node": 1})
         with _only_launcher(folder):
             submit_and_wait(args.module, job_argv, name=f"{kind}-{run_id}", folder=folder, execution=execution)
     except (JobFailedError, ValueError) as error:

@@ -57,13 +57,13 @@ class Clock:
 
     def end_step(self) -> dict[str, float]:
         """End a step; returns its seconds as ``time/<phase>_sec`` when it was timed."""
-        if not self.timing:
+        timed, self.timing = self.timing, True
+        if not timed:
             return {}
         step_sec = self.now() - self._step_start
         self.step_sec.append(step_sec)
         phases = {k: v - self._before_step.get(k, 0.0) for k, v in self.total_sec.items()}
         times = {f"time/{k}_sec": v for k, v in phases.items() if v > 0}
-        self.timing = True
         return {"time/step_sec": step_sec, **times}
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,11 @@ def record(run_id: str) -> Path:
 def metrics(run_id: str) -> Path:
     """One JSON line per logged step."""
     return run(run_id) / "metrics.jsonl"
+
+
+def attempts(run_id: str) -> Path:
+    """One JSON line per start of the run."""
+    return run(run_id) / "attempts.jsonl"
 
 
 def checkpoints(run_id: str) -> Path:
@@ -95,6 +102,19 @@ def log(*parts: str) -> Path:
     return RESULTS / "logs" / Path(*parts).with_suffix(".log")
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """Return a digest of a folder's content: of the line ``<path> <SHA-256>`` of every file, sorted by path."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    lines = [f"{name} {file_sha256(files[name])}\n" for name in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling to write to; it takes `path`'s place only if the block succeeds.
@@ -102,7 +122,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The data is on disk before the name changes, so that a crash leaves the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -7,6 +7,7 @@ Everything that can change a result is in `RunSpec` and enters the run's id; eve
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -35,12 +36,20 @@ class MethodSpec(Frozen):
     config: dict[str, JsonValue]
 
 
+class CaptionSource(Frozen):
+    """Where a sample's caption lies: member ``key.txt``, or a field of ``key.json`` (text, or a list of texts)."""
+
+    member: str = "txt"
+    field: str | None = None
+
+
 class DatasetSpec(Frozen):
-    """A training set: its card's name, the card's content revision and the pairs it holds."""
+    """A training set: its card's name, the revision of its content, the pairs it holds, and where captions lie."""
 
     name: str = Field(pattern=ID_PATTERN)
     revision: str
     pairs: int = Field(ge=2)
+    captions: CaptionSource = CaptionSource()
 
 
 class ModelSpec(Frozen):
@@ -134,7 +143,7 @@ class RunSpec(Frozen):
         """Optimiser steps in all."""
         return self.samples_seen // self.global_batch_size
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """``<method>-<dataset>-<model>-s<seed>-<8 hex>``; the hex is over the whole spec."""
         parts = (self.method.name, self.dataset.name, self.model.name, f"s{self.seed}", fingerprint(self)[:8])
@@ -154,16 +163,24 @@ class Execution(Frozen):
     """Keep decoded pictures in memory when the augmentation allows it and they fit in `cache_gib`."""
     cache_gib: float = Field(default=2.0, ge=0)
     accumulation_steps: int = Field(default=1, ge=1)
-    """Split each process's batch in so many parts; the gradient stays that of the whole batch."""
+    """Split each process's batch in so many parts; the gradient stays that of the whole batch. Not for models with
+    batch norm, which would see a part at a time."""
     log_every_steps: int = Field(default=10, ge=1)
     save_every_min: float = Field(default=10.0, ge=0)
     compile: bool = False
     nodes: int = Field(default=1, ge=1)
     tasks_per_node: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
+    """GPUs that a job sees; 0 runs on the CPU."""
     timeout_min: int = Field(default=60 * 24, ge=1)
     slurm: dict[str, JsonValue] = Field(default_factory=dict)
     """Further submitit parameters on Slurm, without their prefix: partition, account, qos, ..."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Execution:
+        if self.device == "cuda" and self.gpus_per_node == 0:
+            raise ValueError("device 'cuda' with gpus_per_node = 0: a job sees no GPU then; set gpus_per_node too")
+        return self
 
 
 def canonical_json(value: BaseModel | JsonValue) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from engine.index import read_index
 from engine.method import Features, LossOutput, MethodEnv, Progress
 from engine.metrics import Clock, Reporter, peak_memory_bytes
 from engine.optim import Optimizer
-from engine.record import Divergence, Milestone, NormalizerError, Record, provenance
+from engine.provenance import provenance
+from engine.record import Attempt, Divergence, Milestone, NormalizerError, Record
 from engine.registry import method_class, resolve_config
-from engine.spec import Execution, RunSpec, fingerprint, parse
+from engine.spec import DatasetSpec, Execution, RunSpec, fingerprint, parse
 from engine.towers import WEIGHTS_FILE, build_towers, embed_dim, export, tokenizer
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,13 +50,16 @@ class Trainer:
                 f"data set {spec.dataset.name!r} has no index at {index_path}: run `snakemake {index_path}` first"
             )
         index = read_index(index_path)
-        if (index.revision, index.pairs) != (spec.dataset.revision, spec.dataset.pairs):
+        found = DatasetSpec(name=index.name, revision=index.revision, pairs=index.pairs, captions=index.captions)
+        if found != spec.dataset:
             raise ValueError(
-                f"data set {index.name!r} is revision {index.revision} with {index.pairs} pairs on disk, the run wants "
-                f"revision {spec.dataset.revision} with {spec.dataset.pairs}: build the data set and its index again"
+                f"the index of data set {index.name!r} is of revision {found.revision} with {found.pairs} pairs and "
+                f"captions in {found.captions}, the run wants revision {spec.dataset.revision} with "
+                f"{spec.dataset.pairs} and captions in {spec.dataset.captions}: run `snakemake -f {index_path}`"
             )
         # Convolutions run faster with channels innermost, on CPUs and on GPUs; for other layers it changes nothing.
-        self.towers = build_towers(spec.model.name, seed=spec.seed).to(device, memory_format=torch.channels_last)
+        self.towers = build_towers(spec.model.name, seed=spec.seed)
+        self.towers.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dataset = PairDataset(
             index,
             index_path,
@@ -77,6 +83,7 @@ class Trainer:
         self.method = method_class(spec.method.name)(config, env).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
+        self._share_batch_norm()
         self.encoder: nn.Module = torch.compile(self.towers) if execution.compile else self.towers  # type: ignore[assignment]
         if collectives.world_size > 1:
             self.encoder = DistributedDataParallel(
@@ -85,6 +92,27 @@ class Trainer:
         self.clock = Clock(device)
         self.step_number = 0
         self.first_indices: list[int] = []
+
+    def _share_batch_norm(self) -> None:
+        """Let batch norm see the global batch, so that no result depends on how many processes share it.
+
+        Raises:
+            ValueError: If that cannot be done: with accumulation, or in several processes on a CPU.
+        """
+        if not any(isinstance(module, nn.BatchNorm2d) for module in self.towers.modules()):
+            return
+        if self.execution.accumulation_steps > 1:
+            raise ValueError(
+                f"model {self.spec.model.name!r} has batch norm, which would see a part of the batch at a time: "
+                "use accumulation_steps 1, or a model without batch norm"
+            )
+        if self.collectives.world_size > 1:
+            if self.device.type == "cpu":
+                raise ValueError(
+                    f"model {self.spec.model.name!r} has batch norm, which cannot see the whole batch in "
+                    f"{self.collectives.world_size} CPU processes: use one process, GPUs, or a model without batch norm"
+                )
+            self.towers = nn.SyncBatchNorm.convert_sync_batchnorm(self.towers)  # type: ignore[no-untyped-call]
 
     # One step ---------------------------------------------------------------------------------------------------
 
@@ -147,8 +175,9 @@ class Trainer:
 
     def step(self, batch: Batch, *, timing: bool) -> dict[str, Any] | None:
         """Take one optimiser step; returns its metrics, or None if it was not finite and nothing was changed."""
-        torch.manual_seed(hash((self.spec.seed, self.step_number, self.collectives.rank)) & (2**63 - 1))
         progress = self.progress()
+        # Whatever draws from torch's own generator (dropout) then depends on the step, not on what came before.
+        torch.manual_seed(self.method.env.generator(f"step on process {self.collectives.rank}", progress.step).seed())
         lr = self.optimizer.set_learning_rates(progress.step)
         temperature = 1 / self.method.logit_scale.detach()
         output = self.backward(batch)
@@ -189,7 +218,7 @@ class Trainer:
             if self.collectives.rank == 0:
                 state = {
                     "fingerprint": fingerprint(self.spec),
-                    "step": self.step_number,
+                    "dataset_sha256": self.dataset.index.sha256,
                     "towers": self.towers.state_dict(),
                     "method": self.method.state_dict(),
                     "optimizer": self.optimizer.adamw.state_dict(),
@@ -201,18 +230,21 @@ class Trainer:
             self.collectives.barrier()
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that verifies, if there is one."""
-        state = checkpoint.load_newest(paths.checkpoints(self.spec.run_id), self.device)
-        if state is None:
+        """Go on from the newest checkpoint that verifies, if there is one; the first process chooses it for all."""
+        folder = paths.checkpoints(self.spec.run_id)
+        newest = checkpoint.newest_step(folder) if self.collectives.rank == 0 else None
+        step = int(self.collectives.broadcast(torch.tensor(newest or 0, device=self.device)))
+        if step == 0:
             return
-        if state["fingerprint"] != fingerprint(self.spec):
-            raise ValueError(f"{paths.checkpoints(self.spec.run_id)} belongs to another spec: remove that folder")
+        state = checkpoint.load_checkpoint(folder, step, self.device)
+        if (state["fingerprint"], state["dataset_sha256"]) != (fingerprint(self.spec), self.dataset.index.sha256):
+            raise ValueError(f"{folder} belongs to another spec or to other data: remove that folder")
         self.towers.load_state_dict(state["towers"])
         self.method.load_state_dict(state["method"])
         self.optimizer.adamw.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.clock.load_state_dict(state["clock"])
-        self.step_number, self.first_indices = state["step"], state["first_indices"]
+        self.step_number, self.first_indices = step, state["first_indices"]
 
     def export_weights(self) -> None:
         """Write the model of a milestone (first process only)."""
@@ -240,7 +272,7 @@ class Trainer:
             path = paths.normalizer_error(self.spec.run_id, self.samples_seen)
             paths.write_text(path, error.model_dump_json() + "\n")
 
-    def record(self, divergence: Divergence | None, attempts: int) -> Record:
+    def record(self, divergence: Divergence | None) -> Record:
         """Describe what came out."""
         run_id, reached = self.spec.run_id, self.samples_seen
         weights = {n: paths.weights(run_id, n) / WEIGHTS_FILE for n in self.spec.milestones if n <= reached}
@@ -253,40 +285,58 @@ class Trainer:
             status="diverged" if divergence else "finished",
             samples_seen=reached,
             milestones={
-                str(n): Milestone(weights=str(path.relative_to(self.folder)), sha256=checkpoint.file_sha256(path))
+                str(n): Milestone(weights=str(path.relative_to(self.folder)), sha256=paths.file_sha256(path))
                 for n, path in weights.items()
             },
-            normalizer_error=[NormalizerError.model_validate_json(error) for error in errors],
+            normalizer_error=tuple(NormalizerError.model_validate_json(error) for error in errors),
             clock_sec={name: round(sec, 6) for name, sec in sorted(self.clock.total_sec.items())},
             median_step_sec=self.clock.median_step_sec,
             peak_memory_bytes=peak_memory_bytes(self.device),
-            attempts=attempts,
-            first_indices=self.first_indices,
+            attempts=read_attempts(run_id),
+            first_indices=tuple(self.first_indices),
             divergence=divergence,
-            provenance=provenance(
-                dataset_sha256=self.dataset.index.sha256,
-                device=self.device,
-                world_size=self.collectives.world_size,
-            ),
         )
 
 
 def train(spec: RunSpec, execution: Execution) -> Record:
     """Train a run to its end in this process (one of several under `torchrun`), and write its record.
 
-    Returns at once if the run is done already.
+    Returns at once if the run is done already, and waits while another job is at it: a run is never trained twice.
     """
-    run_id = spec.run_id
-    if paths.record(run_id).exists():
-        return _read_record(run_id)
     device = distributed.choose_device(execution.device)
     torch.set_num_threads(execution.threads)
     collectives = distributed.start(device)
-    trainer = Trainer(spec, execution, device, collectives)
+    with _only_trainer(spec.run_id) if collectives.rank == 0 else contextlib.nullcontext():
+        done = torch.tensor(float(paths.record(spec.run_id).exists()), device=device)
+        if not collectives.broadcast(done):
+            _train(Trainer(spec, execution, device, collectives))
+        elif collectives.rank == 0:
+            checkpoint.remove_checkpoints(paths.checkpoints(spec.run_id))
+    path = paths.record(spec.run_id)
+    return parse(Record, path.read_text(encoding="utf-8"), str(path))
+
+
+@contextlib.contextmanager
+def _only_trainer(run_id: str) -> Iterator[None]:
+    path = paths.run(run_id) / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _train(trainer: Trainer) -> None:
+    spec, execution, device, collectives = trainer.spec, trainer.execution, trainer.device, trainer.collectives
+    run_id = spec.run_id
     trainer.resume()
     first = trainer.step_number
     is_first_process = collectives.rank == 0
-    attempts = _count_attempt(run_id) if is_first_process else 0
+    if is_first_process:
+        origin = provenance(
+            dataset_sha256=trainer.dataset.index.sha256, device=device, world_size=collectives.world_size
+        )
+        attempts = (*read_attempts(run_id), Attempt(first_step=first, provenance=origin))
+        paths.write_text(paths.attempts(run_id), "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
     reporter = Reporter(paths.metrics(run_id) if is_first_process else None, run_id, spec.num_steps, first)
     loader = build_loader(
         trainer.dataset,
@@ -315,7 +365,7 @@ def train(spec: RunSpec, execution: Execution) -> Record:
                 step=step,
                 reason="the loss or its gradient is not finite",
                 temperature=1 / float(trainer.method.logit_scale),
-                indices=batch.index_B[:_FIRST_INDICES].tolist(),
+                indices=tuple(batch.index_B[:_FIRST_INDICES].tolist()),
             )
             break
         times = trainer.clock.end_step()
@@ -330,16 +380,17 @@ def train(spec: RunSpec, execution: Execution) -> Record:
             last_save = time.monotonic()
     reporter.close()
     if is_first_process:
-        record = trainer.record(divergence, attempts)
+        record = trainer.record(divergence)
         paths.write_text(paths.record(run_id), record.model_dump_json(indent=1) + "\n")
         checkpoint.remove_checkpoints(paths.checkpoints(run_id))
     collectives.barrier()
-    return _read_record(run_id)
 
 
-def _read_record(run_id: str) -> Record:
-    path = paths.record(run_id)
-    return parse(Record, path.read_text(encoding="utf-8"), str(path))
+def read_attempts(run_id: str) -> tuple[Attempt, ...]:
+    """Return every start of a run so far, in order."""
+    path = paths.attempts(run_id)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return tuple(parse(Attempt, line, str(path)) for line in lines)
 
 
 def _is_time_to_save(last_save: float, execution: Execution, collectives: Collectives, device: torch.device) -> bool:
@@ -348,13 +399,6 @@ def _is_time_to_save(last_save: float, execution: Execution, collectives: Collec
     if collectives.world_size == 1:
         return due
     return bool(collectives.broadcast(torch.tensor([float(due)], device=device)).item())
-
-
-def _count_attempt(run_id: str) -> int:
-    path = paths.run(run_id) / "attempts"
-    attempts = 1 + (int(path.read_text(encoding="utf-8")) if path.exists() else 0)
-    paths.write_text(path, f"{attempts}\n")
-    return attempts
 
 
 def read_spec(path: Path) -> RunSpec:

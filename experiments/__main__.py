@@ -12,32 +12,18 @@ from rich.table import Table
 
 from engine import paths
 from engine.spec import RunSpec, canonical_json, parse
+from engine.suite import ExpandedSuite
 from experiments import cards
-from experiments.suite import ExpandedSuite, expand
+from experiments.suite import expand
 
 
 def write_expansion(suite: ExpandedSuite) -> None:
     """Write a suite's runs, their specs and its evaluation below `results/`; equal files are left untouched."""
-    evaluation = suite.evaluation
     for run in suite.runs:
         paths.write_text(paths.spec(run.spec.run_id), run.spec.model_dump_json(indent=1) + "\n")
+    evaluation = suite.evaluation
     paths.write_text(paths.evaluation(evaluation.key), evaluation.model_dump_json(indent=1) + "\n")
-    content = {
-        "suite": suite.name,
-        "title": suite.title,
-        "runs": [
-            {"run_id": run.spec.run_id, "variant": run.variant, "spec": run.spec.model_dump(mode="json")}
-            for run in suite.runs
-        ],
-        "evaluation": {
-            "name": evaluation.name,
-            "key": evaluation.key,
-            "sets": list(evaluation.sets),
-            "averages": {name: list(members) for name, members in evaluation.averages.items()},
-            "cards": {name: card.model_dump(mode="json") for name, card in evaluation.sets.items()},
-        },
-    }
-    paths.write_text(paths.suite(suite.name), json.dumps(content, indent=1) + "\n")
+    paths.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
 
 
 def _list(console: Console, names: list[str]) -> None:

@@ -9,8 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from engine.evaluation import EvalCard, Evaluation
-from engine.index import CaptionSource
-from engine.spec import ID_PATTERN, Frozen, ModelT, explain_validation_error, unknown_name
+from engine.spec import ID_PATTERN, CaptionSource, Frozen, ModelT, explain_validation_error, unknown_name
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -85,11 +84,10 @@ def evaluation(name: str) -> Evaluation:
     """
     listed = _read_card("evaluations", name, EvaluationList, "evaluation")
     sets = {key: eval_set(key) for key in listed.sets}
-    for average, members in listed.averages.items():
-        for member in members:
-            if member not in sets:
-                raise ValueError(f"evaluation {name!r}, average {average!r}: " + unknown_name("set", member, sets))
-    return Evaluation(name=name, sets=sets, averages=listed.averages)
+    try:
+        return Evaluation(name=name, sets=sets, averages=listed.averages)
+    except ValidationError as error:
+        raise ValueError(explain_validation_error(f"evaluation {name!r}", error, Evaluation)) from None
 
 
 def _named(card: ModelT, found: str, wanted: str) -> ModelT:

@@ -7,14 +7,14 @@ Expanding needs the methods' classes and so torch, which takes seconds to import
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from engine import paths
+from engine.spec import parse
+from engine.suite import ExpandedSuite
 
 ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = ("*/*.py", "experiments/*/*.yaml", "engine/models/*.json")
@@ -31,14 +31,14 @@ def sources_sha256() -> str:
     return digest.hexdigest()
 
 
-def load(suites: Sequence[str]) -> dict[str, dict[str, Any]]:
+def load(suites: Sequence[str]) -> dict[str, ExpandedSuite]:
     """Return the expanded suites by name, as written by `python -m experiments expand`.
 
     Raises:
         ValueError: If a suite cannot be expanded; the message is the one for the user.
     """
     digest = sources_sha256()
-    stale = [name for name in suites if _digest_of(name) != digest or not paths.suite(name).exists()]
+    stale = [name for name in suites if _digest_of(name) != digest or not _is_whole(name)]
     if stale:
         command = [sys.executable, "-m", "experiments", "expand", *stale]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -46,7 +46,20 @@ def load(suites: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise ValueError(result.stderr.strip())
         for name in stale:
             paths.write_text(_digest_path(name), digest + "\n")
-    return {name: json.loads(paths.suite(name).read_text(encoding="utf-8")) for name in suites}
+    return {name: _read(name) for name in suites}
+
+
+def _read(name: str) -> ExpandedSuite:
+    return parse(ExpandedSuite, paths.suite(name).read_text(encoding="utf-8"), str(paths.suite(name)))
+
+
+def _is_whole(name: str) -> bool:
+    """Whether everything that an expansion writes is there: folders of runs may have been removed since."""
+    if not paths.suite(name).exists():
+        return False
+    suite = _read(name)
+    specs = all(paths.spec(run.spec.run_id).exists() for run in suite.runs)
+    return specs and paths.evaluation(suite.evaluation.key).exists()
 
 
 def _digest_path(name: str) -> Path:

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from engine.evaluation import Evaluation
 from engine.registry import method_names, resolve_config
 from engine.spec import (
     AugmentationSpec,
@@ -22,6 +21,7 @@ from engine.spec import (
     explain_validation_error,
     unknown_name,
 )
+from engine.suite import ExpandedSuite, SuiteRun
 from experiments import cards
 
 Options = dict[str, JsonValue]
@@ -81,22 +81,6 @@ class Suite(Frozen):
     variants: tuple[Variant, ...] = (Variant(),)
 
 
-class SuiteRun(Frozen):
-    """A run and what the suite calls it. The run itself knows neither: the same run may serve several suites."""
-
-    variant: str
-    spec: RunSpec
-
-
-class ExpandedSuite(Frozen):
-    """A suite with its runs."""
-
-    name: str
-    title: str
-    runs: tuple[SuiteRun, ...]
-    evaluation: Evaluation
-
-
 def merge(base: Any, change: Any) -> Any:
     """Return `base` with `change` laid over it: mappings are merged, anything else is replaced."""
     if isinstance(base, dict) and isinstance(change, dict):
@@ -128,9 +112,13 @@ def _run(suite: Suite, card: cards.DatasetCard, model: ModelSpec, variant: Varia
         num_steps = round(plan.epochs * (card.pairs // batch))
     else:
         assert plan.samples_seen is not None
+        if plan.samples_seen % batch:
+            raise ValueError(f"training: samples_seen = {plan.samples_seen} is no multiple of the batch of {batch}")
         num_steps = plan.samples_seen // batch
     optimizer = plan.optimizer
     if plan.warmup_fraction is not None:
+        if optimizer.warmup_steps:
+            raise ValueError("training: give either warmup_fraction or optimizer.warmup_steps")
         optimizer = optimizer.model_copy(update={"warmup_steps": round(plan.warmup_fraction * num_steps)})
 
     def samples_at(shares: tuple[float, ...]) -> tuple[int, ...]:
@@ -143,7 +131,7 @@ def _run(suite: Suite, card: cards.DatasetCard, model: ModelSpec, variant: Varia
                 name=method,
                 config=resolve_config(method, merge(entry.options, variant.options)).model_dump(mode="json"),
             ),
-            "dataset": DatasetSpec(name=card.name, revision=card.revision, pairs=card.pairs),
+            "dataset": DatasetSpec(name=card.name, revision=card.revision, pairs=card.pairs, captions=card.captions),
             "model": model,
             "global_batch_size": batch,
             "samples_seen": num_steps * batch,

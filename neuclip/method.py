@@ -132,15 +132,15 @@ class NeuCLIP(Method):
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Restart the network if it is due, train it, and return UNIFIED with its alphas."""
-        return self.loss_at(features, self.logit_scale, progress.step)
+        return self.loss_at(features, self.logit_scale, progress)
 
-    def loss_at(self, features: Features, logit_scale: Tensor, step: int) -> LossOutput:
+    def loss_at(self, features: Features, logit_scale: Tensor, progress: Progress) -> LossOutput:
         """Do a step at a given logit scale, whoever owns that.
 
         Args:
             features: The local pairs; the network is trained on the global batch.
             logit_scale: 1 / temperature, scalar; gradients flow into it.
-            step: Number of the step, from 0; decides on restarts.
+            progress: Its step decides on restarts.
 
         Returns:
             UNIFIED over the local pairs, and metrics: ``npn/`` objective before and after the NPN block, norm of
@@ -155,7 +155,7 @@ class NeuCLIP(Method):
         pair_G2D = collectives.gather_with_grad(torch.stack((features.image_BD, features.text_BD), dim=1))
         log_gamma_2B = self._log_gamma(features, pair_G2D, logit_scale, local.start)
         embedding_2GD = pair_G2D.detach().transpose(0, 1)
-        self._restart_or_remember(embedding_2GD, step)
+        self._restart_or_remember(embedding_2GD, progress.step)
 
         stale_2B = self._alpha(features, logit_scale) if config.updates == "simultaneous" else None
         metrics = {}

@@ -9,11 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("analysis", "baselines", "engine", "experiments", "neuclip")
+# engine.standalone: the methods' losses for other training code, which it builds by name.
+FOR_METHODS = {"engine.method", "engine.contrastive", "engine.distributed", "engine.standalone"}
 MAY_IMPORT = {
     "engine": {"engine"},
-    "neuclip": {"neuclip", "engine.method", "engine.contrastive", "engine.distributed"},
-    "baselines": {"engine.method", "engine.contrastive", "engine.distributed"},
-    "analysis": {"analysis", "engine.spec", "engine.record", "engine.paths", "engine.evaluation"},
+    "neuclip": {"neuclip"} | FOR_METHODS,
+    "baselines": FOR_METHODS,
+    "analysis": {"analysis", "engine.spec", "engine.record", "engine.paths", "engine.evaluation", "engine.suite"},
     "experiments": {"experiments", "engine"},
 }
 ONLY_IN = {

@@ -10,9 +10,9 @@ from PIL import Image
 
 from engine import paths
 from engine.evaluation import EvalCard, Evaluation
-from engine.index import CaptionSource, build_index
+from engine.index import build_index
 from engine.registry import resolve_config
-from engine.spec import RunSpec
+from engine.spec import CaptionSource, RunSpec
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 PLACES = {"top left": (4, 4), "top right": (4, 18), "bottom left": (18, 4), "bottom right": (18, 18)}
@@ -56,6 +56,11 @@ def write_shards(folder: Path, shard_sizes: tuple[int, ...] = (40, 30, 26)) -> N
 def build(root: Path) -> None:
     """Write the toy set below `root` and its index where a run with that working directory looks for it."""
     write_shards(root / "data" / "toy" / "train")
+    index(root)
+
+
+def index(root: Path) -> None:
+    """Write the index of the toy set."""
     out = root / paths.index("toy")
     build_index("toy", "1", root / "data" / "toy" / "train", CaptionSource(), out, pairs=NUM_PAIRS)
 
@@ -82,7 +87,7 @@ def build_evaluation(root: Path) -> Evaluation:
     (retrieval / "dataset_type.txt").write_text("retrieval")
     for folder in (classification, retrieval):
         (folder / "test" / "nshards.txt").write_text("1")
-    about = {"licence": "CC0-1.0", "source": "made by the test", "sha256": "0" * 64, "images": len(samples)}
+    about = {"licence": "CC0-1.0", "source": "made by the test", "images": len(samples)}
     colours_card = EvalCard(
         name="toy_colours", title="Colours", task="zeroshot_classification", metric="acc1", path=str(classification),
         classes=len(colours), chance=0.25, **about,

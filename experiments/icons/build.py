@@ -5,7 +5,6 @@ The folder appears at once and whole: it is made beside its place and moved ther
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from zipfile import ZipFile
 from rich.console import Console
 from rich.progress import track
 
+from engine.paths import file_sha256, folder_sha256
 from experiments.icons import cards, catalogue, licences, render, sets, shards, sources
 from experiments.icons.sets import LOOK_ALIKE, SAME_DRAWING, EvalSet, Picture, Size
 
@@ -136,15 +136,11 @@ def _manifest(folder: Path, size: Size, train: list[Picture]) -> dict[str, Any]:
     captions = [sample["txt"].decode() for sample in samples]
     assert len(samples) == len(train), "every training pair is written"
     digests = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
     evals = {}
     for path in sorted((folder / "evals").iterdir()):
-        inside = f"evals/{path.name}/"
-        own = {file.removeprefix(inside): digest for file, digest in digests.items() if file.startswith(inside)}
-        evals[path.name] = {**shards.check_eval_set(path), "sha256": set_sha256(own)}
+        evals[path.name] = {**shards.check_eval_set(path), "sha256": folder_sha256(path)}
     return {
         "recipe": RECIPE,
         "name": size.name,
@@ -160,8 +156,3 @@ def _manifest(folder: Path, size: Size, train: list[Picture]) -> dict[str, Any]:
         "evals": evals,
         "files": digests,
     }
-
-
-def set_sha256(digests: dict[str, str]) -> str:
-    """Return the digest of an evaluation set: over ``<path in the set> <sha256>`` of its files, a line each, sorted."""
-    return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()

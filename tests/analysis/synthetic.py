@@ -12,11 +12,19 @@ from engine import paths
 from engine.spec import RunSpec, fingerprint
 
 METHODS = ("neuclip", "openclip", "fastclip", "siglip", "amorlip")
+ABOUT = {"path": "data/x", "licence": "CC0-1.0", "source": "made up"}
 CARDS = {
-    "digits": {"title": "Digits", "metric": "acc1", "images": 1797, "chance": 0.1},
-    "flickr": {"title": "Flickr", "metric": "mean_recall@1", "images": 200, "chance": 0.005},
-}
+    "digits": {"title": "Digits", "task": "zeroshot_classification", "metric": "acc1", "images": 1797, "chance": 0.1},
+    "flickr": {
+        "title": "Flickr", "task": "zeroshot_retrieval", "metric": "mean_recall@1", "images": 200, "chance": 0.005,
+    },
+}  # fmt: skip
 AVERAGES = {"Average": ["digits", "flickr"], "Retrieval": ["flickr"]}
+PROVENANCE = {
+    "commit": "0123456789abcdef", "dirty_sha256": None, "lock_sha256": "e" * 64, "dataset_sha256": "d" * 64,
+    "device": "cpu", "device_count": 2, "world_size": 1, "threads": 1, "python": "3.11", "platform": "Linux",
+    "packages": {},
+}  # fmt: skip
 BATCH, STEPS = 64, 40
 LEVEL = {"openclip": 0.30, "fastclip": 0.34, "siglip": 0.29, "amorlip": 0.33, "neuclip": 0.40}
 
@@ -43,7 +51,7 @@ def run_spec(method: str, seed: int, **changes: Any) -> dict[str, Any]:
         "milestones": [BATCH * STEPS // 2, BATCH * STEPS],
         "optimizer": {},
         "augmentation": {},
-        "normalizer_error": {"num_anchors": 512},
+        "normalizer_error": {"at": [BATCH * STEPS // 2, BATCH * STEPS], "num_anchors": 512},
         "seed": seed,
     }
     return RunSpec.model_validate(spec | changes).model_dump(mode="json")
@@ -82,10 +90,11 @@ def write_suite(
     labelled = [("", spec) for spec in specs] + [(v, spec) for v, more in (variants or {}).items() for spec in more]
     for variant, raw in labelled:
         spec = RunSpec.model_validate(raw)
-        runs.append({"run_id": spec.run_id, "variant": variant, "spec": raw})
+        runs.append({"variant": variant, "spec": raw})
         write_run(spec, cards, is_diverged=(spec.method.name, spec.seed) in diverged)
-    evaluation = {"name": "two", "sets": list(cards), "averages": averages, "cards": cards}
-    write_json(paths.suite(name), {"suite": name, "title": "A suite", "runs": runs, "evaluation": evaluation})
+    sets = {key: {"name": key, **ABOUT, **card} for key, card in cards.items()}
+    evaluation = {"name": "two", "sets": sets, "averages": averages}
+    write_json(paths.suite(name), {"name": name, "title": "A suite", "runs": runs, "evaluation": evaluation})
     return paths.suite(name)
 
 
@@ -121,16 +130,12 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
         "clock_sec": {"data": 1.0, "encoder": 6.0, "method": 2.0, "optimizer": 0.5, "checkpoint": 0.5},
         "median_step_sec": 0.010 + 0.001 * seed,
         "peak_memory_bytes": 2**30,
-        "attempts": 1,
+        "attempts": [{"first_step": 0, "provenance": PROVENANCE}],
         "first_indices": [3, 1, 2],
-        "divergence": {"step": seen // spec.global_batch_size, "reason": "loss is not finite"} if is_diverged else None,
-        "provenance": {
-            "commit": "0123456789abcdef",
-            "dirty_sha256": None,
-            "dataset_sha256": "d" * 64,
-            "device": "cpu",
-        },
-    }
+        "divergence": {
+            "step": seen // spec.global_batch_size, "reason": "not finite", "temperature": 0.07, "indices": [1, 2],
+        } if is_diverged else None,
+    }  # fmt: skip
     write_json(paths.record(spec.run_id), record)
     lines = []
     steps = seen // spec.global_batch_size

@@ -116,7 +116,8 @@ def test_the_normalizer_table_averages_both_sides(frame: pd.DataFrame) -> None:
 
 def test_the_cost_table_gives_shares_of_time(frame: pd.DataFrame) -> None:
     cells = row(build_table(frame, "cost"), "NeuCLIP", "cpu")
-    assert (cells["Median step, ms"].value, cells["Encoder, %"].value) == (pytest.approx(11.0), pytest.approx(60.0))
+    assert cells["Median step, ms"].value == pytest.approx(11.0)
+    assert cells["Encoder, %"].value == pytest.approx(100 * 6 / (1 + 6 + 2 + 0.5))
     assert cells["Peak memory, GiB"].value == 1.0
 
 

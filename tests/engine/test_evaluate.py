@@ -106,6 +106,7 @@ def test_other_weights_than_the_record_names_are_refused(done):
     [
         ({"images": 17}, "16 images .* its card says 17"),
         ({"classes": 5}, "4 class names, its card says 5"),
+        ({"sha256": "0" * 64, "build": "make it"}, "does not hold what its card says: run `make it` again"),
         ({"path": "nowhere", "build": "make it"}, "nowhere is not there; `make it` makes it"),
     ],
 )

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import toy
 
-from engine.index import CaptionSource, build_index, index_shard, read_index, read_rows
+from engine.index import build_index, index_shard, read_index, read_rows
+from engine.spec import CaptionSource
 
 
 def index(tmp_path, **changes):
@@ -39,6 +40,20 @@ def test_unusable_samples_are_left_out_and_named(tmp_path):
         ("c", "no image"),
         ("d", "no .txt caption"),
     }
+
+
+def test_keys_may_lie_in_folders_with_dots(tmp_path):
+    members = {"./v1.0/a.png": toy.picture("red", "top left", 0), "./v1.0/a.txt": b"fine"}
+    toy.write_tar(tmp_path / "train" / "0.tar", members)
+    assert index(tmp_path).pairs == 1
+
+
+def test_the_digest_is_of_the_content(tmp_path):
+    toy.write_shards(tmp_path / "train")
+    before = index(tmp_path)
+    shard = tmp_path / "train" / "00001.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"blue square", b"BLUE square", 1))
+    assert index(tmp_path).sha256 != before.sha256
 
 
 def test_a_truncated_shard_keeps_its_whole_samples(tmp_path):

@@ -48,4 +48,5 @@ def test_two_launchers_of_one_run_train_it_once(root):
     command = [sys.executable, "-m", "engine.launch", "engine.train", str(toy.write_spec(root, spec))]
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    assert json.loads(paths.record(spec.run_id).read_text())["attempts"] == 1
+    assert json.loads(paths.record(spec.run_id).read_text())["attempts"][0]["first_step"] == 0
+    assert len(json.loads(paths.record(spec.run_id).read_text())["attempts"]) == 1

@@ -10,7 +10,7 @@ import torch
 import toy
 
 from engine import paths
-from engine.checkpoint import file_sha256
+from engine.checkpoint import newest_step
 from engine.distributed import Collectives
 from engine.method import LossOutput
 from engine.metrics import forget_after
@@ -31,7 +31,7 @@ def root(tmp_path, monkeypatch):
 
 
 def final_weights(spec):
-    return file_sha256(paths.weights(spec.run_id, spec.samples_seen) / WEIGHTS_FILE)
+    return paths.file_sha256(paths.weights(spec.run_id, spec.samples_seen) / WEIGHTS_FILE)
 
 
 def lines(spec):
@@ -82,20 +82,26 @@ def first_batch(trainer):
     return next(iter(loader))
 
 
-@pytest.mark.parametrize("method", method_names())
-def test_a_run_killed_anywhere_ends_with_the_same_weights(root, method):
-    spec = toy.run_spec(method, steps=20, augmentation={"kind": "random_resized_crop"})
+KILLS = [(method, "tiny-vit", 1 + 3 * number) for number, method in enumerate(method_names())]
+
+
+@pytest.mark.parametrize(("method", "model", "kill_at"), [*KILLS, ("neuclip", "tiny-resnet", 8)])
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(root, method, model, kill_at):
+    spec = toy.run_spec(method, steps=20, model={"name": model}, augmentation={"kind": "random_resized_crop"})
     path = toy.write_spec(root, spec)
+    checkpoints = paths.checkpoints(spec.run_id)
     command = [sys.executable, "-m", "engine.train", str(path), "--execution", '{"save_every_min": 0}']
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while len(list(paths.checkpoints(spec.run_id).glob("*.json"))) < 2 and process.poll() is None:
-        time.sleep(0.001)
+    # The kill falls anywhere in what follows this checkpoint: a step, or the writing of the next one.
+    while not (checkpoints / f"step-{kill_at:09d}.json").exists() and process.poll() is None:
+        time.sleep(0.0005)
+    time.sleep(0.001 * kill_at)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    killed_at = max(int(p.stem.removeprefix("step-")) for p in paths.checkpoints(spec.run_id).glob("*.json"))
-    assert 0 < killed_at < 20
+    left = newest_step(checkpoints)
+    assert kill_at <= left < 20
     resumed = train(spec, Execution())
-    assert resumed.attempts == 2
+    assert [attempt.first_step for attempt in resumed.attempts] == [0, left]
     expected = final_weights(spec)
 
     os.rename(paths.run(spec.run_id), root / "killed")
@@ -103,6 +109,41 @@ def test_a_run_killed_anywhere_ends_with_the_same_weights(root, method):
     assert final_weights(spec) == expected
     assert uninterrupted.normalizer_error == resumed.normalizer_error
     assert uninterrupted.first_indices == resumed.first_indices
+
+
+def test_a_run_that_is_being_trained_is_not_trained_a_second_time(root):
+    spec = toy.run_spec("openclip", steps=30)
+    path = toy.write_spec(root, spec)
+    command = [sys.executable, "-m", "engine.train", str(path), "--execution", '{"save_every_min": 0}']
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(read_record(spec).attempts) == 1
+
+
+def test_checkpoints_of_other_data_are_refused(root):
+    spec = toy.run_spec("openclip", steps=30)
+    trainer = Trainer(spec, Execution(), CPU, Collectives())
+    trainer.step_number = 3
+    trainer.save()
+    shard = root / "data" / "toy" / "train" / "00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"a red square", b"a RED square"))
+    toy.index(root)
+    with pytest.raises(ValueError, match="belongs to another spec or to other data"):
+        train(spec, Execution())
+
+
+def test_batch_norm_is_refused_where_it_would_see_a_part_of_the_batch(root):
+    spec = toy.run_spec("openclip", model={"name": "tiny-resnet"})
+    with pytest.raises(ValueError, match=r"'tiny-resnet' has batch norm, .* use accumulation_steps 1"):
+        train(spec, Execution(accumulation_steps=2))
+
+
+def test_the_record_says_where_its_numbers_come_from(root):
+    spec = toy.run_spec("openclip")
+    origin = train(spec, Execution()).provenance
+    assert origin.packages["open_clip_torch"].startswith("3.")
+    assert origin.threads == 1
+    assert len(origin.dataset_sha256) == len(origin.lock_sha256) == 64
 
 
 def test_lines_that_a_killed_run_wrote_too_many_are_dropped(tmp_path):
@@ -117,7 +158,7 @@ def test_a_finished_run_is_left_alone(root):
     spec = toy.run_spec("openclip")
     train(spec, Execution())
     before = paths.record(spec.run_id).stat().st_mtime_ns
-    assert train(spec, Execution()).attempts == 1
+    assert len(train(spec, Execution()).attempts) == 1
     assert paths.record(spec.run_id).stat().st_mtime_ns == before
 
 
@@ -173,7 +214,7 @@ def test_a_spec_that_was_edited_is_refused(root):
 
 def test_other_data_than_the_spec_names_is_refused(root):
     spec = toy.run_spec("openclip", dataset={"name": "toy", "revision": "2", "pairs": toy.NUM_PAIRS})
-    with pytest.raises(ValueError, match="revision 1 with 96 pairs on disk, the run wants revision 2"):
+    with pytest.raises(ValueError, match=r"of revision 1 with 96 pairs .* the run wants revision 2"):
         train(spec, Execution())
 
 

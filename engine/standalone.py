@@ -1,0 +1,164 @@
+"""Methods as losses for other training code, called as open_clip's `ClipLoss` is.
+
+There the caller owns encoders, temperature and optimiser; the loss keeps what else a method needs from step to step.
+The suite's own trainer does not come here: it uses all of `engine.method`. Shape suffixes: B local batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.distributed import Collectives, ProcessGroup
+from engine.method import Features, LossOutput, MethodEnv, Progress
+from engine.registry import method_class, resolve_config
+
+
+class StandaloneLoss(nn.Module):
+    """A method behind the call of `ClipLoss`. Subclasses ask for what their method must know, and document it.
+
+    `state_dict()` holds all that a restart needs, and is the same on every process; `metrics` what the method
+    reported at the last call. Nothing in it is for the caller's optimiser.
+
+    Args:
+        name: The method's name.
+        options: The method's options, except its temperature's.
+        global_batch_size: Pairs in a call, over all processes.
+        accum_freq: Calls that share an optimiser step, each with all its pairs, as open_clip's trainer makes them.
+        embed_dim: D. This and the following keep their default where the method does not look at them.
+        dataset_size: Data set positions are below it.
+        steps_per_epoch: Optimiser steps per epoch.
+        num_epochs: Epochs of the run, for the method's schedules.
+        seed: Decides whatever the method draws at random.
+
+    Raises:
+        ValueError: If an option is unknown, has a wrong value or belongs to the caller, or a size is not positive.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: dict[str, Any],
+        *,
+        global_batch_size: int,
+        accum_freq: int,
+        embed_dim: int = 1,
+        dataset_size: int = 1,
+        steps_per_epoch: int = 1,
+        num_epochs: int = 1,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "global_batch_size": global_batch_size,
+            "accum_freq": accum_freq,
+            "embed_dim": embed_dim,
+            "dataset_size": dataset_size,
+            "steps_per_epoch": steps_per_epoch,
+            "num_epochs": num_epochs,
+        }
+        for size, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{size} = {value}: allowed is 1 or more")
+        if "temperature" in options:
+            raise ValueError(
+                "temperature: it is your model's here, which passes it as logit_scale: set its start, bounds and "
+                "learning rate there, and leave this option out"
+            )
+        env = MethodEnv(
+            embed_dim=embed_dim,
+            dataset_size=dataset_size,
+            global_batch_size=global_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            num_steps=steps_per_epoch * num_epochs,
+            seed=seed,
+            collectives=ProcessGroup() if dist.is_available() and dist.is_initialized() else Collectives(),
+        )
+        self.method = method_class(name)(resolve_config(name, options), env)
+        # It stays in the state, so that the suite can load it, but no one moves it.
+        self.method.get_submodule("temperature").requires_grad_(False)
+        self.env, self.accum_freq = env, accum_freq
+        self.step, self.part = 0, 0
+        self.metrics: dict[str, Tensor] = {}
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+        *,
+        index: Tensor | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return this process's part of the loss, for gradients that are averaged over processes.
+
+        The method's state moves only in training mode with gradient enabled; otherwise the value is what a training
+        step would return. Computed in float32 (float64 after ``.double()``), whatever the features' type and autocast.
+
+        Args:
+            image_features: Unit embeddings of the local images, (B, D).
+            text_features: Unit embeddings of their texts, (B, D).
+            logit_scale: exp(t) = 1 / temperature, one number.
+            logit_bias: Changes no contrastive loss: its gradient is zero, as with `ClipLoss`.
+            output_dict: Return ``{"contrastive_loss": loss}``.
+            index: Data set positions of the pairs, (B,), integers; only FastCLIP needs them.
+
+        Raises:
+            ValueError: If the batch has another size than was announced, lies on another device than the loss, or
+                `index` is missing or wrong where it is needed.
+        """
+        state = next(self.method.parameters())
+        self._check(image_features, state.device)
+        dtype = torch.promote_types(state.dtype, torch.float32)
+        features = Features(
+            image_features.to(dtype),
+            text_features.to(dtype),
+            self._positions(index, len(image_features)).to(state.device),
+        )
+        progress = Progress(self.step, self.env.steps_per_epoch, self.env.num_steps, self.env.global_batch_size)
+        is_training = self.training and torch.is_grad_enabled()
+        is_last = self.part == self.accum_freq - 1
+        # A copy takes the steps that are not to be kept: in evaluation, and in all but the last call of several that
+        # share a step, which must all start from the same state.
+        method = cast(_TakesLogitScale, self.method if is_training and is_last else copy.deepcopy(self.method))
+        with torch.autocast(state.device.type, enabled=False):
+            scale = torch.as_tensor(logit_scale, dtype=dtype, device=state.device).reshape(())
+            output = method.loss_at(features, scale, progress)
+        if is_training:
+            self.step, self.part = (self.step + 1, 0) if is_last else (self.step, self.part + 1)
+        self.metrics = output.metrics
+        total = output.total if logit_bias is None else output.total + 0 * logit_bias.sum()
+        return {"contrastive_loss": total} if output_dict else total
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Return how far training is: optimiser steps, and calls within the current one."""
+        return {"step": self.step, "part": self.part}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Take what `get_extra_state` returned."""
+        self.step, self.part = state["step"], state["part"]
+
+    def _check(self, image_features: Tensor, device: torch.device) -> None:
+        rows, processes, expected = len(image_features), self.env.collectives.world_size, self.env.global_batch_size
+        if rows * processes != expected:
+            raise ValueError(
+                f"got {rows} pairs on each of {processes} processes, the loss was made for global_batch_size = "
+                f"{expected}: drop incomplete batches, count all processes (and all accumulated batches) in "
+                "global_batch_size, and make the loss after torch.distributed is initialised"
+            )
+        if image_features.device != device:
+            raise ValueError(
+                f"features are on {image_features.device}, the loss is on {device}: move the loss with .to()"
+            )
+
+    def _positions(self, index: Tensor | None, num_pairs: int) -> Tensor:
+        return torch.arange(num_pairs)
+
+
+class _TakesLogitScale(Protocol):
+    def loss_at(self, features: Features, scale: Tensor, progress: Progress, /) -> LossOutput: ...

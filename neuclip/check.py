@@ -1,0 +1,520 @@
+"""Three first checks of NeuCLIP on synthetic data: ``python -m neuclip.check``, half a minute at most on one core.
+
+    1 objective     UNIFIED at alpha* = log(eps + g) is RGCL, in value and gradients
+    2 convergence   the alternation settles, where full-batch optimisation of RGCL ends
+    3 prediction    the network's log-normalizers are nearer to the exact ones than what else could be used
+
+It prints what was measured beside its bound and draws one figure (`docs/first-checks.md` reads it). Exit status 1
+says that a check failed. Shape suffixes: 2 sides (image anchors, text anchors), N pairs of the set, B batch,
+D embedding, I input, M prototypes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from engine.contrastive import log_mix, log_partitions
+from engine.method import Features, MethodEnv, Progress
+from neuclip.method import NeuCLIP
+from neuclip.objective import add_eps, conjugate, rgcl, unified
+
+EPS = 1e-14
+EMBED_DIM = 16
+Loss = Callable[[Features, Progress], Tensor]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measured number and the largest value with which it passes."""
+
+    what: str
+    value: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bound is kept; NaN keeps none."""
+        return self.value <= self.bound
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What check 1 found: UNIFIED - RGCL where all alphas lie `shift` nats above their optimum."""
+
+    measures: list[Measure]
+    temperature: float
+    shift: list[float]
+    excess: list[float]
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """What check 2 found: (step, value) over the whole set.
+
+    `rgcl` has a curve for each way of optimising it; `excess` is UNIFIED - RGCL in nats per anchor and temperature.
+    """
+
+    measures: list[Measure]
+    rgcl: dict[str, list[tuple[int, float]]]
+    excess: list[tuple[int, float]]
+    restart_period: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What check 3 found, by estimator: its mean squared error, and (exact, estimate) in the last batch measured."""
+
+    measures: list[Measure]
+    mse: dict[str, float]
+    points: dict[str, tuple[Tensor, Tensor]]
+
+
+# What is trained, and how -------------------------------------------------------------------------------------------
+
+
+def synthetic_pairs(num_pairs: int, *, num_kinds: int = 64, num_inputs: int = 16, seed: int) -> Tensor:
+    """Draw the inputs of images and texts, (2, N, I): two noisy views of one vector.
+
+    The vectors come in kinds of which few are frequent and most are rare, as in real data: an anchor of a frequent
+    kind has many near-equal pairs, one of a rare kind hardly any, and their normalizers differ by orders of magnitude.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    kind_N = torch.multinomial(1 / torch.arange(1.0, num_kinds + 1), num_pairs, replacement=True, generator=generator)
+    shared_NI = noise(num_kinds, num_inputs)[kind_N] + 0.5 * noise(num_pairs, num_inputs)
+    return shared_NI @ noise(2, num_inputs, num_inputs) / num_inputs**0.5 + 0.3 * noise(2, num_pairs, num_inputs)
+
+
+class Run:
+    """Linear encoders and a temperature, trained on pairs by Adam: little to learn, so that an optimum is reached.
+
+    Args:
+        input_2NI: The pairs.
+        batch_size: B.
+        num_steps: Steps in all.
+        seed: Decides the encoders' start and the order of pairs.
+        options: NeuCLIP's.
+    """
+
+    def __init__(self, input_2NI: Tensor, *, batch_size: int, num_steps: int, seed: int, **options: Any) -> None:
+        self.input_2NI, self.batch_size, self.num_steps, self.seed = input_2NI, batch_size, num_steps, seed
+        num_pairs, num_inputs = input_2NI.shape[1:]
+        start = torch.randn(2, num_inputs, EMBED_DIM, generator=torch.Generator().manual_seed(seed))
+        self.encoders = nn.Parameter(start / num_inputs**0.5)
+        config = NeuCLIP.Config.model_validate({"eps": EPS, **options})
+        env = MethodEnv(EMBED_DIM, num_pairs, batch_size, num_pairs // batch_size, num_steps, seed)
+        self.method = NeuCLIP(config, env)
+
+    def encode(self, index_B: Tensor) -> Features:
+        """Embed the pairs at some positions."""
+        image_BD, text_BD = normalize(torch.bmm(self.input_2NI[:, index_B], self.encoders), dim=2)
+        return Features(image_BD, text_BD, index_B)
+
+    def everything(self) -> Features:
+        """Embed all pairs, in order."""
+        return self.encode(torch.arange(self.input_2NI.shape[1]))
+
+    def rgcl(self, features: Features, progress: Progress) -> Tensor:
+        """RGCL with the normalizers of the given pairs among themselves."""
+        scale = self.method.logit_scale
+        return rgcl(_log_g(features, scale), 1 / scale, rho=self.method.config.rho, eps=EPS)
+
+    def unified(self, features: Features, progress: Progress) -> Tensor:
+        """NeuCLIP's loss: trains the network first."""
+        return self.method.loss(features, progress).total
+
+    def steps(self, loss: Loss, lr: float) -> Iterator[tuple[Progress, Features]]:
+        """Train; yields at every step once its loss is computed and before encoders and temperature move."""
+        generator = torch.Generator().manual_seed(self.seed)
+        temperature = [parameter for group in self.method.param_groups() for parameter in group.params]
+        optimizer = torch.optim.Adam([self.encoders, *temperature], lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.num_steps)
+        for step in range(self.num_steps):
+            progress = Progress(step, self.method.env.steps_per_epoch, self.num_steps, self.batch_size)
+            if progress.step_in_epoch == 0:
+                order_N = torch.randperm(self.input_2NI.shape[1], generator=generator)
+            features = self.encode(order_N[progress.step_in_epoch * self.batch_size :][: self.batch_size])
+            total = loss(features, progress)
+            yield progress, features
+            optimizer.zero_grad()
+            torch.autograd.backward(total)
+            optimizer.step()
+            schedule.step()
+            self.method.after_step(progress)
+
+
+def _log_g(features: Features, logit_scale: Tensor) -> Tensor:
+    """Return log g of pairs among themselves, (2, B)."""
+    sides = (features.image_BD, features.text_BD)
+    return torch.stack(log_partitions(*sides, *sides, logit_scale))
+
+
+def _log_g_among(features: Features, others: Features, logit_scale: Tensor) -> Tensor:
+    """Return log of the mean over `others` but an anchor's own pair, (2, B)."""
+    positive_B1 = (features.image_BD * features.text_BD).sum(dim=1, keepdim=True)
+    own_BM = features.index_B[:, None] == others.index_B
+    log_count_B = (~own_BM).sum(dim=1).log()
+    sides = ((features.image_BD, others.text_BD), (features.text_BD, others.image_BD))
+    logits = [logit_scale * (anchor_BD @ other_MD.T - positive_B1) for anchor_BD, other_MD in sides]
+    return torch.stack([side_BM.masked_fill(own_BM, -math.inf).logsumexp(dim=1) - log_count_B for side_BM in logits])
+
+
+# The checks ---------------------------------------------------------------------------------------------------------
+
+
+def check_objective(*, num_pairs: int = 64, temperature: float = 0.05, seed: int = 0) -> Objective:
+    """Compare UNIFIED at alpha* with RGCL as the paper writes it, in float64.
+
+    Args:
+        num_pairs: Size of the data set, all of it one batch.
+        temperature: tau; above 0.003, below which the exponentials as the paper writes them overflow.
+        seed: Decides the embeddings.
+
+    Source: NeuCLIP, arXiv:2511.08417 (RGCL, CONJ, UNIFIED).
+    """
+    rho = 6.5
+    generator = torch.Generator().manual_seed(seed)
+    image_BD, noise_BD = torch.randn(2, num_pairs, EMBED_DIM, generator=generator, dtype=torch.float64)
+    image_BD, text_BD = (normalize(side, dim=1).requires_grad_() for side in (image_BD, image_BD + noise_BD))
+    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+
+    sim_BB, is_other_BB = image_BD @ text_BD.T, ~torch.eye(num_pairs, dtype=torch.bool)
+    g_2B = torch.stack(
+        [
+            (((side_BB - sim_BB.diag()[:, None]) / tau).exp() * is_other_BB).sum(dim=1) / (num_pairs - 1)
+            for side_BB in (sim_BB, sim_BB.T)
+        ]
+    )
+    as_written = tau / 2 * (EPS + g_2B).log().sum(dim=0).mean() + rho * tau
+
+    log_gamma_2B = add_eps(_log_g(Features(image_BD, text_BD, torch.arange(num_pairs)), 1 / tau), EPS)
+    best_2B = log_gamma_2B.detach()
+    ours = unified(log_gamma_2B, best_2B, tau, rho=rho)
+
+    # Sums over 64 terms that span ten orders of magnitude: within some hundred roundings.
+    bound = 500 * torch.finfo(torch.float64).eps
+    inputs = (image_BD, text_BD, tau)
+    pairs = zip(
+        ("value", "gradient in images", "gradient in texts", "gradient in temperature"),
+        (ours, *torch.autograd.grad(ours, inputs)),
+        (as_written, *torch.autograd.grad(as_written, inputs)),
+        strict=True,
+    )
+    measures = [
+        Measure(f"UNIFIED at alpha* against RGCL, relative: {what}", _relative(actual, expected), bound)
+        for what, actual, expected in pairs
+    ]
+    shifts = torch.linspace(-1.6, 2.4, 41, dtype=torch.float64)
+    with torch.no_grad():
+        excess = [float(unified(log_gamma_2B, best_2B + shift, tau, rho=rho) - as_written) for shift in shifts]
+    measures.append(Measure("RGCL above UNIFIED, at any other alpha", -min(excess), bound))
+    return Objective(measures, temperature, shifts.tolist(), excess)
+
+
+def check_convergence(
+    *, num_pairs: int = 384, batch_size: int = 32, num_steps: int = 800, full_batch_steps: int = 300, seed: int = 0
+) -> Convergence:
+    """Minimise RGCL by NeuCLIP's alternation on small batches, and by plain descent on the whole set at once.
+
+    A third run takes the normalizers of each small batch from the batch itself: the bias that NeuCLIP is there to
+    remove. It is drawn, and has no bound.
+
+    Args:
+        num_pairs: Size of the data set.
+        batch_size: B of the small batches.
+        num_steps: Steps on them.
+        full_batch_steps: Steps on the whole set.
+        seed: Decides pairs, start and order.
+    """
+    input_2NI = synthetic_pairs(num_pairs, seed=seed)
+    restart_period = num_steps // 4
+    # rho, a budget in nats, lies below log(B - 1) = 3.4, so that the temperature has an optimum inside its bounds.
+    options = {
+        "rho": 2.5,
+        "num_prototypes": 4 * batch_size,
+        "restart_period": restart_period,
+        "npn_lr": 0.03,
+        "temperature": {"lr_schedule": "encoder"},
+    }
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    excess: list[tuple[int, float]] = []
+
+    def measure(name: str, run: Run, progress: Progress) -> None:
+        with torch.no_grad():
+            features = run.everything()
+            curves[name].append((progress.step, float(run.rgcl(features, progress))))
+            if name == "NeuCLIP":
+                alpha_2N = torch.stack(run.method.log_normalizers(features, progress))
+                log_gamma_2N = add_eps(_log_g(features, run.method.logit_scale), EPS)
+                excess.append((progress.step, float((conjugate(log_gamma_2N, alpha_2N) - log_gamma_2N).mean())))
+
+    for name, rows, steps, lr in (
+        ("full batch", num_pairs, full_batch_steps, 0.02),
+        ("batch's own", batch_size, num_steps, 0.01),
+        ("NeuCLIP", batch_size, num_steps, 0.01),
+    ):
+        run = Run(input_2NI, batch_size=rows, num_steps=steps, seed=seed, **options)
+        for progress, _ in run.steps(run.unified if name == "NeuCLIP" else run.rgcl, lr):
+            if progress.step % 10 == 0:
+                measure(name, run, progress)
+        measure(name, run, Progress(steps, num_pairs // rows, steps, rows))
+
+    start, best = curves["full batch"][0][1], curves["full batch"][-1][1]
+    ours = [value for _, value in curves["NeuCLIP"]]
+    last_tenth = -(-len(ours) // 10)
+    gaps = [value for _, value in excess]
+    measures = [
+        Measure(
+            "RGCL at the end, above the full batch's, share of its decrease", (ours[-1] - best) / (start - best), 0.01
+        ),
+        Measure(
+            "RGCL settles: range in the last tenth, share of its decrease",
+            (max(ours[-last_tenth:]) - min(ours[-last_tenth:])) / (ours[0] - ours[-1]),
+            0.01,
+        ),
+        Measure("network settles: largest UNIFIED - RGCL in the last tenth, nats", max(gaps[-last_tenth:]), 0.15),
+    ]
+    return Convergence(measures, dict(curves), excess, restart_period)
+
+
+def check_prediction(
+    *, num_pairs: int = 4096, batch_size: int = 64, num_prototypes: int = 256, num_steps: int = 640, seed: int = 0
+) -> Prediction:
+    """Compare the network's log-normalizers with the exact ones over the whole set while NeuCLIP trains the encoders.
+
+    All estimators shadow that one run at a fixed temperature, on each batch as its loss sees it, and are measured in
+    the last third of it. Beside NeuCLIP: the batch's own mean; its moving average (FastCLIP's) at the best of three
+    rates; prototypes that are restarted and never trained; M fresh random embeddings.
+
+    Args:
+        num_pairs: Size of the data set.
+        batch_size: B.
+        num_prototypes: M.
+        num_steps: Steps of training.
+        seed: Decides pairs, start, order and draws.
+    """
+    options = {
+        "num_prototypes": num_prototypes,
+        "restart_period": 250,
+        "npn_lr": 0.04,
+        "temperature": {"learnable": False, "init": 0.05},
+    }
+    input_2NI = synthetic_pairs(num_pairs, seed=seed)
+    run = Run(input_2NI, batch_size=batch_size, num_steps=num_steps, seed=seed, **options)
+    untrained = NeuCLIP(run.method.config.model_copy(update={"num_updates": 0}), run.method.env)
+    rates = (0.2, 0.5, 0.8)
+    log_u_2N = {rate: torch.full((2, num_pairs), math.nan) for rate in rates}
+    errors: dict[str, list[float]] = defaultdict(list)
+    points: dict[str, tuple[Tensor, Tensor]] = {}
+    for progress, features in run.steps(run.unified, lr=5e-3):
+        with torch.no_grad():
+            scale, index_B = run.method.logit_scale, features.index_B
+            untrained.loss(features, progress)
+            own_2B = add_eps(_log_g(features, scale), EPS)
+            for rate, log_u in log_u_2N.items():
+                old_2B = log_u[:, index_B]
+                log_u[:, index_B] = torch.where(old_2B.isnan(), own_2B, log_mix(old_2B, own_2B, rate))
+            # 7 shares no factor with the restart period, so that every age of the prototypes is measured.
+            if progress.step < num_steps * 2 / 3 or progress.step % 7:
+                continue
+            drawn_M = torch.randperm(num_pairs, generator=run.method.env.generator("fresh", progress.step))
+            exact_2B = add_eps(_log_g_among(features, run.everything(), scale), EPS)
+            estimates = {
+                "moving average": min(
+                    (log_u[:, index_B] for log_u in log_u_2N.values()),
+                    key=lambda u: float((u - exact_2B).square().mean()),
+                ),
+                "batch's own": own_2B,
+                "M fresh embeddings": add_eps(_log_g_among(features, run.encode(drawn_M[:num_prototypes]), scale), EPS),
+                "untrained prototypes": torch.stack(untrained.log_normalizers(features, progress)),
+                "NeuCLIP": torch.stack(run.method.log_normalizers(features, progress)),
+            }
+            for name, estimate_2B in estimates.items():
+                errors[name].append(float((estimate_2B - exact_2B).square().mean()))
+                points[name] = (exact_2B.flatten(), estimate_2B.flatten())
+    mse = {name: sum(values) / len(values) for name, values in errors.items()}
+    measures = [
+        Measure(f"squared error of NeuCLIP, share of: {name}", mse["NeuCLIP"] / mse[name], bound)
+        for name, bound in (
+            ("batch's own", 0.5),
+            ("moving average", 0.5),
+            ("M fresh embeddings", 1.0),
+            ("untrained prototypes", 1.0),
+        )
+    ]
+    return Prediction(measures, mse, points)
+
+
+# What is shown ------------------------------------------------------------------------------------------------------
+
+COLORS = {
+    "NeuCLIP": "#D55E00",
+    "full batch": "#222222",
+    "batch's own": "#0072B2",
+    "moving average": "#009E73",
+    "M fresh embeddings": "#8a8a8a",
+    "untrained prototypes": "#E69F00",
+}
+INK, MUTED = "#222222", "#8a8a8a"
+STYLE = {
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 6.5,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "neuclip",
+}
+
+
+def draw(objective: Objective, convergence: Convergence, prediction: Prediction) -> Figure:
+    """Draw the three checks side by side."""
+    figure = Figure(figsize=(7.2, 2.55), dpi=150, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    _draw_objective(left, objective)
+    _draw_convergence(middle, convergence)
+    _draw_prediction(right, prediction)
+    return figure
+
+
+def _draw_objective(axes: Axes, found: Objective) -> None:
+    curve = [found.temperature * (math.exp(-shift) + shift - 1) for shift in found.shift]
+    axes.plot(found.shift, curve, color=MUTED, linewidth=1, label=r"$\tau\,(e^{-\delta} + \delta - 1)$")
+    axes.plot(found.shift, found.excess, "o", color=COLORS["NeuCLIP"], markersize=2.5, label="measured")
+    axes.axvline(0, color=MUTED, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
+    axes.annotate(
+        f"relative difference\n{max(measure.value for measure in found.measures):.0e} at most",
+        (0, 0),
+        xytext=(0, 40),
+        textcoords="offset points",
+        ha="center",
+        fontsize=6.5,
+        arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 0.6},
+    )
+    axes.set_title("1  Objective: touches RGCL at alpha*")
+    axes.set_xlabel(r"all alphas moved by $\delta$ from alpha*, nats")
+    axes.set_ylabel("UNIFIED \N{MINUS SIGN} RGCL")
+    axes.legend(loc="upper right")
+
+
+def _draw_convergence(axes: Axes, found: Convergence) -> None:
+    steps = found.rgcl["NeuCLIP"][-1][0]
+    for name, curve in found.rgcl.items():
+        best = name == "full batch"
+        axes.plot(*zip(*curve, strict=True), color=COLORS[name], linewidth=1.6 if name == "NeuCLIP" else 1, label=name)
+        if best:
+            axes.axhline(curve[-1][1], color=COLORS[name], linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
+    ends = [curve[-1][1] for curve in found.rgcl.values()]
+    spread = max(ends) - min(ends)
+    axes.set_ylim(min(ends) - spread, min(ends) + 12 * spread)
+    axes.set_xlim(0, steps)
+    axes.set_title("2  Convergence: to the same optimum")
+    axes.set_xlabel("step")
+    axes.set_ylabel("RGCL over the whole set")
+    axes.legend(loc="upper right")
+
+
+def _draw_prediction(axes: Axes, found: Prediction) -> None:
+    for name in sorted(found.mse, key=lambda name: -found.mse[name]):
+        exact, estimate = found.points[name]
+        axes.plot(
+            exact,
+            estimate,
+            "o",
+            color=COLORS[name],
+            markersize=1.8,
+            alpha=0.8,
+            markeredgewidth=0,
+            label=f"{found.mse[name]:.2f}  {name}",
+        )
+    axes.axline((0, 0), slope=1, color=INK, linewidth=0.6)
+    axes.set_title("3  Prediction: nearest to the exact values")
+    axes.set_xlabel("exact log-normalizer")
+    axes.set_ylabel("estimate")
+    axes.legend(title="mean squared error", title_fontsize=6.5, loc="upper left", markerscale=2)
+
+
+def table(found: dict[str, list[Measure]]) -> Table:
+    """Set out what was measured beside its bound."""
+    rows = Table("check", "measured", "value", "at most", "")
+    for check, measures in found.items():
+        for number, measure in enumerate(measures):
+            verdict = "[green]pass[/]" if measure.passed else "[bold red]FAIL[/]"
+            rows.add_row("" if number else check, measure.what, f"{measure.value:.2g}", f"{measure.bound:.2g}", verdict)
+        rows.add_section()
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m neuclip.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/first-checks"), help="folder of the figure (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides data, start and draws (%(default)s)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    objective = check_objective(seed=args.seed)
+    convergence = check_convergence(seed=args.seed)
+    prediction = check_prediction(seed=args.seed)
+    found = {
+        "1 objective": objective.measures,
+        "2 convergence": convergence.measures,
+        "3 prediction": prediction.measures,
+    }
+    console = Console()
+    console.print(table(found))
+    args.out.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        figure = draw(objective, convergence, prediction)
+        # No dates inside: the same numbers give the same bytes.
+        for suffix, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
+            figure.savefig(args.out / f"first-checks.{suffix}", dpi=300, metadata=metadata)
+    console.print(f"{time.perf_counter() - start:.0f} s; figure: {args.out / 'first-checks.png'} (also .pdf, .svg)")
+    if not all(measure.passed for measures in found.values() for measure in measures):
+        sys.exit(1)
+
+
+def _relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
+
+
+if __name__ == "__main__":
+    main()
