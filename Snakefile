@@ -38,7 +38,9 @@ EVALUATIONS = {suite.evaluation.key: suite.evaluation for suite in SUITES.values
 BUILDS = {}
 for card in [*DATASETS.values(), *EVAL_SETS.values()]:
     if card.build and card.ready:
-        BUILDS.setdefault((card.build, card.ready), []).append(f"{card.name} {card.revision}")
+        BUILDS.setdefault((card.build, card.ready), []).append(
+            f"{card.name} {card.revision}"
+        )
 # Rules start the interpreter that runs Snakemake, whatever comes first on the PATH.
 shell.prefix(f"export PATH='{os.path.dirname(sys.executable)}':$PATH; ")
 
@@ -46,14 +48,24 @@ shell.prefix(f"export PATH='{os.path.dirname(sys.executable)}':$PATH; ")
 def one_of(kind, known, name):
     """Look a wildcard up, or say which values there are."""
     if name not in known:
-        raise WorkflowError(unknown_name(kind, name, known) + " Name its suite with --config suites=...")
+        raise WorkflowError(
+            unknown_name(kind, name, known) + " Name its suite with --config suites=..."
+        )
     return known[name]
 
 
 rule all:
     input:
-        [paths.tables(suite) / f"{name}.json" for suite in SUITES for name in artifacts.tables(suite)],
-        [paths.figures(suite) / f"{name}.json" for suite in SUITES for name in artifacts.figures(suite)],
+        [
+            paths.tables(suite) / f"{name}.json"
+            for suite in SUITES
+            for name in artifacts.tables(suite)
+        ],
+        [
+            paths.figures(suite) / f"{name}.json"
+            for suite in SUITES
+            for name in artifacts.figures(suite)
+        ],
 
 
 for (command, ready), revisions in BUILDS.items():
@@ -63,10 +75,10 @@ for (command, ready), revisions in BUILDS.items():
             f"build_{os.path.basename(os.path.dirname(ready))}"
         output:
             ready,
+        threads: workflow.cores
         params:
             command=command,
             revisions=sorted(revisions),
-        threads: workflow.cores
         shell:
             "{params.command}"
 
@@ -78,12 +90,14 @@ rule index:
         paths.index("{dataset}"),
     log:
         paths.log("index", "{dataset}"),
+    threads: workflow.cores
     params:
         revision=lambda wildcards: DATASETS[wildcards.dataset].revision,
         shards=lambda wildcards: DATASETS[wildcards.dataset].shards,
         pairs=lambda wildcards: DATASETS[wildcards.dataset].pairs,
-        captions=lambda wildcards: DATASETS[wildcards.dataset].captions.model_dump_json(),
-    threads: workflow.cores
+        captions=lambda wildcards: DATASETS[
+            wildcards.dataset
+        ].captions.model_dump_json(),
     shell:
         "python -m engine.index --name {wildcards.dataset} --revision {params.revision:q} --shards {params.shards:q}"
         " --captions {params.captions:q} --pairs {params.pairs} --out {output} --jobs {threads} 2> {log}"
@@ -92,7 +106,9 @@ rule index:
 rule train:
     input:
         spec=paths.spec("{run}"),
-        index=lambda wildcards: paths.index(one_of("run", RUNS, wildcards.run).dataset.name),
+        index=lambda wildcards: paths.index(
+            one_of("run", RUNS, wildcards.run).dataset.name
+        ),
     output:
         paths.record("{run}"),
     log:
@@ -110,7 +126,9 @@ rule evaluate:
         evaluation=paths.evaluation("{evaluation}"),
         data=lambda wildcards: {
             card.ready
-            for card in one_of("evaluation", EVALUATIONS, wildcards.evaluation).sets.values()
+            for card in one_of(
+                "evaluation", EVALUATIONS, wildcards.evaluation
+            ).sets.values()
             if card.ready
         },
     output:
@@ -129,7 +147,9 @@ rule collect:
     input:
         suite=paths.suite("{suite}"),
         evaluated=lambda wildcards: [
-            paths.evaluated(run.spec.run_id, milestone, SUITES[wildcards.suite].evaluation.key)
+            paths.evaluated(
+                run.spec.run_id, milestone, SUITES[wildcards.suite].evaluation.key
+            )
             for run in one_of("suite", SUITES, wildcards.suite).runs
             for milestone in run.spec.milestones
         ],
@@ -147,7 +167,10 @@ rule table:
     input:
         paths.collected("{suite}"),
     output:
-        [paths.tables("{suite}") / f"{{name}}{suffix}" for suffix in artifacts.TABLE_SUFFIXES],
+        [
+            paths.tables("{suite}") / f"{{name}}{suffix}"
+            for suffix in artifacts.TABLE_SUFFIXES
+        ],
     log:
         paths.log("table", "{suite}-{name}"),
     params:
@@ -161,7 +184,10 @@ rule figure:
     input:
         paths.collected("{suite}"),
     output:
-        [paths.figures("{suite}") / f"{{name}}{suffix}" for suffix in artifacts.FIGURE_SUFFIXES],
+        [
+            paths.figures("{suite}") / f"{{name}}{suffix}"
+            for suffix in artifacts.FIGURE_SUFFIXES
+        ],
     log:
         paths.log("figure", "{suite}-{name}"),
     params:

@@ -79,8 +79,6 @@ class StandaloneLoss(nn.Module):
             collectives=ProcessGroup() if dist.is_available() and dist.is_initialized() else Collectives(),
         )
         self.method = method_class(name)(resolve_config(name, options), env)
-        # It stays in the state, so that the suite can load it, but no one moves it.
-        self.method.get_submodule("temperature").requires_grad_(False)
         self.env, self.accum_freq = env, accum_freq
         self.step, self.part = 0, 0
         self.metrics: dict[str, Tensor] = {}

@@ -168,7 +168,8 @@ def test_a_missing_package_is_one_clear_error_before_anything_runs(tmp_path):
     assert "Traceback" not in result.stdout
 
 
-def test_snakemakes_own_lint_finds_no_more_than_the_missing_conda_environments(tmp_path):
-    # One virtual environment serves all rules, which lint does not know.
+def test_snakemakes_own_lint_finds_only_what_is_so_on_purpose(tmp_path):
+    # One virtual environment serves all rules, which lint does not know; building data shows its progress bar.
     findings = re.findall(r"^    \* (.*):$", snakemake(tmp_path, "--lint", check=False).stdout, re.MULTILINE)
-    assert set(findings) <= {"Specify a conda environment or container for each rule."}
+    known = {"Specify a conda environment or container for each rule.", "No log directive defined"}
+    assert set(findings) <= known
