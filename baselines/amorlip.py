@@ -47,11 +47,15 @@ from engine.method import (
     Temperature,
     TemperatureConfig,
 )
+from engine.signatures import Log, Signature, temperature_at_floor
 
 Number = TypeVar("Number", int, float)
 
 MAX_LOG_RATIO = 60.0
 """Only guards inf: a network far below its target (log C - log lambda up to 100) would overflow float32 at 88."""
+
+MAX_LOSS = 2.0
+"""Nats squared, over both sides: above it the networks miss their targets by more than a factor of e, typically."""
 
 
 class AmorLIPTemperature(TemperatureConfig):
@@ -219,6 +223,26 @@ class AmorLIP(Method):
     def after_step(self, progress: Progress) -> None:
         """Keep the temperature within its bounds."""
         self.temperature.clamp()
+
+    def signatures(self, log: Log) -> list[Signature]:
+        """Return signs that the networks do not reach their targets, or that rho is too large."""
+        found = []
+        if self.config.temperature.learnable:
+            advice = "lower the positive values of rho, or raise temperature.minimum"
+            evidence = {"last_rho": self.rho(self.env.num_epochs - 1)}
+            found += temperature_at_floor(log, self.config.temperature.minimum, advice, **evidence)
+        # The other losses are no squared error in nats.
+        if self.config.lambda_loss_type == "log_l2":
+            found += log.find(
+                "network_not_fitting",
+                lambda now: now["normalizer/loss_after"] > MAX_LOSS,
+                "init_output_bias: true (small data); or raise num_updates, network_lr or reinit_every_epochs",
+                "normalizer/loss_before",
+                "normalizer/loss_after",
+                at_end=True,
+                limit=MAX_LOSS,
+            )
+        return found
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:

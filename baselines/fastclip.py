@@ -39,6 +39,7 @@ from engine.method import (
     Temperature,
     TemperatureConfig,
 )
+from engine.signatures import Log, Signature, temperature_at_floor
 
 Version = Literal["v0", "v1", "v2", "v3"]
 
@@ -49,6 +50,10 @@ TEMPERATURES: dict[str, dict[str, Any]] = {
     "v3": {"lr": 2e-4, "lr_schedule": "step_threshold"},
 }
 """What each version's temperature options start from. Source: the authors' CC3M scripts."""
+
+MAX_SHARE = 0.5
+"""Of the batch's samples without an average yet, which then is the batch's own g, or of eps in eps + u, which then
+does not depend on the sample: above it, most of what the method adds is not there."""
 
 
 class FastCLIP(Method):
@@ -194,6 +199,30 @@ class FastCLIP(Method):
         """Keep the global temperature within its bounds."""
         if not self._individual:
             self.temperature.clamp()
+
+    def signatures(self, log: Log) -> list[Signature]:
+        """Return signs that samples never come back to their running averages, or that rho or eps is too large."""
+        config, found = self.config, []
+        if config.version in ("v2", "v3") and config.temperature.learnable:
+            evidence = {"rho": config.rho, "log_others": math.log(self.env.global_batch_size - 1)}
+            advice = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
+            found += temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
+        found += log.find(
+            "estimates_unvisited",
+            lambda now: now["normalizer/unvisited_share"] > MAX_SHARE,
+            "train for more epochs; in a single one this is the loss of the batch alone",
+            "normalizer/unvisited_share",
+            at_end=True,
+            limit=MAX_SHARE,
+        )
+        found += log.find(
+            "estimates_at_floor",
+            lambda now: now["normalizer/eps_share"] > MAX_SHARE,
+            "lower eps, or raise temperature.minimum",
+            "normalizer/eps_share",
+            limit=MAX_SHARE,
+        )
+        return found
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:

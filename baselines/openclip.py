@@ -36,9 +36,9 @@ class OpenCLIP(Method):
         """Options; the defaults are open_clip's."""
 
         temperature: TemperatureConfig = TemperatureConfig()
-        chunk_rows: int | None = Field(default=None, ge=1)
-        """None calls `ClipLoss`, which holds a process's logits, (B, G), twice. A number gives the same loss
-        from so many anchors at a time: less memory, some time."""
+        chunk_rows: int = Field(default=4096, ge=1)
+        """Anchors whose similarities to the global batch are held at once: memory against speed, never results.
+        A process whose batch fits in one chunk calls `ClipLoss` itself."""
 
     def __init__(self, config: Config, env: MethodEnv) -> None:
         super().__init__(config, env)
@@ -56,17 +56,17 @@ class OpenCLIP(Method):
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Return InfoNCE of the local rows against the global batch."""
         scale = self.temperature.scale
-        if self.config.chunk_rows is None:
+        if len(features.index_B) <= self.config.chunk_rows:
             total = self._contrast(features.image_BD, features.text_BD, scale)
         else:
-            total = self._chunked(features, scale, self.config.chunk_rows)
+            total = self._chunked(features, scale)
         return LossOutput(
             total=total,
             metrics={"loss/contrastive": total.detach(), "temperature/value": 1 / scale.detach()},
         )
 
-    def _chunked(self, features: Features, scale: Tensor, chunk_rows: int) -> Tensor:
-        log_g1_B, log_g2_B = self.batch_log_partitions(features, scale, chunk_rows)
+    def _chunked(self, features: Features, scale: Tensor) -> Tensor:
+        log_g1_B, log_g2_B = self.batch_log_partitions(features, scale, self.config.chunk_rows)
         # The pair itself adds exp(0) = 1 to the sum of the G - 1 others.
         log_others = math.log(self.env.global_batch_size - 1)
         return -(F.logsigmoid(-log_g1_B - log_others) + F.logsigmoid(-log_g2_B - log_others)).mean() / 2

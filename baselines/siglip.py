@@ -49,9 +49,9 @@ class SigLIP(Method):
         bias_learnable: bool = True
         bias_lr: float | None = Field(default=None, gt=0)
         """Learning rate of the bias; None takes the encoders'."""
-        chunk_rows: int | None = Field(default=None, ge=1)
-        """None calls `SigLipLoss`, which holds (B, B) logits per process it hears from. A number gives the same
-        loss from so many images at a time: less memory, some time."""
+        chunk_rows: int = Field(default=4096, ge=1)
+        """Images whose similarities to the global batch are held at once: memory against speed, never results.
+        A process whose batch fits in one chunk calls `SigLipLoss` itself."""
 
     def __init__(self, config: Config, env: MethodEnv) -> None:
         super().__init__(config, env)
@@ -73,10 +73,10 @@ class SigLIP(Method):
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Return the sigmoid loss of the local images against all texts."""
         scale = self.temperature.scale
-        if self.config.chunk_rows is None:
+        if len(features.index_B) <= self.config.chunk_rows:
             total = self._contrast(features.image_BD, features.text_BD, scale, self.bias)
         else:
-            total = self._chunked(features, scale, self.config.chunk_rows)
+            total = self._chunked(features, scale)
         metrics = {
             "loss/contrastive": total.detach(),
             "temperature/value": 1 / scale.detach(),
@@ -84,12 +84,14 @@ class SigLIP(Method):
         }
         return LossOutput(total=total, metrics=metrics)
 
-    def _chunked(self, features: Features, scale: Tensor, chunk_rows: int) -> Tensor:
+    def _chunked(self, features: Features, scale: Tensor) -> Tensor:
         text_GD = self.env.collectives.gather_with_grad(features.text_BD)
         positive_B = scale * (features.image_BD * features.text_BD).sum(dim=1) + self.bias
         sums = [
-            checkpoint(_sum_as_negatives, image_CD, text_GD, scale, self.bias, use_reentrant=False)
-            for image_CD in torch.split(features.image_BD, chunk_rows)
+            checkpoint(
+                _sum_as_negatives, image_CD, text_GD, scale, self.bias, use_reentrant=False, preserve_rng_state=False
+            )
+            for image_CD in torch.split(features.image_BD, self.config.chunk_rows)
         ]
         # log(1 + exp(-l)) of a positive is log(1 + exp(l)) - l: take all pairs as negatives, then correct.
         return (torch.stack(sums).sum() - positive_B.sum()) / len(features.index_B)

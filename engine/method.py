@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from engine.contrastive import DEFAULT_CHUNK_ROWS, log_partitions
 from engine.distributed import Collectives
+from engine.signatures import Log, Signature
 from engine.spec import Frozen
 
 
@@ -148,6 +149,10 @@ class Method(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Act after the optimiser has moved: clamp, average, solve. `progress` is that of the finished step."""
+
+    def signatures(self, log: Log) -> list[Signature]:
+        """Return signs of failure that only this method can show, from what its run has logged."""
+        return []
 
     def batch_log_partitions(
         self,

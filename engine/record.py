@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from engine.signatures import Signature
 from engine.spec import SCHEMA_VERSION, Frozen, RunSpec
 
 
@@ -89,6 +90,8 @@ class Record(Frozen):
     first_indices: tuple[int, ...]
     """Data set positions of the first pairs of the run, to compare orders."""
     divergence: Divergence | None
+    signatures: tuple[Signature, ...] = ()
+    """Signs of failure in what was logged."""
 
     @property
     def provenance(self) -> Provenance:

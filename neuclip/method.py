@@ -44,8 +44,10 @@ from engine.method import (
     Temperature,
     TemperatureConfig,
 )
+from engine.signatures import Log, Signature
 from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes
 from neuclip.objective import MAX_GAP, add_eps, conjugate_slope, regression_slope, unified
+from neuclip.signatures import find_signatures
 
 LARGEST_LOGIT = 700.0
 """exp of it is finite in float64, in which processes add up their parts of the network's log-sum-exp."""
@@ -143,9 +145,10 @@ class NeuCLIP(Method):
             progress: Its step decides on restarts.
 
         Returns:
-            UNIFIED over the local pairs, and metrics: ``npn/`` objective before and after the NPN block, norm of
-            its first gradient, mean alpha, share of alpha that is the floor eps (near 1 the network has no gradient
-            left), share of anchors whose weight is capped.
+            UNIFIED over the local pairs, and metrics: ``npn/`` objective before and after the NPN block; its gap in
+            nats, which is what alphas can still lower it by (per anchor, in units of tau), and the gap of the best
+            constant, a network that has learned nothing; norm of its first gradient; mean alpha; share of alpha that
+            is the floor eps (near 1 the network has no gradient left); share of anchors whose weight is capped.
 
         Source: NeuCLIP, arXiv:2511.08417, the alternating algorithm.
         """
@@ -176,10 +179,14 @@ class NeuCLIP(Method):
         total = unified(log_gamma_2B, alpha_2B, 1 / logit_scale, rho=config.rho)
 
         with torch.no_grad():
-            if config.num_updates:
-                before_2B = before_2G[:, local]
-                metrics["npn/objective_before"] = unified(log_gamma_2B, before_2B, 1 / logit_scale, rho=config.rho)
-            metrics["npn/objective_after"] = unified(log_gamma_2B, fresh_2B, 1 / logit_scale, rho=config.rho)
+            alphas = {"before": before_2G[:, local], "after": fresh_2B} if config.num_updates else {"after": fresh_2B}
+            lowest = log_gamma_2B.mean() + config.rho
+            for when, each_2B in alphas.items():
+                objective = unified(log_gamma_2B, each_2B, 1 / logit_scale, rho=config.rho)
+                metrics[f"npn/objective_{when}"] = objective
+                metrics[f"npn/gap_{when}"] = objective * logit_scale - lowest
+            positive_B = (features.image_BD * features.text_BD).sum(dim=1) * logit_scale
+            metrics["npn/gap_constant"] = _gap_of_a_constant(log_gamma_2B + positive_B)
             metrics["npn/floor_share"] = (math.log(config.eps) - alpha_2B).exp().mean()
             metrics["npn/capped_share"] = (log_gamma_2B - alpha_2B > MAX_GAP).float().mean()
             metrics["npn/alpha_mean"] = alpha_2B.mean()
@@ -192,6 +199,10 @@ class NeuCLIP(Method):
         alpha_2B = self._alpha(features, self.logit_scale)
         alpha_image_B, alpha_text_B = alpha_2B.where(self.normalizer.weights.any(), math.nan)
         return alpha_image_B, alpha_text_B
+
+    def signatures(self, log: Log) -> list[Signature]:
+        """See `neuclip.signatures`."""
+        return find_signatures(log, self.config, self.env.global_batch_size)
 
     def _log_gamma(self, features: Features, pair_G2D: Tensor, logit_scale: Tensor, offset: int) -> Tensor:
         """The batch's estimate of log(eps + g) for the local anchors, (2, B)."""
@@ -220,3 +231,8 @@ class NeuCLIP(Method):
         if step % period == 0:
             self.normalizer.restart(embedding_2GD, step, self.env.generator("restart", step))
         self.normalizer.remember(embedding_2GD, period - step % period)
+
+
+def _gap_of_a_constant(log_sum_2B: Tensor) -> Tensor:
+    """The gap of the best alpha_i = constant - s_i / tau, given log gamma_i + s_i / tau."""
+    return (log_sum_2B.logsumexp(dim=1) - math.log(log_sum_2B.shape[1]) - log_sum_2B.mean(dim=1)).mean()

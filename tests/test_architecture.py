@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("analysis", "baselines", "engine", "experiments", "neuclip")
 # engine.standalone: the methods' losses for other training code, which it builds by name.
-FOR_METHODS = {"engine.method", "engine.contrastive", "engine.distributed", "engine.standalone"}
+FOR_METHODS = {"engine.method", "engine.contrastive", "engine.distributed", "engine.signatures", "engine.standalone"}
 MAY_IMPORT = {
     "engine": {"engine"},
     "neuclip": {"neuclip"} | FOR_METHODS,

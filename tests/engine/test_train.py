@@ -18,7 +18,8 @@ from engine.record import Record
 from engine.registry import method_names
 from engine.spec import Execution
 from engine.towers import WEIGHTS_FILE
-from engine.train import Trainer, read_spec, train
+from engine.train import read_spec, train
+from engine.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,3 @@
-import json
 import shutil
 import subprocess
 import sys
@@ -7,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.spec import Execution, RunSpec, canonical_json
+from engine import paths
+from engine.spec import Execution, RunSpec, canonical_json, parse
 from experiments import cards, expansion
 from experiments.suite import Suite, expand
 
@@ -160,8 +160,16 @@ def test_expansions_are_made_once_and_again_when_a_source_changes(tmp_path, monk
     monkeypatch.setattr(expansion, "sources_sha256", lambda: "changed")
     assert expansion.load(["smoke"]) == first
     assert len(calls) == 2
-    spec = json.loads((tmp_path / "results" / "runs" / first["smoke"]["runs"][0]["run_id"] / "spec.json").read_text())
-    assert spec == first["smoke"]["runs"][0]["spec"]
+    run = first["smoke"].runs[0].spec
+    assert parse(RunSpec, (tmp_path / paths.spec(run.run_id)).read_text(), "spec") == run
+
+
+def test_a_removed_run_gets_its_spec_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_id = expansion.load(["smoke"])["smoke"].runs[0].spec.run_id
+    shutil.rmtree(paths.run(run_id))
+    expansion.load(["smoke"])
+    assert paths.spec(run_id).exists()
 
 
 def test_canonical_json_refuses_what_is_not_a_number():

@@ -17,7 +17,7 @@ from engine.contrastive import log_partitions
 from engine.distributed import Collectives, ProcessGroup
 from engine.method import Features, Method
 from engine.registry import resolve_config
-from neuclip.objective import add_eps, rgcl, unified
+from neuclip.objective import add_eps, conjugate, rgcl, unified
 
 CASES = ["neuclip/tau0.03_m8_Tu3", "neuclip/tau0.07_m32"]
 TOLERANCES = [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 1e-4)]
@@ -334,8 +334,10 @@ def test_the_floor_share_tells_prototypes_that_eps_has_cut_off_from_their_gradie
 
 def test_metrics_are_detached_scalars_of_the_documented_names() -> None:
     always = {"loss/contrastive", "temperature/value"}
-    always |= {"npn/objective_after", "npn/floor_share", "npn/capped_share", "npn/alpha_mean"}
-    for num_updates, expected in ((2, always | {"npn/objective_before", "npn/gradient_norm"}), (0, always)):
+    always |= {"npn/objective_after", "npn/gap_after", "npn/gap_constant"}
+    always |= {"npn/floor_share", "npn/capped_share", "npn/alpha_mean"}
+    trained = always | {"npn/objective_before", "npn/gap_before", "npn/gradient_norm"}
+    for num_updates, expected in ((2, trained), (0, always)):
         method = make_method("neuclip", dtype=torch.float64, num_prototypes=8, num_updates=num_updates)
         metrics = method.loss(random_features(0), progress_of(method, 0)).metrics
         assert set(metrics) == expected
@@ -448,3 +450,22 @@ def test_a_partly_given_temperature_keeps_the_methods_other_defaults() -> None:
     config = resolve_config("neuclip", {"temperature": {"init": 0.05}})
     assert config.temperature.init == 0.05
     assert config.temperature.lr_schedule == "step_threshold"
+
+
+def test_the_gaps_are_what_the_alphas_and_the_best_constant_leave_of_the_objective() -> None:
+    method = make_method("neuclip", dtype=torch.float64, num_prototypes=8, num_updates=2, rho=0.0)
+    features = random_features(0)
+    metrics = method.loss(features, progress_of(method, 0)).metrics
+    sides, tau = (features.image_BD.detach(), features.text_BD.detach()), 1 / method.logit_scale.detach()
+    log_gamma_2B = add_eps(torch.stack(log_partitions(*sides, *sides, 1 / tau)), method.config.eps)
+    floor = unified(log_gamma_2B, log_gamma_2B, tau, rho=0.0)
+    for when in ("before", "after"):
+        expected = (metrics[f"npn/objective_{when}"] - floor) / tau
+        assert math.isclose(metrics[f"npn/gap_{when}"], expected, rel_tol=1e-9)
+
+    log_sum_2B = log_gamma_2B + (sides[0] * sides[1]).sum(dim=1) / tau
+    shifts = torch.linspace(-3, 3, 601, dtype=torch.float64) + log_sum_2B.mean(dim=1, keepdim=True)
+    excess = [conjugate(log_sum_2B, shift[:, None]).mean(dim=1) - log_sum_2B.mean(dim=1) for shift in shifts.T]
+    best = torch.stack(excess).min(dim=0).values.mean()
+    # The grid misses the best constant by at most 0.005 nats, and the gap is flat there.
+    assert math.isclose(metrics["npn/gap_constant"], best, abs_tol=2e-5)

@@ -1,0 +1,157 @@
+"""Time of each method's loss and its gradients, relative to OpenCLIP's and to an encoder step of a named model.
+
+All are timed in turn in one process; a ratio is the median over rounds, with quartiles. CPU: one thread, processor
+time. CUDA: wall time, synchronised.
+
+encoder step   both encoders forward and backward on B pairs, and AdamW
+npn            NeuCLIP's T_u updates of m prototypes per side: the closed form that the method uses, relative to the
+               same updates by plain autograd and torch.optim.Adagrad
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from benchmarks import cases
+from engine.contrastive import log_partitions
+from engine.distributed import Collectives
+from engine.method import Features
+from engine.towers import build_towers
+from neuclip.normalizer import ADAGRAD_EPS, Anchors, Prototypes
+from neuclip.objective import add_eps, conjugate_slope, unified
+
+EPS = 1e-14
+LR = 0.008
+BASE = "openclip"
+
+
+def encoder_step(model: str, batch: int, device: torch.device) -> Callable[[], None]:
+    """Return a call that encodes a batch, passes gradients back and moves the encoders."""
+    towers = build_towers(model, seed=0).to(device)
+    adamw = torch.optim.AdamW((p for p in towers.parameters() if p.requires_grad), fused=True)
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, 3, towers.image_size, towers.image_size)
+    image_BCHW = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    # As the trainer stores them.
+    image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last).to(device)
+    towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = (batch, towers.clip.context_length)
+    tokens_BT = torch.randint(1, towers.clip.vocab_size, size, generator=generator).to(device)
+
+    def step() -> None:
+        sides = towers(image_BCHW, tokens_BT)
+        torch.autograd.backward(sides, [torch.ones_like(side_BD) for side_BD in sides])
+        adamw.step()
+        adamw.zero_grad()
+
+    return step
+
+
+def npn_updates(
+    features: Features, num_prototypes: int, num_updates: int
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Return two calls that train new prototypes from one start and return them: closed form, and plain autograd."""
+    sides = (features.image_BD.detach(), features.text_BD.detach())
+    embedding_2GD, positive_G = torch.stack(sides), (sides[0] * sides[1]).sum(dim=1)
+    scale = torch.tensor(1 / 0.07, device=positive_G.device)
+    log_gamma_2G = add_eps(torch.stack(log_partitions(*sides, *sides, scale)), EPS)
+    anchors = Anchors(embedding_2GD, positive_G, log_gamma_2G, scale)
+    generator = torch.Generator().manual_seed(1)
+    start_2MD = torch.randn(2, num_prototypes, embedding_2GD.shape[2], generator=generator)
+    start_2MD = normalize(start_2MD, dim=2).to(scale.device)
+    network = Prototypes(
+        num_prototypes, start_2MD.shape[2], num_remembered=0, eps=EPS, chunk_rows=1024, collectives=Collectives()
+    ).to(scale.device)
+
+    def closed() -> Tensor:
+        network.weights = start_2MD.clone()
+        network.accumulator = torch.zeros_like(start_2MD)
+        network.fit(anchors, slope=conjugate_slope, num_updates=num_updates, lr=LR)
+        return network.weights
+
+    def plain() -> Tensor:
+        leaf_2MD = start_2MD.clone().requires_grad_()
+        adagrad = torch.optim.Adagrad([leaf_2MD], lr=LR, eps=ADAGRAD_EPS)
+        for _ in range(num_updates):
+            logit_2GM = scale * (torch.bmm(embedding_2GD, normalize(leaf_2MD, dim=2).mT) - positive_G[:, None])
+            alpha_2G = add_eps(logit_2GM.logsumexp(dim=2) - math.log(num_prototypes), EPS)
+            adagrad.zero_grad()
+            torch.autograd.backward(unified(log_gamma_2G, alpha_2G, 1 / scale, rho=0.0))
+            adagrad.step()
+        return leaf_2MD.detach()
+
+    return closed, plain
+
+
+def measure_methods(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Time all methods and the encoder step for every size."""
+    rows = []
+    for dim, batch in itertools.product(args.dim, args.batch):
+        contestants = {"encoder step": encoder_step(args.model, batch, device)}
+        for name in dict.fromkeys((BASE, *args.methods)):
+            options = cases.options_of(name, args.set)
+            method = cases.make_method(name, batch=batch, dim=dim, options=options, device=device)
+            contestants[name] = cases.method_step(method, cases.make_features(batch, dim, device))
+        seconds = cases.alternate(contestants, args.rounds, device)
+        for name, times in seconds.items():
+            to_base, to_encoder = (cases.ratio(times, seconds[other]) for other in (BASE, "encoder step"))
+            row = {"what": name, "batch": batch, "dim": dim, "median_sec": statistics.median(times)}
+            rows.append(row | {"to_openclip": to_base, "to_encoder": to_encoder})
+    return rows
+
+
+def measure_npn(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Time the prototypes' updates in both forms, for every size."""
+    rows = []
+    sizes = itertools.product(args.dim, args.batch, args.prototypes, args.updates)
+    for dim, batch, num_prototypes, num_updates in sizes:
+        features = cases.make_features(batch, dim, device)
+        closed, plain = npn_updates(features, num_prototypes, num_updates)
+        difference = float((closed() - plain()).abs().max())
+        seconds = cases.alternate({"closed": closed, "plain": plain}, args.rounds, device)
+        row = {"what": "npn", "batch": batch, "dim": dim, "prototypes": num_prototypes, "updates": num_updates}
+        row |= {"median_sec": statistics.median(seconds["closed"]), "largest_difference": difference}
+        rows.append(row | {"plain_to_closed": cases.ratio(seconds["plain"], seconds["closed"])})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print two tables, write the file."""
+    parser = cases.parser(__doc__)
+    parser.add_argument("--model", default="tiny-resnet", help="open_clip model of the encoder step")
+    parser.add_argument("--prototypes", nargs="+", type=int, default=[1024], help="m of the npn comparison")
+    parser.add_argument("--updates", nargs="+", type=int, default=[10], help="T_u of the npn comparison")
+    parser.add_argument("--rounds", type=int, default=9, help="measured rounds, after one that is not")
+    args = parser.parse_args(argv)
+    device = cases.start(args)
+    methods, npn = measure_methods(args, device), measure_npn(args, device)
+
+    title = f"loss and gradients; encoder step of {args.model}"
+    table = Table("", "B", "D", "ms", f"/ {BASE}", "/ encoder step", title=title)
+    for row in methods:
+        cells = [row["what"], row["batch"], row["dim"], f"{1e3 * row['median_sec']:.1f}"]
+        table.add_row(*map(str, cells), *(cases.show_ratio(row[key]) for key in ("to_openclip", "to_encoder")))
+    console = Console()
+    console.print(table)
+    table = Table("B", "D", "m", "T_u", "closed ms", "plain / closed", "largest difference", title="npn")
+    for row in npn:
+        cells = [row[key] for key in ("batch", "dim", "prototypes", "updates")] + [f"{1e3 * row['median_sec']:.1f}"]
+        ratio = cases.show_ratio(row["plain_to_closed"])
+        table.add_row(*map(str, cells), ratio, f"{row['largest_difference']:.1e}")
+    console.print(table)
+    cases.write_json(args.json, args, device, methods + npn)
+
+
+if __name__ == "__main__":
+    main()

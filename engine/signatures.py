@@ -1,0 +1,199 @@
+"""Signs of failure in what a run has logged: each with its name, its steps, the numbers that show it, and what to do.
+
+Found at the end of a run from the lines of `metrics.jsonl` alone, so that a run that was killed and resumed finds the
+same. What any method can show is here; a method adds its own (`Method.signatures`). `docs/failure-signatures.md` lists
+all. Imports no torch: whoever reads a record comes here. Shape suffixes: B local batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from engine.spec import Frozen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_WINDOWS = 10
+"""A log is read in so many parts: single batches are noise, a tenth of a run is not."""
+MIN_WINDOW_LINES = 4
+"""Fewer tell no oscillation from noise. So a log of less than two windows, 8 lines, shows nothing."""
+MIN_LASTING = 2
+"""Windows in a row for which a state must hold: one bad stretch is no failure."""
+COLLAPSED_RANK = 1.1
+"""Effective rank below which embeddings count as collapsed: a typical pair has |cos| > 0.95. Encoders may well pass
+through 0.99 in their warm-up; trained on the embedded data set they end between 0.4 and 0.7."""
+AT_MINIMUM = 1.01
+"""A temperature within one percent of its minimum is held there."""
+MIN_FLIPS = 1 / 3
+"""Share of steps in the opposite direction of the one before: pure noise has 2/3, a drift has none."""
+
+Line = Mapping[str, Any]
+"""Parsed JSON: numbers by name of metric, None where they were not finite."""
+
+
+class Signature(Frozen):
+    """A sign of failure."""
+
+    name: str
+    first_step: int
+    """First and last logged step at which it shows."""
+    last_step: int
+    evidence: dict[str, float]
+    """Medians of metrics over those steps, and what they are compared with."""
+    advice: str
+
+
+class Window:
+    """Some consecutive lines of a log. What was not logged, or was not finite, is NaN, which fulfils no condition."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self.lines = lines
+
+    def values(self, name: str) -> list[float]:
+        """Return a metric's values."""
+        return [float(value) for line in self.lines if (value := line.get(name)) is not None]
+
+    def __getitem__(self, name: str) -> float:
+        """The median of a metric."""
+        values = self.values(name)
+        return statistics.median(values) if values else math.nan
+
+    def oscillates(self, name: str, amplitude: float) -> bool:
+        """Whether a metric goes up and down, and typically by at least `amplitude` from line to line."""
+        moves = [later - earlier for earlier, later in itertools.pairwise(self.values(name))]
+        flips = sum(first * second < 0 for first, second in itertools.pairwise(moves))
+        typical = statistics.median(map(abs, moves)) if moves else 0.0
+        return typical >= amplitude and flips >= MIN_FLIPS * (len(moves) - 1)
+
+    def signature(self, name: str, advice: str, *metrics: str, **compared_with: float) -> Signature:
+        """Describe what these lines show.
+
+        Args:
+            name: The signature's name.
+            advice: What to do.
+            metrics: Metrics whose medians are evidence.
+            compared_with: Further evidence; of all, what is not finite is left out.
+        """
+        evidence = {metric: self[metric] for metric in metrics} | compared_with
+        return Signature(
+            name=name,
+            first_step=self.lines[0]["step"],
+            last_step=self.lines[-1]["step"],
+            evidence={key: float(f"{value:.4g}") for key, value in evidence.items() if math.isfinite(value)},
+            advice=advice,
+        )
+
+
+class Log:
+    """What a run has logged, in order of its steps, as a whole and in windows of like size.
+
+    Args:
+        lines: The lines of `metrics.jsonl`; of several for one step the last holds.
+    """
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        by_step = {line["step"]: line for line in lines}
+        self.lines = [by_step[step] for step in sorted(by_step)]
+        count = min(NUM_WINDOWS, len(self.lines) // MIN_WINDOW_LINES)
+        edges = [number * len(self.lines) // count for number in range(count + 1)] if count else []
+        self.windows = [Window(self.lines[start:end]) for start, end in itertools.pairwise(edges)]
+
+    def find(
+        self,
+        name: str,
+        holds: Callable[[Window], bool],
+        advice: str,
+        *metrics: str,
+        at_end: bool = False,
+        **compared_with: float,
+    ) -> list[Signature]:
+        """Return a signature of the longest stretch of windows for which a condition holds; nothing if it is short.
+
+        Args:
+            name: The signature's name.
+            holds: The condition.
+            advice: What to do.
+            metrics: Metrics whose medians are evidence.
+            at_end: Take the stretch that ends with the log: what training overcomes is no failure.
+            compared_with: Further evidence.
+        """
+        stretches: list[list[Window]] = [[]]
+        for window in self.windows:
+            if holds(window):
+                stretches[-1].append(window)
+            else:
+                stretches.append([])
+        stretch = stretches[-1] if at_end else max(stretches, key=len)
+        if len(stretch) < MIN_LASTING:
+            return []
+        whole = Window([line for window in stretch for line in window.lines])
+        return [whole.signature(name, advice, *metrics, **compared_with)]
+
+
+def find_signatures(lines: Iterable[Line], of_method: Callable[[Log], list[Signature]]) -> tuple[Signature, ...]:
+    """Return every signature that a run's log shows: those of any method, then the method's own.
+
+    Args:
+        lines: The lines of `metrics.jsonl`.
+        of_method: `Method.signatures` of the method that was trained.
+    """
+    log = Log(lines)
+    return (*embedding_collapse(log), *of_method(log))
+
+
+def embedding_spread(image_BD: Tensor, text_BD: Tensor) -> dict[str, Tensor]:
+    """Return how far unit embeddings spread, as metrics for each side.
+
+    ``embedding/mean_norm_...`` is the norm of their mean, whose square is their mean cosine; 1 where all are equal.
+    ``embedding/effective_rank_...`` is 1 / mean cos^2 over all pairs: about how many directions they use, 1 to D.
+    Takes B D^2 products: for logged steps only.
+    """
+    metrics = {}
+    for side, embedding_BD in (("image", image_BD.detach()), ("text", text_BD.detach())):
+        second_moment_DD = embedding_BD.T @ embedding_BD / len(embedding_BD)
+        metrics[f"embedding/mean_norm_{side}"] = embedding_BD.mean(dim=0).norm()
+        metrics[f"embedding/effective_rank_{side}"] = 1 / second_moment_DD.square().sum()
+    return metrics
+
+
+def embedding_collapse(log: Log) -> list[Signature]:
+    """Return a signature if the embeddings of a side end in one direction. Untrained ones may well start there."""
+    ranks = ("embedding/effective_rank_image", "embedding/effective_rank_text")
+    return log.find(
+        "embedding_collapse",
+        lambda now: any(now[rank] < COLLAPSED_RANK for rank in ranks),
+        "see where grad_norm and loss/total turned: lower the learning rate, lengthen the warm-up, clip gradients",
+        *ranks,
+        "embedding/mean_norm_image",
+        "embedding/mean_norm_text",
+        at_end=True,
+        limit=COLLAPSED_RANK,
+    )
+
+
+def temperature_at_floor(log: Log, minimum: float, advice: str, **compared_with: float) -> list[Signature]:
+    """Return a signature if the temperature ends at its minimum.
+
+    For methods that pull on the temperature (rho) to keep it inside its bounds; under a plain contrastive loss it may
+    well end there.
+
+    Args:
+        log: The log.
+        minimum: The temperature's lower bound.
+        advice: What to do, in terms of the method's options.
+        compared_with: Further evidence.
+    """
+    return log.find(
+        "temperature_at_floor",
+        lambda now: now["temperature/value"] <= AT_MINIMUM * minimum,
+        advice,
+        "temperature/value",
+        at_end=True,
+        minimum=minimum,
+        **compared_with,
+    )

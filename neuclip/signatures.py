@@ -1,0 +1,127 @@
+"""Signs of failure that NeuCLIP can show, found in its log; the metrics are those of `NeuCLIP.loss_at`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from typing import TYPE_CHECKING
+
+from engine.signatures import Log, Signature, Window, temperature_at_floor
+
+if TYPE_CHECKING:
+    from neuclip.method import NeuCLIP
+
+MAX_FLOOR_SHARE = 0.5
+"""Above it most of exp(alpha) is eps, and the network has less than half the gradient that it should."""
+VANISHED = 1e-4
+"""Share of its value at the start below which the gradient is gone: a network that fits keeps a hundredth, from the
+noise between batches."""
+MIN_GAP = 0.1
+"""Nats. The gap is about half the squared error of alpha: below 0.1, weights are right within a factor of 1.6."""
+MAX_UNEXPLAINED = 0.75
+"""Share of the gap of the best constant. The exact values leave 0.2 to 0.5 of it (the noise of small batches), a
+network that was just trained on the batch less than these."""
+MAX_SWING = 1.0
+"""Nats: from one logged step to the next, the weights in the loss change by a factor of e."""
+MIN_TOOTH = 2.0
+"""Factor by which the gap grows from restart to restart and falls at each. In a healthy run it rises at a restart."""
+
+
+def find_signatures(log: Log, config: NeuCLIP.Config, global_batch_size: int) -> list[Signature]:
+    """Return all that a log shows.
+
+    Args:
+        log: What was logged.
+        config: The method's options.
+        global_batch_size: Pairs per batch.
+    """
+    rare = _restarts_too_rare(log, config)
+    # A network that a restart mends is not too small.
+    small = [] if rare else _npn_too_small(log, config)
+    vanishing, unstable = _npn_gradient_vanishing(log, config), _alternation_unstable(log)
+    return [*_temperature_at_floor(log, config, global_batch_size), *vanishing, *unstable, *small, *rare]
+
+
+def _temperature_at_floor(log: Log, config: NeuCLIP.Config, global_batch_size: int) -> list[Signature]:
+    if not config.temperature.learnable:
+        return []
+    advice = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
+    evidence = {"rho": config.rho, "log_others": math.log(global_batch_size - 1)}
+    return temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
+
+
+def _npn_gradient_vanishing(log: Log, config: NeuCLIP.Config) -> list[Signature]:
+    first = log.windows[0]["npn/gradient_norm"] if log.windows else math.nan
+    return log.find(
+        "npn_gradient_vanishing",
+        lambda now: now["npn/floor_share"] > MAX_FLOOR_SHARE or now["npn/gradient_norm"] < VANISHED * first,
+        "lower eps, or raise temperature.minimum: alpha cannot fall below log_eps",
+        "npn/floor_share",
+        "npn/alpha_mean",
+        "npn/gradient_norm",
+        log_eps=math.log(config.eps),
+        first_gradient_norm=first,
+    )
+
+
+def _alternation_unstable(log: Log) -> list[Signature]:
+    gaps = ("npn/gap_before", "npn/gap_after")
+    return log.find(
+        "alternation_unstable",
+        lambda now: any(now.oscillates(gap, MAX_SWING) for gap in gaps),
+        "let the network keep up (more num_prototypes, num_updates, npn_lr), or slow the encoders down (lr)",
+        *gaps,
+        "loss/total",
+        min_swing=MAX_SWING,
+    )
+
+
+def _npn_too_small(log: Log, config: NeuCLIP.Config) -> list[Signature]:
+    return log.find(
+        "npn_too_small",
+        lambda now: (
+            now["npn/gap_after"] > max(MIN_GAP, MAX_UNEXPLAINED * now["npn/gap_constant"])
+            and now["npn/gradient_norm"] > 0
+            and now["npn/floor_share"] <= MAX_FLOOR_SHARE
+        ),
+        "raise num_prototypes; if that changes nothing, num_updates or npn_lr",
+        "npn/gap_after",
+        "npn/gap_constant",
+        "npn/gradient_norm",
+        max_share=MAX_UNEXPLAINED,
+        num_prototypes=config.num_prototypes,
+    )
+
+
+def _restarts_too_rare(log: Log, config: NeuCLIP.Config) -> list[Signature]:
+    """Look for the saw-tooth: a gap that grows from one restart to the next, which brings it down again."""
+    period = config.restart_period
+    if period == "never":
+        return []
+    gap = "npn/gap_before" if config.num_updates else "npn/gap_after"
+    # The line of a restart itself is left out: prototypes copied from a batch fit that batch as they never will again.
+    lines = [line for line in log.lines if (line["step"] - 1) % period]
+    periods = [Window(list(group)) for _, group in itertools.groupby(lines, lambda line: (line["step"] - 1) // period)]
+    starts, ends = [], []
+    for window in periods:
+        fifth = math.ceil(len(window.lines) / 5)
+        starts.append(Window(window.lines[:fifth])[gap])
+        ends.append(Window(window.lines[-fifth:])[gap])
+    teeth = [
+        number
+        for number in range(len(periods) - 1)
+        if ends[number] > max(MIN_GAP, MIN_TOOTH * starts[number], MIN_TOOTH * starts[number + 1])
+    ]
+    if len(teeth) <= max(1, (len(periods) - 1) / 2):
+        return []
+    evidence = {
+        "gap_before_restart": statistics.median(ends[number] for number in teeth),
+        "gap_after_restart": statistics.median(starts[number + 1] for number in teeth),
+        "teeth": len(teeth),
+        "restarts": len(periods) - 1,
+        "restart_period": period,
+    }
+    advice = "lower restart_period; or raise num_updates or npn_lr, so that the network keeps up between restarts"
+    shown = Window([line for number in teeth for line in periods[number].lines])
+    return [shown.signature("restarts_too_rare", advice, **evidence)]
