@@ -169,6 +169,8 @@ class AmorLIP(Method):
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=config.network_lr)
         self._networks_epoch = 0
         self._restart(step=0)
+        # Not used before it is set for the second epoch; set all the same, so that the state is never arbitrary.
+        self.previous.load_state_dict(self.average.state_dict())
 
     @property
     def logit_scale(self) -> Tensor:

@@ -80,7 +80,8 @@ def _log_partition(
     ]
     if len(chunks) == 1 or not torch.is_grad_enabled():
         return torch.cat([_chunk(*chunk) for chunk in chunks])
-    return torch.cat([checkpoint(_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+    # Nothing in a chunk is random, so there is no generator's state to keep.
+    return torch.cat([checkpoint(_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
 
 
 def _chunk(anchor_CD: Tensor, other_GD: Tensor, positive_C: Tensor, scale_C: Tensor, first_row: int) -> Tensor:

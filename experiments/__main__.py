@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine import paths
+from engine.record import Record
 from engine.spec import RunSpec, canonical_json, parse
 from engine.suite import ExpandedSuite
 from experiments import cards
@@ -54,9 +54,14 @@ def _explain(console: Console, run_id: str) -> None:
     for key, value in _flatten(_read(run_id).model_dump(mode="json")).items():
         table.add_row(key, value)
     console.print(table)
-    record = paths.record(run_id)
-    state = json.loads(record.read_text(encoding="utf-8"))["status"] if record.exists() else "not finished"
-    console.print(f"{state}; folder {paths.run(run_id)}")
+    path = paths.record(run_id)
+    if not path.exists():
+        console.print(f"not finished; folder {paths.run(run_id)}")
+        return
+    record = parse(Record, path.read_text(encoding="utf-8"), str(path))
+    console.print(f"{record.status}; folder {paths.run(run_id)}")
+    for sign in record.signatures:
+        console.print(f"{sign.name} (steps {sign.first_step} to {sign.last_step}): {sign.advice}; {sign.evidence}")
 
 
 def _diff(console: Console, first: str, second: str) -> None:

@@ -8,6 +8,7 @@ M prototypes (S: this process's share of them), D embedding, K weights of the ML
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -176,7 +177,8 @@ class Prototypes(Normalizer):
         ]
         if len(chunks) == 1 or not torch.is_grad_enabled():
             return torch.cat([self._predict(*chunk) for chunk in chunks], dim=1)
-        return torch.cat([checkpoint(self._predict, *chunk, use_reentrant=False) for chunk in chunks], dim=1)
+        predict = functools.partial(checkpoint, self._predict, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([predict(*chunk) for chunk in chunks], dim=1)
 
     def _predict(self, weights_2MD: Tensor, embedding_2CD: Tensor, positive_C: Tensor, logit_scale: Tensor) -> Tensor:
         # Unit already; as a cosine, though, alpha has no gradient along the embedding itself.

@@ -73,7 +73,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(root, method):
         trainer.backward(first_batch(trainer))
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.optimizer.parameters]))
     for split in gradients[1:]:
-        torch.testing.assert_close(split, gradients[0], rtol=1e-4, atol=1e-7)
+        # float32 sums in another order; what is far below the largest gradient carries their rounding.
+        torch.testing.assert_close(split, gradients[0], rtol=0, atol=1e-6 * float(gradients[0].abs().max()))
 
 
 def first_batch(trainer):
