@@ -37,7 +37,7 @@ class OpenCLIP(Method):
 
         temperature: TemperatureConfig = TemperatureConfig()
         chunk_rows: int = Field(default=4096, ge=1)
-        """Anchors whose similarities to the global batch are held at once: memory against speed, never results.
+        """Anchors whose similarities to the global batch are held at once: memory against speed.
         A process whose batch fits in one chunk calls `ClipLoss` itself."""
 
     def __init__(self, config: Config, env: MethodEnv) -> None:

@@ -50,7 +50,7 @@ class SigLIP(Method):
         bias_lr: float | None = Field(default=None, gt=0)
         """Learning rate of the bias; None takes the encoders'."""
         chunk_rows: int = Field(default=4096, ge=1)
-        """Images whose similarities to the global batch are held at once: memory against speed, never results.
+        """Images whose similarities to the global batch are held at once: memory against speed.
         A process whose batch fits in one chunk calls `SigLipLoss` itself."""
 
     def __init__(self, config: Config, env: MethodEnv) -> None:

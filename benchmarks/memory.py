@@ -112,6 +112,9 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
         chunked = [name for name in args.methods if "chunk_rows" in method_class(name).Config.model_fields]
         whole = [(name, None) for name in args.methods if name not in chunked]
         some = [(name, chunk) for chunk in args.chunk if chunk <= batch for name in chunked]
+        if chunked and not some:
+            # A chunk above the batch is the whole batch, which the smallest chunk that fits shows.
+            some = [(name, batch) for name in chunked]
         for name, chunk in [("dense", None), *whole, *some]:
             case = (name, batch, dim, chunk, args.set)
             peak = peak_bytes(*case, device=device)

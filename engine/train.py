@@ -130,6 +130,8 @@ def read_spec(path: Path) -> RunSpec:
     Raises:
         ValueError: If the file is no valid spec, or its content was changed by hand.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: `snakemake -n` writes the specs of a suite's runs")
     spec = parse(RunSpec, path.read_text(encoding="utf-8"), str(path))
     if path.parent.name != spec.run_id:
         raise ValueError(

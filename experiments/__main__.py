@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from engine import paths
 from engine.record import Record
@@ -27,19 +27,29 @@ def write_expansion(suite: ExpandedSuite) -> None:
 
 
 def _list(console: Console, names: list[str]) -> None:
+    """Show suites; those that are named, with their runs."""
     table = Table("suite", "runs", "done", "data set", "title")
+    runs = Table("run", "variant", "state")
     for name in names or cards.names("suites"):
-        suite = expand(name)
-        done = sum(paths.record(run.spec.run_id).exists() for run in suite.runs)
+        try:
+            suite = expand(name)
+        except ValueError as error:
+            table.add_row(name, "", "", "", f"error: {error}")
+            continue
+        states = {run.spec.run_id: paths.record(run.spec.run_id).exists() for run in suite.runs}
         datasets = ", ".join(sorted({run.spec.dataset.name for run in suite.runs}))
-        table.add_row(name, str(len(suite.runs)), str(done), datasets, suite.title)
+        table.add_row(name, str(len(states)), str(sum(states.values())), datasets, suite.title)
+        for run in suite.runs:
+            runs.add_row(run.spec.run_id, run.variant, "done" if states[run.spec.run_id] else "to do")
     console.print(table)
+    if names:
+        console.print(runs)
 
 
 def _read(run_id: str) -> RunSpec:
     path = paths.spec(run_id)
     if not path.exists():
-        raise ValueError(f"no run {run_id!r} below {path.parent.parent}: `python -m experiments list` shows the suites")
+        raise ValueError(f"no run {run_id!r} below {path.parent.parent}: `python -m experiments list SUITE` shows them")
     return parse(RunSpec, path.read_text(encoding="utf-8"), str(path))
 
 
@@ -50,7 +60,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _explain(console: Console, run_id: str) -> None:
-    table = Table("setting", "value", title=run_id)
+    table = Table(Column("setting", overflow="fold"), Column("value", overflow="fold"), title=run_id)
     for key, value in _flatten(_read(run_id).model_dump(mode="json")).items():
         table.add_row(key, value)
     console.print(table)
@@ -66,7 +76,7 @@ def _explain(console: Console, run_id: str) -> None:
 
 def _diff(console: Console, first: str, second: str) -> None:
     left, right = (_flatten(_read(run_id).model_dump(mode="json")) for run_id in (first, second))
-    table = Table("setting", first, second)
+    table = Table(*(Column(title, overflow="fold") for title in ("setting", first, second)))
     for key in sorted(left.keys() | right.keys()):
         if left.get(key) != right.get(key):
             table.add_row(key, left.get(key, ""), right.get(key, ""))
@@ -77,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="suites with their runs, and how many are done")
+    listing = commands.add_parser("list", help="suites and how many of their runs are done; of named suites, every run")
     listing.add_argument("suites", nargs="*", help="default: all")
     explaining = commands.add_parser("explain", help="every setting of a run")
     explaining.add_argument("run_id")

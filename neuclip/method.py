@@ -87,7 +87,7 @@ class NeuCLIP(Method):
         temperature: NeuCLIPTemperature = NeuCLIPTemperature()
         temperature_gradient: Literal["consistent", "authors"] = "consistent"
         chunk_rows: int = Field(default=DEFAULT_CHUNK_ROWS, ge=1)
-        """Anchors whose similarities are held at once: memory against speed, never results."""
+        """Anchors whose similarities are held at once: memory against speed."""
 
         @model_validator(mode="after")
         def _check(self) -> NeuCLIP.Config:

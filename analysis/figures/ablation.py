@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from analysis import drawing, style
 from analysis import frame as tidy
 
-SUITES = ("ablation_*", "laptop", "quickstart")
+SUITES = ("ablation_*", "quickstart")
 KINDS = ("average",)
 
 

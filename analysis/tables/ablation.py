@@ -8,7 +8,7 @@ from analysis import frame as tidy
 from analysis import reference, stats, style
 from analysis.rendering import Cell, Row, Table
 
-SUITES = ("ablation_*", "laptop", "quickstart")
+SUITES = ("ablation_*", "quickstart")
 KINDS = ("average",)
 
 
