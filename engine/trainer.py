@@ -166,7 +166,11 @@ class Trainer:
         return output
 
     def step(self, batch: Batch, *, timing: bool) -> dict[str, Any] | None:
-        """Take one optimiser step; returns its metrics, or None if it was not finite and nothing was changed."""
+        """Take one optimiser step; returns its metrics.
+
+        Returns None if the loss or its gradient was not finite on some process: no parameter has moved then, though
+        the method may have updated its own running state.
+        """
         progress = self.progress()
         # Whatever draws from torch's own generator (dropout) then depends on the step, not on what came before.
         torch.manual_seed(self.method.env.generator(f"step on process {self.collectives.rank}", progress.step).seed())

@@ -1,4 +1,4 @@
-"""Two processes that share a batch do what one does with all of it, for every method and choice of options."""
+"""Two and four processes that share a batch do what one does with it, for every method and choice of options."""
 
 from typing import Any
 
@@ -32,15 +32,15 @@ def alone() -> dict[str, Any]:
     return train_all(Collectives())
 
 
-@pytest.fixture(scope="module")
-def together() -> list[dict[str, Any]]:
-    return run_in_processes(train_all, 2)
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return run_in_processes(train_all, request.param, timeout_sec=180)
 
 
 @pytest.mark.parametrize("variant", [label(variant) for variant in VARIANTS])
-def test_two_processes_train_as_one_and_end_in_one_state(
+def test_processes_train_as_one_and_end_in_one_state(
     variant: str, alone: dict[str, Any], together: list[dict[str, Any]]
 ) -> None:
     # Only the order of summation differs, which an optimiser's first step magnifies.
     torch.testing.assert_close(together[0][variant], alone[variant], rtol=1e-6, atol=1e-8, equal_nan=True)
-    assert same(together[1][variant], together[0][variant])
+    assert all(same(other[variant], together[0][variant]) for other in together[1:])
