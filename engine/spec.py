@@ -69,6 +69,8 @@ class OptimizerSpec(Frozen):
     eps: float = Field(default=1e-6, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     grad_clip_norm: float | None = Field(default=None, gt=0)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep an exponential moving average of the encoders' weights with this decay per step, and export that."""
 
 
 class AugmentationSpec(Frozen):
@@ -109,6 +111,9 @@ class RunSpec(Frozen):
     optimizer: OptimizerSpec
     augmentation: AugmentationSpec
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_norm_groups: int = Field(default=1, ge=1)
+    """Equal parts of the global batch whose batch-norm statistics are apart: 1 is the whole batch, 8 is what plain
+    data parallel training on 8 GPUs does. It belongs to the result, so the number of processes does not decide it."""
     normalizer_error: NormalizerErrorSpec | None = None
     seed: int = Field(ge=0)
 
@@ -123,6 +128,11 @@ class RunSpec(Frozen):
             raise ValueError(
                 f"global_batch_size = {self.global_batch_size} exceeds the {self.dataset.pairs} pairs of "
                 f"{self.dataset.name!r}: use a smaller batch or a larger data set"
+            )
+        if self.global_batch_size % self.batch_norm_groups:
+            raise ValueError(
+                f"batch_norm_groups = {self.batch_norm_groups} does not divide global_batch_size = "
+                f"{self.global_batch_size}: use a number that does"
             )
         points = {"milestones": self.milestones}
         if self.normalizer_error is not None:
@@ -165,6 +175,8 @@ class Execution(Frozen):
     accumulation_steps: int = Field(default=1, ge=1)
     """Split each process's batch in so many parts; the gradient stays that of the whole batch. Not for models with
     batch norm, which would see a part at a time."""
+    max_replaced_fraction: float = Field(default=1e-3, ge=0, le=1)
+    """Stop when more than this fraction of the samples could not be decoded and had to be replaced."""
     log_every_steps: int = Field(default=10, ge=1)
     save_every_min: float = Field(default=10.0, ge=0)
     compile: bool = False

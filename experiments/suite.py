@@ -48,6 +48,7 @@ class Training(Frozen):
     optimizer: OptimizerSpec = OptimizerSpec()
     augmentation: AugmentationSpec = AugmentationSpec()
     precision: str = "fp32"
+    batch_norm_groups: int = Field(default=1, ge=1)
     normalizer_error: NormalizerErrorPlan | None = None
 
 
@@ -139,6 +140,7 @@ def _run(suite: Suite, card: cards.DatasetCard, model: ModelSpec, variant: Varia
             "optimizer": optimizer,
             "augmentation": plan.augmentation,
             "precision": plan.precision,
+            "batch_norm_groups": plan.batch_norm_groups,
             "normalizer_error": error and {**error.model_dump(), "at": samples_at(error.at)},
             "seed": seed,
         }
