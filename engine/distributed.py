@@ -37,6 +37,10 @@ class Collectives:
         """Copy `x` of process `source` to all, in place; returns `x`."""
         return x
 
+    def subgroup(self, size: int) -> Any:
+        """Divide the processes into groups of `size` neighbours; returns this one's. Every process calls it."""
+        return None
+
     def barrier(self) -> None:
         """Wait until every process is here."""
 
@@ -86,6 +90,10 @@ class ProcessGroup(Collectives):
         """See `Collectives.broadcast`."""
         dist.broadcast(x, src=source)
         return x
+
+    def subgroup(self, size: int) -> Any:
+        """See `Collectives.subgroup`."""
+        return dist.new_subgroups(size)[0]  # type: ignore[no-untyped-call]
 
     def barrier(self) -> None:
         """See `Collectives.barrier`."""

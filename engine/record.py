@@ -32,6 +32,10 @@ class Attempt(Frozen):
 
     first_step: int
     provenance: Provenance
+    host: str
+    """Of the first process."""
+    job_id: str | None = None
+    """The scheduler's; None when started by hand."""
 
 
 class Milestone(Frozen):
@@ -87,6 +91,8 @@ class Record(Frozen):
     peak_memory_bytes: int
     attempts: tuple[Attempt, ...]
     """Every start of the run, in order; the last one finished it."""
+    num_replaced: int = 0
+    """Samples that could not be decoded, and were replaced by their neighbours."""
     first_indices: tuple[int, ...]
     """Data set positions of the first pairs of the run, to compare orders."""
     divergence: Divergence | None

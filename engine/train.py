@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -18,12 +20,12 @@ import torch
 
 from engine import checkpoint, distributed, paths
 from engine.data import build_loader
-from engine.distributed import Collectives
 from engine.metrics import Reporter
 from engine.provenance import provenance
 from engine.record import Attempt, Divergence, Record
 from engine.spec import Execution, RunSpec, parse
-from engine.trainer import Trainer, read_attempts
+from engine.stop import SIGNALS, Stopped, StopRequest
+from engine.trainer import Trainer, Wishes, read_attempts
 
 _FIRST_INDICES = 100
 
@@ -32,6 +34,10 @@ def train(spec: RunSpec, execution: Execution) -> Record:
     """Train a run to its end in this process (one of several under `torchrun`), and write its record.
 
     Returns at once if the run is done already, and waits while another job is at it: a run is never trained twice.
+
+    Raises:
+        Stopped: If a signal asked for it; on every process, after the step was saved.
+        ValueError: If the spec, the data or the checkpoint cannot be used as they are.
     """
     device = distributed.choose_device(execution.device)
     torch.set_num_threads(execution.threads)
@@ -39,7 +45,8 @@ def train(spec: RunSpec, execution: Execution) -> Record:
     with _only_trainer(spec.run_id) if collectives.rank == 0 else contextlib.nullcontext():
         done = torch.tensor(float(paths.record(spec.run_id).exists()), device=device)
         if not collectives.broadcast(done):
-            _train(Trainer(spec, execution, device, collectives))
+            with StopRequest() as request:
+                _train(Trainer(spec, execution, device, collectives), request)
         elif collectives.rank == 0:
             checkpoint.remove_checkpoints(paths.checkpoints(spec.run_id))
     path = paths.record(spec.run_id)
@@ -55,7 +62,7 @@ def _only_trainer(run_id: str) -> Iterator[None]:
         yield
 
 
-def _train(trainer: Trainer) -> None:
+def _train(trainer: Trainer, request: StopRequest) -> None:
     spec, execution, device, collectives = trainer.spec, trainer.execution, trainer.device, trainer.collectives
     run_id = spec.run_id
     trainer.resume()
@@ -65,7 +72,9 @@ def _train(trainer: Trainer) -> None:
         origin = provenance(
             dataset_sha256=trainer.dataset.index.sha256, device=device, world_size=collectives.world_size
         )
-        attempts = (*read_attempts(run_id), Attempt(first_step=first, provenance=origin))
+        job_id = os.environ.get("NEUCLIP_JOB_ID")
+        attempt = Attempt(first_step=first, provenance=origin, host=socket.gethostname(), job_id=job_id)
+        attempts = (*read_attempts(run_id), attempt)
         paths.write_text(paths.attempts(run_id), "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
     reporter = Reporter(paths.metrics(run_id) if is_first_process else None, run_id, spec.num_steps, first)
     loader = build_loader(
@@ -89,39 +98,40 @@ def _train(trainer: Trainer) -> None:
             indices = collectives.gather(batch.index_B.to(device)).tolist()
             trainer.first_indices += indices[: _FIRST_INDICES - len(trainer.first_indices)]
         progress = trainer.progress()
-        metrics = trainer.step(batch, timing=logged)
+        # The first process's clock decides for all.
+        is_time_to_save = is_first_process and time.monotonic() - last_save >= 60 * execution.save_every_min
+        wishes = Wishes(tuple(request.seen), is_time_to_save, len(batch.replaced))
+        metrics, agreed = trainer.step(batch, wishes, timing=logged)
         if metrics is None:
             divergence = Divergence(
                 step=step,
                 reason="the loss or its gradient is not finite",
-                temperature=1 / float(trainer.method.logit_scale),
+                temperature=1 / float(trainer.method.logit_scale.detach()),
                 indices=tuple(batch.index_B[:_FIRST_INDICES].tolist()),
             )
             break
         times = trainer.clock.end_step()
         place = {"step": step + 1, "samples_seen": trainer.samples_seen, "epoch": progress.epoch}
         reporter.step(step + 1, {**place, **metrics, **times} if logged else None)
+        trainer.count_replaced(agreed.num_replaced, batch)
         if trainer.samples_seen in spec.milestones:
             trainer.export_weights()
         if spec.normalizer_error is not None and trainer.samples_seen in spec.normalizer_error.at:
             trainer.measure_normalizers(progress)
-        if step + 1 < spec.num_steps and _is_time_to_save(last_save, execution, collectives, device):
+        if step + 1 == spec.num_steps:
+            break
+        if agreed.save or any(agreed.stop):
             trainer.save()
             last_save = time.monotonic()
+        if any(agreed.stop):
+            reporter.close()
+            raise Stopped([number for number, sent in zip(SIGNALS, agreed.stop, strict=True) if sent][-1], step + 1)
     reporter.close()
     if is_first_process:
         record = trainer.record(divergence)
         paths.write_text(paths.record(run_id), record.model_dump_json(indent=1) + "\n")
         checkpoint.remove_checkpoints(paths.checkpoints(run_id))
     collectives.barrier()
-
-
-def _is_time_to_save(last_save: float, execution: Execution, collectives: Collectives, device: torch.device) -> bool:
-    """Let the first process's clock decide for all."""
-    due = time.monotonic() - last_save >= 60 * execution.save_every_min
-    if collectives.world_size == 1:
-        return due
-    return bool(collectives.broadcast(torch.tensor([float(due)], device=device)).item())
 
 
 def read_spec(path: Path) -> RunSpec:

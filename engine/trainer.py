@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from typing import Any
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine import checkpoint, paths
 from engine.data import Batch, PairDataset
@@ -23,9 +24,39 @@ from engine.record import Attempt, Divergence, Milestone, NormalizerError, Recor
 from engine.registry import method_class, resolve_config
 from engine.signatures import embedding_spread, find_signatures
 from engine.spec import DatasetSpec, Execution, RunSpec, fingerprint, parse
-from engine.towers import WEIGHTS_FILE, build_towers, embed_dim, export, tokenizer
+from engine.towers import WEIGHTS_FILE, Towers, build_towers, embed_dim, export, tokenizer
 
+_FEW_SAMPLES = 10_000
+"""A fraction of fewer samples than this says little: some broken ones may come first."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Wishes(NamedTuple):
+    """What one process, or after agreement any of them, asks for after a step."""
+
+    stop: tuple[bool, ...]
+    """Signals that it got, one for each of `engine.stop.SIGNALS`."""
+    save: bool
+    num_replaced: int
+    """Samples of the step that were replaced; after agreement, of all processes together."""
+
+    def values(self) -> list[float]:
+        """Numbers whose sum over processes says what they ask for together."""
+        return [float(value) for value in (*self.stop, self.save, self.num_replaced)]
+
+    @classmethod
+    def agreed(cls, sums: list[float]) -> Wishes:
+        """From the sum of `values` over processes."""
+        *stop, save, num_replaced = sums
+        return cls(tuple(bool(value) for value in stop), bool(save), int(num_replaced))
+
+
+class StepOutcome(NamedTuple):
+    """What a step gave."""
+
+    metrics: dict[str, float] | None
+    """None if the loss or its gradient was not finite; empty if the step was not timed."""
+    agreed: Wishes
 
 
 class Trainer:
@@ -73,7 +104,15 @@ class Trainer:
         self.method = method_class(spec.method.name)(config, env).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-        self._share_batch_norm()
+        self.batch_norm_groups = self._share_batch_norm()
+        """Parts of this process's rows that batch norm sees apart."""
+        # A copy of the weights, taken before anything wraps them.
+        decay = spec.optimizer.ema_decay
+        self.averaged = (
+            AveragedModel(self.towers, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+            if decay
+            else None
+        )
         self.encoder: nn.Module = torch.compile(self.towers) if execution.compile else self.towers  # type: ignore[assignment]
         if collectives.world_size > 1:
             self.encoder = DistributedDataParallel(
@@ -82,27 +121,49 @@ class Trainer:
         self.clock = Clock(device)
         self.step_number = 0
         self.first_indices: list[int] = []
+        self.num_replaced = 0
 
-    def _share_batch_norm(self) -> None:
-        """Let batch norm see the global batch, so that no result depends on how many processes share it.
+    def _share_batch_norm(self) -> int:
+        """Let batch norm see the parts of the global batch that the spec says, however many processes share it.
+
+        Returns:
+            The parts of this process's rows; more than one when there are fewer processes than parts.
 
         Raises:
-            ValueError: If that cannot be done: with accumulation, or in several processes on a CPU.
+            ValueError: If that cannot be done with these processes, this device or this accumulation.
         """
+        name, groups, world_size = self.spec.model.name, self.spec.batch_norm_groups, self.collectives.world_size
         if not any(isinstance(module, nn.BatchNorm2d) for module in self.towers.modules()):
-            return
-        if self.execution.accumulation_steps > 1:
+            if groups > 1:
+                raise ValueError(f"batch_norm_groups = {groups}, but model {name!r} has no batch norm: leave it out")
+            return 1
+        per_process, left = divmod(groups, world_size)
+        if left and world_size % groups:
             raise ValueError(
-                f"model {self.spec.model.name!r} has batch norm, which would see a part of the batch at a time: "
-                "use accumulation_steps 1, or a model without batch norm"
+                f"batch_norm_groups = {groups} cannot be shared among {world_size} processes: use a number of "
+                "processes that divides it, or a multiple of it"
             )
-        if self.collectives.world_size > 1:
-            if self.device.type == "cpu":
-                raise ValueError(
-                    f"model {self.spec.model.name!r} has batch norm, which cannot see the whole batch in "
-                    f"{self.collectives.world_size} CPU processes: use one process, GPUs, or a model without batch norm"
-                )
-            self.towers = nn.SyncBatchNorm.convert_sync_batchnorm(self.towers)  # type: ignore[no-untyped-call]
+        if self.execution.accumulation_steps not in {1, per_process}:
+            raise ValueError(
+                f"model {name!r} has batch norm, which with accumulation_steps = {self.execution.accumulation_steps} "
+                f"would see other parts of the batch than batch_norm_groups = {groups} says: use accumulation_steps 1"
+                + (f" or {per_process}" if per_process > 1 else ", or a model without batch norm")
+            )
+        if per_process:
+            return per_process
+        if self.device.type == "cpu":
+            raise ValueError(
+                f"model {name!r} has batch norm, which on CPUs cannot see one part of the batch from several processes "
+                f"(batch_norm_groups = {groups}, {world_size} processes): use fewer processes, GPUs, or a model "
+                "without batch norm"
+            )
+        group = self.collectives.subgroup(world_size // groups)
+        self.towers = nn.SyncBatchNorm.convert_sync_batchnorm(self.towers, group)  # type: ignore[no-untyped-call]
+        return 1
+
+    def _running_statistics(self) -> list[Tensor]:
+        norms = (module for module in self.towers.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
+        return [buffer for norm in norms for buffer in norm.buffers()]
 
     # One step ---------------------------------------------------------------------------------------------------
 
@@ -116,10 +177,25 @@ class Trainer:
         return self.step_number * self.spec.global_batch_size
 
     def encode(self, image_BCHW: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode on the device, in the run's precision; embeddings come out in float32."""
+        """Encode this process's rows on the device, in the run's precision; embeddings come out in float32."""
+        groups = self.batch_norm_groups
+        parts = [
+            self._encode_group(*part, is_first=number == 0)
+            for number, part in enumerate(zip(image_BCHW.chunk(groups), tokens_BT.chunk(groups), strict=True))
+        ]
+        if groups == 1:
+            return parts[0]
+        return torch.cat([image for image, _ in parts]), torch.cat([text for _, text in parts])
+
+    def _encode_group(self, image_BCHW: Tensor, tokens_BT: Tensor, *, is_first: bool) -> tuple[Tensor, Tensor]:
+        """Encode rows that share their batch-norm statistics; only the first such rows enter the running ones."""
         dtype = _AUTOCAST.get(self.spec.precision)
+        before = [] if is_first else [buffer.clone() for buffer in self._running_statistics()]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             image_BD, text_BD = self.encoder(image_BCHW.contiguous(memory_format=torch.channels_last), tokens_BT)
+        if not is_first:
+            for buffer, value in zip(self._running_statistics(), before, strict=True):
+                buffer.copy_(value)
         return image_BD, text_BD
 
     def backward(self, batch: Batch, *, logged: bool = False) -> LossOutput:
@@ -140,11 +216,8 @@ class Trainer:
                 encoded = [self.encode(*parts[0])]
             else:
                 # The first of two passes must leave no trace in batch-norm statistics.
-                buffers = [buffer.clone() for buffer in self.towers.buffers()]
                 with torch.no_grad():
-                    encoded = [self.encode(*part) for part in parts]
-                    for buffer, before in zip(self.towers.buffers(), buffers, strict=True):
-                        buffer.copy_(before)
+                    encoded = [self._encode_group(*part, is_first=False) for part in parts]
         with self.clock.phase("method"):
             image_BD = torch.cat([image for image, _ in encoded]).detach().requires_grad_()
             text_BD = torch.cat([text for _, text in encoded]).detach().requires_grad_()
@@ -162,14 +235,15 @@ class Trainer:
                 last = number == len(parts) - 1
                 ddp = isinstance(self.encoder, DistributedDataParallel) and not last
                 with self.encoder.no_sync() if ddp else contextlib.nullcontext():  # type: ignore[operator]
-                    torch.autograd.backward(encoded[0] if len(parts) == 1 else self.encode(*part), grad)
+                    again = encoded[0] if len(parts) == 1 else self._encode_group(*part, is_first=number == 0)
+                    torch.autograd.backward(again, grad)
         return output
 
-    def step(self, batch: Batch, *, timing: bool) -> dict[str, Any] | None:
-        """Take one optimiser step; returns its metrics.
+    def step(self, batch: Batch, wishes: Wishes, *, timing: bool) -> StepOutcome:
+        """Take one optimiser step, and agree with the other processes on what comes after it.
 
-        Returns None if the loss or its gradient was not finite on some process: no parameter has moved then, though
-        the method may have updated its own running state.
+        If the loss or its gradient was not finite on some process, no parameter has moved on any, though the method
+        may have updated its own running state.
         """
         progress = self.progress()
         # Whatever draws from torch's own generator (dropout) then depends on the step, not on what came before.
@@ -185,26 +259,50 @@ class Trainer:
             grad_norm = nn.utils.clip_grad_norm_(
                 self.optimizer.parameters, self.spec.optimizer.grad_clip_norm or math.inf, foreach=True
             )
-            loss = self.collectives.all_reduce(output.total.detach().clone(), "mean")
+            loss = output.total.detach()
             # A fp16 overflow of the gradients is the scaler's business: it skips the step and halves its scale.
             finite = torch.isfinite(loss) & (torch.isfinite(grad_norm) | self.scaler.is_enabled())
-            if not bool(self.collectives.all_reduce(finite.float(), "min")):
-                return None
+            # One collective, and on a GPU one wait, for all that the processes must agree on.
+            mine = torch.tensor(wishes.values(), device=self.device, dtype=torch.float64)
+            agreed = self.collectives.all_reduce(torch.cat([torch.stack([loss, ~finite]).double(), mine]), "sum")
+            loss_sum, not_finite, *asked = agreed.tolist()
+            if not_finite:
+                return StepOutcome(None, Wishes.agreed(asked))
             self.scaler.step(self.optimizer.adamw)
             self.scaler.update()
             self.optimizer.adamw.zero_grad(set_to_none=True)
             self.method.after_step(progress)
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.towers)
         self.step_number += 1
         if not timing:
-            return {}
-        metrics = {name: float(value) for name, value in output.metrics.items()}
-        return {
-            "loss/total": float(loss),
+            return StepOutcome({}, Wishes.agreed(asked))
+        metrics = {
+            "loss/total": loss_sum / self.collectives.world_size,
             "temperature/value": float(temperature),
             "lr": lr,
             "grad_norm": float(grad_norm),
-            **metrics,
+            **{name: float(value) for name, value in output.metrics.items()},
         }
+        return StepOutcome(metrics, Wishes.agreed(asked))
+
+    def count_replaced(self, num_replaced: int, batch: Batch) -> None:
+        """Add what a step replaced, over all processes.
+
+        Raises:
+            ValueError: On every process, if it is more than the execution allows of what was seen.
+        """
+        if not num_replaced:
+            return
+        self.num_replaced += num_replaced
+        allowed = self.execution.max_replaced_fraction * max(self.samples_seen, _FEW_SAMPLES)
+        if self.num_replaced > allowed:
+            examples = "".join(f"\n  {text}" for text in batch.replaced[:5]) or " another process says which"
+            raise ValueError(
+                f"data set {self.dataset.index.name!r}: {self.num_replaced} of {self.samples_seen} samples could not "
+                f"be decoded, max_replaced_fraction = {self.execution.max_replaced_fraction} allows {allowed:.0f}. Fetch "
+                f"these shards again and index them, or allow more. The last ones:{examples}"
+            )
 
     # Saving and resuming ------------------------------------------------------------------------------------------
 
@@ -216,11 +314,13 @@ class Trainer:
                     "fingerprint": fingerprint(self.spec),
                     "dataset_sha256": self.dataset.index.sha256,
                     "towers": self.towers.state_dict(),
+                    "averaged": self.averaged.state_dict() if self.averaged is not None else {},
                     "method": self.method.state_dict(),
                     "optimizer": self.optimizer.adamw.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "clock": self.clock.state_dict(),
                     "first_indices": self.first_indices,
+                    "num_replaced": self.num_replaced,
                 }
                 checkpoint.save_checkpoint(paths.checkpoints(self.spec.run_id), self.step_number, state)
             self.collectives.barrier()
@@ -236,22 +336,30 @@ class Trainer:
         if (state["fingerprint"], state["dataset_sha256"]) != (fingerprint(self.spec), self.dataset.index.sha256):
             raise ValueError(f"{folder} belongs to another spec or to other data: remove that folder")
         self.towers.load_state_dict(state["towers"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
         self.method.load_state_dict(state["method"])
         self.optimizer.adamw.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.clock.load_state_dict(state["clock"])
         self.step_number, self.first_indices = step, state["first_indices"]
+        self.num_replaced = state["num_replaced"]
 
     def export_weights(self) -> None:
         """Write the model of a milestone (first process only)."""
         if self.collectives.rank == 0:
             folder = paths.weights(self.spec.run_id, self.samples_seen)
             scale, bias = self.method.logit_scale, self.method.logit_bias
-            export(self.towers, self.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
+            towers = self.towers if self.averaged is None else cast(Towers, self.averaged.module)
+            export(towers, self.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
 
     def measure_normalizers(self, progress: Progress) -> None:
         """Compare the method's log-normalizers with the exact ones after the step of `progress`, and write it down."""
         assert self.spec.normalizer_error is not None
+        if self.spec.batch_norm_groups > 1:
+            # Running statistics are those of the first process.
+            for buffer in self._running_statistics():
+                self.collectives.broadcast(buffer)
         with self.clock.phase("diagnostics"):
             error = measure_normalizer_error(
                 self.spec.normalizer_error,
@@ -290,6 +398,7 @@ class Trainer:
             median_step_sec=self.clock.median_step_sec,
             peak_memory_bytes=peak_memory_bytes(self.device),
             attempts=read_attempts(run_id),
+            num_replaced=self.num_replaced,
             first_indices=tuple(self.first_indices),
             divergence=divergence,
             signatures=find_signatures(map(json.loads, logged.splitlines()), self.method.signatures),
