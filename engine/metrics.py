@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, clocks by phase, and what a person sees while training."""
+"""`metrics.jsonl`, clocks by phase, and what a person sees while training: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ import resource
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TextIO
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from engine import paths
+from engine.record import Attempt
+from engine.spec import RunSpec
+
+RECENT_SEC = 30.0
+"""A rate is one of so many seconds: it follows when a neighbour takes the machine, or leaves it."""
+LOG_LINE_SEC = 15.0
+"""Plain lines in a log are at least so far apart."""
 
 
 class Clock:
@@ -98,48 +110,135 @@ def forget_after(path: Path, step: int) -> None:
     paths.write_text(path, "".join(kept))
 
 
-class Reporter:
-    """Writes metrics to a file, and progress to a terminal (a bar) or a log (plain lines)."""
+class RecentRate:
+    """Steps per second over the last `RECENT_SEC`, or over the last step if that took longer.
 
-    def __init__(self, path: Path | None, run_id: str, num_steps: int, first_step: int) -> None:
-        if path:
-            forget_after(path, first_step)
-        self._file = path.open("a", encoding="utf-8", buffering=1) if path else None
-        self._num_steps, self._start, self._first_step = num_steps, time.perf_counter(), first_step
-        self._last_line = self._start
-        self._bar: Progress | None = None
-        if path and sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[state]}"))
+    The step that ends with the first mark is left out: it loads, allocates and compiles.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def mark(self, now_sec: float, step: int) -> None:
+        """Note that `step` steps are done."""
+        # One mark in a second is enough; the newest counts.
+        if len(self._marks) > 1 and now_sec - self._marks[-2][0] < 1:
+            self._marks.pop()
+        self._marks.append((now_sec, step))
+        while len(self._marks) > 2 and self._marks[1][0] <= now_sec - RECENT_SEC:
+            self._marks.popleft()
+
+    @property
+    def per_sec(self) -> float | None:
+        """None before the second mark."""
+        if len(self._marks) < 2:
+            return None
+        (first_sec, first_step), (last_sec, last_step) = self._marks[0], self._marks[-1]
+        return (last_step - first_step) / max(last_sec - first_sec, 1e-9)
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``h:mm:ss``, or days and hours when there are days.
+
+    >>> format_duration(3725.4), format_duration(200_000)
+    ('1:02:05', '2 d 7 h')
+    """
+    minutes, sec = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{sec:02}" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+class Reporter:
+    """Writes `metrics.jsonl` and shows how far a run is; for a ``with`` block, so that no error leaves a bar behind.
+
+    A bar on a terminal, plain lines with the same facts in a log; in both a first line (what is trained, on what, from
+    where) and a last one.
+
+    Args:
+        spec: The run.
+        attempt: This start of it; None in all processes but the first, which then say and write nothing.
+    """
+
+    def __init__(self, spec: RunSpec, attempt: Attempt | None) -> None:
+        self._spec, self._attempt = spec, attempt
+        self._first_step = self._step = attempt.first_step if attempt else 0
+        self._rate = RecentRate()
+        self._start_sec = self._last_line_sec = time.perf_counter()
+        self._facts: list[str] = []
+        self._file: TextIO | None = None
+        self._bar: Live | None = None
+
+    def __enter__(self) -> Reporter:
+        if self._attempt is None:
+            return self
+        path = paths.metrics(self._spec.run_id)
+        forget_after(path, self._first_step)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        sys.stderr.write(_describe(self._spec, self._attempt) + "\n")
+        console = Console(stderr=True)
+        if sys.stderr.isatty() and not console.is_dumb_terminal:
+            self._bar = Live(get_renderable=self._draw, console=console, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(run_id, total=num_steps, completed=first_step, state="")
+        return self
 
     def step(self, step: int, metrics: dict[str, Any] | None) -> None:
         """Report that `step` steps are done; `metrics` is the line to write, if any."""
-        if metrics is not None and self._file:
-            # JSON has no NaN: what is not finite becomes null.
-            line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-            self._file.write(json.dumps(line) + "\n")
-        if not self._file:
+        if self._file is None:
             return
-        state = "" if metrics is None else self._state(step, metrics)
-        if self._bar:
-            self._bar.update(self._task, completed=step)
-            if state:
-                self._bar.update(self._task, state=state)
-        elif state and (time.perf_counter() - self._last_line > 15 or step == self._num_steps):
-            self._last_line = time.perf_counter()
-            sys.stderr.write(f"step {step}/{self._num_steps}  {state}\n")
+        now_sec = time.perf_counter()
+        self._step = step
+        self._rate.mark(now_sec, step)
+        if metrics is None:
+            return
+        # JSON has no NaN: what is not finite becomes null.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        self._file.write(json.dumps({"unix_sec": round(time.time(), 3), **finite}) + "\n")
+        self._facts = [f"loss {metrics['loss/total']:.4f}", f"temperature {metrics['temperature/value']:.4f}"]
+        is_first_line = self._last_line_sec == self._start_sec
+        if self._bar is None and (is_first_line or now_sec - self._last_line_sec >= LOG_LINE_SEC):
+            self._last_line_sec = now_sec
+            sys.stderr.write("  ".join((self._place(), *self._facts, *self._speed())) + "\n")
 
-    def _state(self, step: int, metrics: dict[str, Any]) -> str:
-        rate = (step - self._first_step) / max(time.perf_counter() - self._start, 1e-9)
-        pairs_per_sec = rate * metrics["samples_seen"] / max(step, 1)
-        temperature = metrics["temperature/value"]
-        return f"loss {metrics['loss/total']:.4f}  temperature {temperature:.4f}  {pairs_per_sec:,.0f} pairs/s"
+    def _place(self) -> str:
+        num_steps = self._spec.num_steps
+        return f"step {self._step:,}/{num_steps:,}  {100 * self._step // num_steps} %"
 
-    def close(self) -> None:
-        """Close the file and the bar."""
-        if self._bar:
+    def _speed(self) -> list[str]:
+        rate = self._rate.per_sec
+        if not rate:
+            return []
+        left_sec = (self._spec.num_steps - self._step) / rate
+        return [f"{rate * self._spec.global_batch_size:,.0f} samples/s", f"{format_duration(left_sec)} left"]
+
+    def _draw(self) -> Group:
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True)
+        bar = ProgressBar(total=self._spec.num_steps, completed=self._step)
+        row.add_row(bar, Text(self._place()))
+        return Group(row, Text("  ".join((*self._facts, *self._speed())), overflow="ellipsis", no_wrap=True))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is None:
+            return
+        self._file.close()
+        if self._bar is not None:
             self._bar.stop()
-        if self._file:
-            self._file.close()
+        elapsed_sec = time.perf_counter() - self._start_sec
+        num_samples = (self._step - self._first_step) * self._spec.global_batch_size
+        in_all = f"{num_samples:,} samples in {format_duration(elapsed_sec)}, {num_samples / elapsed_sec:,.0f}/s in all"
+        sys.stderr.write("  ".join((self._place(), *self._facts, in_all)) + "\n")
+
+
+def _describe(spec: RunSpec, attempt: Attempt) -> str:
+    origin = attempt.provenance
+    processes = "1 process" if origin.world_size == 1 else f"{origin.world_size} processes"
+    job = f", job {attempt.job_id}" if attempt.job_id else ""
+    start = f"goes on after step {attempt.first_step:,}" if attempt.first_step else "from the start"
+    return (
+        f"{spec.run_id}: {spec.method.name}, {spec.model.name} on {spec.dataset.pairs:,} pairs of {spec.dataset.name}, "
+        f"{spec.num_steps:,} steps of {spec.global_batch_size:,} samples, {spec.precision}; "
+        f"{processes} on {origin.device} ({attempt.host}{job}); {start}"
+    )

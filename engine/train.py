@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import os
 import socket
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 
 from engine import checkpoint, distributed, paths
-from engine.data import build_loader
+from engine.data import Batch, build_loader
 from engine.metrics import Reporter
 from engine.provenance import provenance
 from engine.record import Attempt, Divergence, Record
@@ -63,11 +64,12 @@ def _only_trainer(run_id: str) -> Iterator[None]:
 
 
 def _train(trainer: Trainer, request: StopRequest) -> None:
-    spec, execution, device, collectives = trainer.spec, trainer.execution, trainer.device, trainer.collectives
+    spec, device, collectives = trainer.spec, trainer.device, trainer.collectives
     run_id = spec.run_id
     trainer.resume()
     first = trainer.step_number
     is_first_process = collectives.rank == 0
+    attempt: Attempt | None = None
     if is_first_process:
         origin = provenance(
             dataset_sha256=trainer.dataset.index.sha256, device=device, world_size=collectives.world_size
@@ -76,7 +78,20 @@ def _train(trainer: Trainer, request: StopRequest) -> None:
         attempt = Attempt(first_step=first, provenance=origin, host=socket.gethostname(), job_id=job_id)
         attempts = (*read_attempts(run_id), attempt)
         paths.write_text(paths.attempts(run_id), "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
-    reporter = Reporter(paths.metrics(run_id) if is_first_process else None, run_id, spec.num_steps, first)
+    with Reporter(spec, attempt) as reporter:
+        divergence = _take_steps(trainer, request, reporter)
+    if is_first_process:
+        record = trainer.record(divergence)
+        paths.write_text(paths.record(run_id), record.model_dump_json(indent=1) + "\n")
+        checkpoint.remove_checkpoints(paths.checkpoints(run_id))
+    collectives.barrier()
+
+
+def _take_steps(trainer: Trainer, request: StopRequest, reporter: Reporter) -> Divergence | None:
+    """Go from where the trainer is to the end of the run."""
+    spec, execution, device, collectives = trainer.spec, trainer.execution, trainer.device, trainer.collectives
+    first = trainer.step_number
+    is_first_process = collectives.rank == 0
     loader = build_loader(
         trainer.dataset,
         seed=spec.seed,
@@ -89,6 +104,12 @@ def _train(trainer: Trainer, request: StopRequest) -> None:
     batches = iter(loader)
     divergence: Divergence | None = None
     last_save = time.monotonic()
+
+    def wishes(batch: Batch) -> Wishes:
+        # The first process's clock decides for all.
+        is_time_to_save = is_first_process and time.monotonic() - last_save >= 60 * execution.save_every_min
+        return Wishes(tuple(request.seen), is_time_to_save, len(batch.replaced))
+
     for step in range(first, spec.num_steps):
         logged = (step + 1) % execution.log_every_steps == 0 or step + 1 == spec.num_steps
         trainer.clock.start_step(timing=logged)
@@ -98,10 +119,7 @@ def _train(trainer: Trainer, request: StopRequest) -> None:
             indices = collectives.gather(batch.index_B.to(device)).tolist()
             trainer.first_indices += indices[: _FIRST_INDICES - len(trainer.first_indices)]
         progress = trainer.progress()
-        # The first process's clock decides for all.
-        is_time_to_save = is_first_process and time.monotonic() - last_save >= 60 * execution.save_every_min
-        wishes = Wishes(tuple(request.seen), is_time_to_save, len(batch.replaced))
-        metrics, agreed = trainer.step(batch, wishes, timing=logged)
+        metrics, agreed = trainer.step(batch, functools.partial(wishes, batch), timing=logged)
         if metrics is None:
             divergence = Divergence(
                 step=step,
@@ -124,14 +142,8 @@ def _train(trainer: Trainer, request: StopRequest) -> None:
             trainer.save()
             last_save = time.monotonic()
         if any(agreed.stop):
-            reporter.close()
             raise Stopped([number for number, sent in zip(SIGNALS, agreed.stop, strict=True) if sent][-1], step + 1)
-    reporter.close()
-    if is_first_process:
-        record = trainer.record(divergence)
-        paths.write_text(paths.record(run_id), record.model_dump_json(indent=1) + "\n")
-        checkpoint.remove_checkpoints(paths.checkpoints(run_id))
-    collectives.barrier()
+    return divergence
 
 
 def read_spec(path: Path) -> RunSpec:

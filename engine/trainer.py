@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -161,9 +162,27 @@ class Trainer:
         self.towers = nn.SyncBatchNorm.convert_sync_batchnorm(self.towers, group)  # type: ignore[no-untyped-call]
         return 1
 
-    def _running_statistics(self) -> list[Tensor]:
-        norms = (module for module in self.towers.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
-        return [buffer for norm in norms for buffer in norm.buffers()]
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.towers.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+
+    def running_statistics(self) -> list[Tensor]:
+        """Buffers of the batch norms."""
+        return [buffer for norm in self._norms() for buffer in norm.buffers()]
+
+    @contextlib.contextmanager
+    def _running_statistics_untouched(self) -> Iterator[None]:
+        # Copies take their place: a graph from another part of the batch still needs the originals as they are.
+        norms = self._norms()
+        originals = [dict(norm.named_buffers()) for norm in norms]
+        try:
+            for norm, buffers in zip(norms, originals, strict=True):
+                for name, buffer in buffers.items():
+                    setattr(norm, name, buffer.clone())
+            yield
+        finally:
+            for norm, buffers in zip(norms, originals, strict=True):
+                for name, buffer in buffers.items():
+                    setattr(norm, name, buffer)
 
     # One step ---------------------------------------------------------------------------------------------------
 
@@ -190,12 +209,11 @@ class Trainer:
     def _encode_group(self, image_BCHW: Tensor, tokens_BT: Tensor, *, is_first: bool) -> tuple[Tensor, Tensor]:
         """Encode rows that share their batch-norm statistics; only the first such rows enter the running ones."""
         dtype = _AUTOCAST.get(self.spec.precision)
-        before = [] if is_first else [buffer.clone() for buffer in self._running_statistics()]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            contextlib.nullcontext() if is_first else self._running_statistics_untouched(),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
             image_BD, text_BD = self.encoder(image_BCHW.contiguous(memory_format=torch.channels_last), tokens_BT)
-        if not is_first:
-            for buffer, value in zip(self._running_statistics(), before, strict=True):
-                buffer.copy_(value)
         return image_BD, text_BD
 
     def backward(self, batch: Batch, *, logged: bool = False) -> LossOutput:
@@ -239,9 +257,10 @@ class Trainer:
                     torch.autograd.backward(again, grad)
         return output
 
-    def step(self, batch: Batch, wishes: Wishes, *, timing: bool) -> StepOutcome:
+    def step(self, batch: Batch, ask: Callable[[], Wishes], *, timing: bool) -> StepOutcome:
         """Take one optimiser step, and agree with the other processes on what comes after it.
 
+        What this process wishes is asked as late as possible, so that a signal is obeyed after the step it fell into.
         If the loss or its gradient was not finite on some process, no parameter has moved on any, though the method
         may have updated its own running state.
         """
@@ -263,7 +282,7 @@ class Trainer:
             # A fp16 overflow of the gradients is the scaler's business: it skips the step and halves its scale.
             finite = torch.isfinite(loss) & (torch.isfinite(grad_norm) | self.scaler.is_enabled())
             # One collective, and on a GPU one wait, for all that the processes must agree on.
-            mine = torch.tensor(wishes.values(), device=self.device, dtype=torch.float64)
+            mine = torch.tensor(ask().values(), device=self.device, dtype=torch.float64)
             agreed = self.collectives.all_reduce(torch.cat([torch.stack([loss, ~finite]).double(), mine]), "sum")
             loss_sum, not_finite, *asked = agreed.tolist()
             if not_finite:
@@ -299,9 +318,9 @@ class Trainer:
         if self.num_replaced > allowed:
             examples = "".join(f"\n  {text}" for text in batch.replaced[:5]) or " another process says which"
             raise ValueError(
-                f"data set {self.dataset.index.name!r}: {self.num_replaced} of {self.samples_seen} samples could not "
-                f"be decoded, max_replaced_fraction = {self.execution.max_replaced_fraction} allows {allowed:.0f}. Fetch "
-                f"these shards again and index them, or allow more. The last ones:{examples}"
+                f"data set {self.dataset.index.name!r}: {self.num_replaced} of {self.samples_seen} samples were not "
+                f"decodable; max_replaced_fraction = {self.execution.max_replaced_fraction} allows {allowed:.0f}. "
+                f"Fetch these shards again and index them, or allow more. The last ones:{examples}"
             )
 
     # Saving and resuming ------------------------------------------------------------------------------------------
@@ -358,7 +377,7 @@ class Trainer:
         assert self.spec.normalizer_error is not None
         if self.spec.batch_norm_groups > 1:
             # Running statistics are those of the first process.
-            for buffer in self._running_statistics():
+            for buffer in self.running_statistics():
                 self.collectives.broadcast(buffer)
         with self.clock.phase("diagnostics"):
             error = measure_normalizer_error(

@@ -1,0 +1,226 @@
+"""What a run may ask of its trainer: averaged weights, batch norm in parts, an end between two steps."""
+
+import os
+import signal
+
+import pytest
+import torch
+import toy
+from safetensors.torch import load_file
+from spawn import run_in_processes
+
+from engine import paths
+from engine.checkpoint import newest_step
+from engine.data import build_loader
+from engine.distributed import Collectives, ProcessGroup
+from engine.registry import method_names
+from engine.spec import Execution
+from engine.stop import Stopped
+from engine.towers import WEIGHTS_FILE
+from engine.train import train
+from engine.trainer import Trainer, Wishes
+
+CPU = torch.device("cpu")
+
+
+def nothing():
+    return Wishes((False, False, False), save=False, num_replaced=0)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    toy.build(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def batches(trainer, steps):
+    collectives = trainer.collectives
+    return build_loader(
+        trainer.dataset, seed=trainer.spec.seed, global_batch_size=trainer.spec.global_batch_size, steps=range(steps),
+        rank=collectives.rank, world_size=collectives.world_size,
+    )  # fmt: skip
+
+
+def exported(spec):
+    return load_file(paths.weights(spec.run_id, spec.samples_seen) / WEIGHTS_FILE)
+
+
+# Averaged weights -------------------------------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_the_recursion_over_all_steps(root):
+    decay = 0.7
+    spec = toy.run_spec("openclip", steps=5, optimizer={"lr": 1e-2, "ema_decay": decay})
+    trainer = Trainer(spec, Execution(), CPU, Collectives())
+    expected = {}
+    for batch in batches(trainer, 5):
+        trainer.step(batch, nothing, timing=False)
+        for name, value in trainer.towers.clip.named_parameters():
+            now = value.detach().double()
+            expected[name] = decay * expected[name] + (1 - decay) * now if name in expected else now
+    trainer.export_weights()
+    found = exported(spec)
+    moved = 0.0
+    for name, value in trainer.towers.clip.named_parameters():
+        if not value.requires_grad:
+            continue
+        torch.testing.assert_close(found[name].double(), expected[name], rtol=1e-5, atol=1e-7)
+        moved = max(moved, float((found[name] - value.detach()).abs().max()))
+    assert moved > 1e-3
+
+
+def test_averaged_weights_survive_a_restart(root):
+    spec = toy.run_spec("neuclip", optimizer={"lr": 1e-2, "ema_decay": 0.9})
+    stop_at(root, spec, 6)
+    train(spec, Execution())
+    interrupted = exported(spec)
+    os.rename(paths.run(spec.run_id), root / "interrupted")
+    train(spec, Execution())
+    assert all(torch.equal(value, interrupted[name]) for name, value in exported(spec).items())
+
+
+# Batch norm in parts ----------------------------------------------------------------------------------------------
+
+
+def normed(groups, **changes):
+    return toy.run_spec(
+        "openclip", model={"name": "tiny-resnet"}, batch_norm_groups=groups, optimizer={"lr": 1e-3}, **changes
+    )
+
+
+def first_step(spec, execution=None, collectives=None):
+    """Gradient and running statistics after the first step's backward pass."""
+    trainer = Trainer(spec, execution or Execution(), CPU, collectives or Collectives())
+    trainer.backward(next(iter(batches(trainer, 1))))
+    gradient = torch.cat([p.grad.flatten() for p in trainer.towers.parameters() if p.grad is not None])
+    statistics = torch.cat([b.flatten().double() for b in trainer.running_statistics()])
+    return gradient, statistics
+
+
+def test_batch_norm_parts_are_normalised_apart(root):
+    trainer = Trainer(normed(4), Execution(), CPU, Collectives())
+    alone = Trainer(normed(1), Execution(), CPU, Collectives())
+    batch = next(iter(batches(trainer, 1)))
+    image_BD, _ = trainer.encode(batch.image_BCHW, batch.tokens_BT)
+    for part in range(4):
+        rows = slice(4 * part, 4 * part + 4)
+        expected_BD, _ = alone.encode(batch.image_BCHW[rows], batch.tokens_BT[rows])
+        torch.testing.assert_close(image_BD[rows], expected_BD, rtol=1e-5, atol=1e-6)
+    whole_BD, _ = alone.encode(batch.image_BCHW, batch.tokens_BT)
+    assert not torch.allclose(image_BD, whole_BD, atol=1e-3)
+
+
+def test_only_the_first_part_enters_the_running_statistics(root):
+    trainer = Trainer(normed(4), Execution(), CPU, Collectives())
+    alone = Trainer(normed(1), Execution(), CPU, Collectives())
+    batch = next(iter(batches(trainer, 1)))
+    trainer.encode(batch.image_BCHW, batch.tokens_BT)
+    alone.encode(batch.image_BCHW[:4], batch.tokens_BT[:4])
+    for found, expected in zip(trainer.running_statistics(), alone.running_statistics(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_accumulation_over_the_parts_changes_nothing(root):
+    gradient, statistics = first_step(normed(4))
+    split_gradient, split_statistics = first_step(normed(4), Execution(accumulation_steps=4))
+    torch.testing.assert_close(split_gradient, gradient, rtol=0, atol=1e-6 * float(gradient.abs().max()))
+    torch.testing.assert_close(split_statistics, statistics)
+
+
+def _first_step_in_processes(folder, groups):
+    os.chdir(folder)
+    return first_step(normed(groups), collectives=ProcessGroup())
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_two_processes_see_the_parts_that_one_process_sees(root, groups):
+    gradient, statistics = first_step(normed(groups))
+    (found, running), _ = run_in_processes(_first_step_in_processes, 2, str(root), groups)
+    torch.testing.assert_close(found, gradient, rtol=0, atol=5e-6 * float(gradient.abs().max()))
+    torch.testing.assert_close(running, statistics)
+
+
+@pytest.mark.parametrize(
+    ("groups", "execution", "message"),
+    [
+        (1, {"accumulation_steps": 2}, r"use accumulation_steps 1, or a model without batch norm"),
+        (4, {"accumulation_steps": 2}, r"use accumulation_steps 1 or 4"),
+    ],
+)
+def test_other_parts_than_the_run_names_are_refused(root, groups, execution, message):
+    with pytest.raises(ValueError, match=message):
+        train(normed(groups), Execution(**execution))
+
+
+def test_batch_norm_parts_of_a_model_without_batch_norm_are_refused(root):
+    with pytest.raises(ValueError, match="'tiny-vit' has no batch norm: leave it out"):
+        train(toy.run_spec("openclip", batch_norm_groups=2), Execution())
+
+
+# Stopping ---------------------------------------------------------------------------------------------------------
+
+
+def stop_at(root, spec, step, *numbers):
+    """Train until the signals arrive in the middle of a step; they are sent by this process to itself."""
+    honest = Trainer.backward
+
+    def backward(self, batch, **options):
+        if self.step_number == step - 1:
+            for number in numbers or (signal.SIGTERM,):
+                os.kill(os.getpid(), number)
+        return honest(self, batch, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "backward", backward)
+        with pytest.raises(Stopped) as stopped:
+            train(spec, Execution())
+    assert stopped.value.step == step
+    return stopped.value
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_it(root, method):
+    spec = toy.run_spec(method)
+    stop_at(root, spec, 4)
+    assert newest_step(paths.checkpoints(spec.run_id)) == 4
+    assert not paths.record(spec.run_id).exists()
+    record = train(spec, Execution())
+    assert [attempt.first_step for attempt in record.attempts] == [0, 4]
+    interrupted = exported(spec)
+    os.rename(paths.run(spec.run_id), root / "interrupted")
+    train(spec, Execution())
+    assert all(torch.equal(value, interrupted[name]) for name, value in exported(spec).items())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ((signal.SIGINT,), 130),
+        ((signal.SIGTERM,), 143),
+        ((signal.SIGTERM, signal.SIGUSR2), 140),
+        ((signal.SIGUSR2, signal.SIGINT), 140),
+    ],
+)
+def test_the_weightiest_signal_decides_how_a_run_ends(root, numbers, code):
+    assert stop_at(root, toy.run_spec("openclip"), 3, *numbers).code == code
+
+
+def test_a_second_interrupt_acts_at_once(root):
+    spec = toy.run_spec("openclip")
+    with pytest.raises(KeyboardInterrupt):
+        stop_at(root, spec, 3, signal.SIGINT, signal.SIGINT)
+    assert newest_step(paths.checkpoints(spec.run_id)) is None
+
+
+def test_handlers_are_as_they_were_after_a_run(root):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)]
+    stop_at(root, toy.run_spec("openclip"), 3)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)] == before
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish(root):
+    spec = toy.run_spec("openclip", steps=4)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        stop_at(root, spec, 4)
+    assert paths.record(spec.run_id).exists()
