@@ -1,42 +1,59 @@
 """From shards to batches: random access by offset, decoding, augmentation, tokens.
 
-Every sample is a function of (seed, epoch, position). Images leave here as uint8 at the model's resolution; they are
-normalised on the device. Shape suffixes: B local batch, C channels, H height, W width, T tokens.
+Every sample is a function of (seed, epoch, position), also when it cannot be decoded: the next usable sample's content
+then stands in its place. Images leave here as uint8 at the model's resolution; they are normalised on the device.
+Shape suffixes: B local batch, C channels, H height, W width, T tokens.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
-import os
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from engine import order
-from engine.index import Index, read_rows
+from engine.index import Index, caption_texts
+from engine.reader import PairReader
 from engine.spec import AugmentationSpec
 
 Tokenizer = Callable[[list[str]], Tensor]
 
+# GIF and BMP pictures occur under the names of others. Of Pillow's other decoders some call programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# What Pillow's decoders raise for damaged files.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Local rows of a global batch: uint8 images (B, 3, H, W), tokens (B, T) int64, positions (B,) int64."""
+    """Local rows of a global batch: uint8 images (B, 3, H, W), tokens (B, T) int64, positions (B,) int64.
+
+    Images may have their channels innermost in memory (`torch.channels_last`).
+    """
 
     image_BCHW: Tensor
     tokens_BT: Tensor
     index_B: Tensor
+    replaced: tuple[str, ...] = ()
+    """For every row whose own sample could not be decoded: its shard, its key and why."""
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; `DataLoader` asks for it, and copies to a GPU can overlap then."""
+        tensors = (self.image_BCHW.pin_memory(), self.tokens_BT.pin_memory(), self.index_B.pin_memory())
+        return Batch(*tensors, replaced=self.replaced)
 
 
 @dataclass(frozen=True)
@@ -47,12 +64,24 @@ class Request:
     positions: NDArray[np.int64]
 
 
+class _UndecodableError(Exception):
+    """A sample has no picture or no caption that can be used; the message says why."""
+
+
+class _Sample(NamedTuple):
+    """A decoded sample, as the cache keeps it."""
+
+    image_HWC: NDArray[np.uint8]
+    tokens_T: Tensor
+    replaced: str | None
+
+
 class PairDataset(Dataset[Batch]):
     """Image-text pairs of an index; one item is a whole batch.
 
     Args:
         index: The set's index.
-        index_path: Where it was read from; sidecars lie beside it.
+        index_path: Where it was read from.
         image_size: Height and width of the images that leave.
         tokenizer: From texts to token ids.
         augmentation: What is done to images.
@@ -72,110 +101,98 @@ class PairDataset(Dataset[Batch]):
         seed: int,
         cache_bytes: int,
     ) -> None:
-        self.index, self.index_path = index, index_path
+        self.index, self.reader = index, PairReader(index, index_path)
         self.image_size, self.tokenizer = image_size, tokenizer
         self.augmentation, self.seed = augmentation, seed
-        self._starts = np.concatenate([[0], np.cumsum(index.shard_sizes)]).astype(np.int64)
-        self._rows: dict[int, NDArray[np.int64]] = {}
-        self._files: dict[int, int] = {}
         image_bytes = 3 * image_size * image_size
         one_caption = index.captions.field is None
         fits = index.pairs * (image_bytes + 2000) <= cache_bytes
-        self._cache: dict[int, tuple[Tensor, Tensor]] | None = (
+        self._cache: dict[int, _Sample] | None = (
             {} if fits and one_caption and augmentation.kind != "random_resized_crop" else None
         )
 
     def __getitem__(self, request: Request) -> Batch:
-        samples = [self._sample(int(position), request.epoch) for position in request.positions]
-        image_BCHW = torch.stack([image for image, _ in samples])
+        positions = request.positions.tolist()
+        crop_keys = self._keys(request, order.AUGMENTATION_KEYS).tolist()
+        caption_keys = self._keys(request, order.CAPTION_KEYS).tolist()
+        # Channels innermost: as Pillow has them, and as encoders want them.
+        image_BHWC = np.empty((len(positions), self.image_size, self.image_size, 3), dtype=np.uint8)
+        tokens: list[Tensor | None] = [None] * len(positions)
+        replaced: list[str | None] = [None] * len(positions)
+        texts: dict[int, str] = {}
+        known = {} if self._cache is None else self._cache
+        for row in [row for row, position in enumerate(positions) if position in known]:
+            image_BHWC[row], tokens[row], replaced[row] = known[positions[row]]
+        # In the order of the files, so that reads go forward.
+        unknown = [row for row in np.argsort(request.positions).tolist() if positions[row] not in known]
+        self.reader.announce(positions[row] for row in unknown)
+        for row in unknown:
+            loaded = self._load(positions[row], crop_keys[row], caption_keys[row])
+            image_BHWC[row], texts[row], replaced[row] = loaded
+        if unknown:
+            for row, tokens_T in zip(texts, self.tokenizer(list(texts.values())), strict=True):
+                tokens[row] = tokens_T
+                if self._cache is not None:
+                    self._cache[positions[row]] = _Sample(image_BHWC[row].copy(), tokens_T, replaced[row])
         if self.augmentation.kind == "shift":
-            image_BCHW = self._shift(image_BCHW, request)
+            self._shift(image_BHWC, request)
         return Batch(
-            image_BCHW, torch.stack([tokens for _, tokens in samples]), torch.from_numpy(request.positions.copy())
+            torch.from_numpy(image_BHWC).permute(0, 3, 1, 2),
+            torch.stack([tokens_T for tokens_T in tokens if tokens_T is not None]),
+            torch.from_numpy(request.positions.copy()),
+            tuple(text for text in replaced if text is not None),
         )
 
-    def __getstate__(self) -> dict[str, object]:
-        # Open files do not travel to worker processes.
-        return {**self.__dict__, "_files": {}}
+    def _load(self, position: int, crop_key: int, caption_key: int) -> tuple[NDArray[np.uint8], str, str | None]:
+        """Decode a position's sample, or else the next one that can be; returns its image, its text, and why so."""
+        reason = ""
+        for candidate in range(position, position + self.index.pairs):
+            image_data, caption_data = self.reader.read(candidate % self.index.pairs)
+            try:
+                image, text = self._image(image_data, crop_key), self._caption(caption_data, caption_key)
+            except _UndecodableError as error:
+                reason = reason or f"{self.reader.place(position)}: {error}"
+                continue
+            return image, text, reason or None
+        raise ValueError(f"data set {self.index.name!r}: no sample at all can be decoded, such as {reason}")
 
-    def _sample(self, position: int, epoch: int) -> tuple[Tensor, Tensor]:
-        if self._cache is not None and position in self._cache:
-            return self._cache[position]
-        image_bytes, caption_bytes = self._read(position)
-        sample = (
-            self._image(image_bytes, position, epoch),
-            self.tokenizer([self._caption(caption_bytes, position, epoch)])[0],
-        )
-        if self._cache is not None:
-            self._cache[position] = sample
-        return sample
-
-    def _read(self, position: int) -> tuple[bytes, bytes]:
-        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
-        if shard not in self._rows:
-            self._rows[shard] = read_rows(self.index_path, self.index.shards[shard])
-        path = Path(self.index.folder) / self.index.shards[shard].name
-        if shard not in self._files:
-            if len(self._files) >= 2 * order.WINDOW_SHARDS:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(path, os.O_RDONLY)
-        offsets = self._rows[shard][position - self._starts[shard]]
-        parts = []
-        for offset, size in (offsets[:2], offsets[2:]):
-            data = os.pread(self._files[shard], int(size), int(offset))
-            if len(data) != size:
-                raise OSError(f"{path}: expected {size} bytes at {offset}, got {len(data)}: index the data set again")
-            parts.append(data)
-        return parts[0], parts[1]
-
-    def _image(self, data: bytes, position: int, epoch: int) -> Tensor:
+    def _image(self, data: bytes, crop_key: int) -> NDArray[np.uint8]:
         try:
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-        except OSError as error:
-            raise OSError(
-                f"data set {self.index.name!r}, position {position}: the image cannot be decoded: {error}"
-            ) from error
+            image = Image.open(io.BytesIO(data), formats=_FORMATS).convert("RGB")
+        except _DECODING_ERRORS as error:
+            # Pillow's own message names an object in memory.
+            what = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+            raise _UndecodableError(f"the image cannot be decoded: {what}") from error
         if self.augmentation.kind == "random_resized_crop":
-            image = self._random_resized_crop(image, position, epoch)
+            image = self._random_resized_crop(image, crop_key)
         elif image.size != (self.image_size, self.image_size):
             image = tv.resize(image, [self.image_size], InterpolationMode.BICUBIC)
             image = tv.center_crop(image, [self.image_size, self.image_size])
-        return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+        image_HWC: NDArray[np.uint8] = np.asarray(image)
+        return image_HWC
 
-    def _caption(self, data: bytes, position: int, epoch: int) -> str:
-        text = data.decode("utf-8", errors="replace")
-        if self.index.captions.field is None:
-            return text
-        value = json.loads(text).get(self.index.captions.field)
-        texts = [value] if isinstance(value, str) else value
-        if not texts:
-            raise ValueError(
-                f"data set {self.index.name!r}, position {position}: no caption in field {self.index.captions.field!r}"
-            )
-        key = self._keys(np.array([position], dtype=np.int64), epoch, order.CAPTION_KEYS)[0]
-        return str(texts[int(key % np.uint64(len(texts)))])
+    def _caption(self, data: bytes, caption_key: int) -> str:
+        try:
+            texts = caption_texts(data, self.index.captions)
+        except ValueError as error:
+            raise _UndecodableError(str(error)) from error
+        return texts[caption_key % len(texts)]
 
-    def _keys(self, positions: NDArray[np.int64], epoch: int, purpose: int) -> NDArray[np.uint64]:
-        return order.hash_keys(positions, seed=self.seed, epoch=epoch, purpose=purpose)
+    def _keys(self, request: Request, purpose: int) -> NDArray[np.uint64]:
+        return order.hash_keys(request.positions, seed=self.seed, epoch=request.epoch, purpose=purpose)
 
-    def _shift(self, image_BCHW: Tensor, request: Request) -> Tensor:
+    def _shift(self, image_BHWC: NDArray[np.uint8], request: Request) -> None:
+        """Move every image by up to `max_shift_px` pixels each way, in place; what comes in repeats the border."""
         reach = self.augmentation.max_shift_px
-        keys = self._keys(request.positions, request.epoch, order.AUGMENTATION_KEYS)
-        width = np.uint64(2 * reach + 1)
-        dy_B = torch.from_numpy((keys % width).astype(np.int64))
-        dx_B = torch.from_numpy(((keys // width) % width).astype(np.int64))
-        padded = torch.nn.functional.pad(image_BCHW.float(), (reach,) * 4, mode="replicate").to(torch.uint8)
-        side = torch.arange(self.image_size)
-        rows = (dy_B[:, None] + side)[:, None, :, None]
-        columns = (dx_B[:, None] + side)[:, None, None, :]
-        samples = torch.arange(len(image_BCHW))[:, None, None, None]
-        channels = torch.arange(3)[None, :, None, None]
-        return padded[samples, channels, rows, columns]
+        width, around = 2 * reach + 1, (reach, reach)
+        padded_BHWC = np.pad(image_BHWC, ((0, 0), around, around, (0, 0)), mode="edge")
+        for row, key in enumerate(self._keys(request, order.AUGMENTATION_KEYS).tolist()):
+            top, left = key % width, key // width % width
+            image_BHWC[row] = padded_BHWC[row, top : top + self.image_size, left : left + self.image_size]
 
-    def _random_resized_crop(self, image: Image.Image, position: int, epoch: int) -> Image.Image:
+    def _random_resized_crop(self, image: Image.Image, key: int) -> Image.Image:
         """Crop a random area and aspect ratio and resize it: torchvision's rule, with our own random numbers."""
-        key = self._keys(np.array([position], dtype=np.int64), epoch, order.AUGMENTATION_KEYS)[0]
-        rng = np.random.Generator(np.random.Philox(key=int(key)))
+        rng = np.random.Generator(np.random.Philox(key=key))
         width, height = image.size
         for _ in range(10):
             area = width * height * rng.uniform(*self.augmentation.crop_scale)
@@ -196,7 +213,7 @@ class _LocalBatches(Sampler[Request]):
     """This process's rows of each global batch, from `first_step` to `num_steps`."""
 
     def __init__(
-        self, shard_sizes: list[int], seed: int, global_batch_size: int, steps: range, rank: int, world_size: int
+        self, shard_sizes: Sequence[int], seed: int, global_batch_size: int, steps: range, rank: int, world_size: int
     ) -> None:
         self._shard_sizes, self._seed, self._steps = shard_sizes, seed, steps
         self._global_batch_size = global_batch_size

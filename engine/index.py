@@ -1,46 +1,58 @@
 """Index tar shards of image-text pairs, so that training can read any sample by its offset.
 
-One sidecar per shard (member offsets and sizes) and one `index.json` for the set. A sample's data set position is
-its shard's start plus its row. Samples that cannot be used are reported and left out. Links inside an archive are
-never followed, and nothing is ever extracted.
+One sidecar per shard (offsets and sizes of its usable pairs), one `index.json` for the set, and `rejected.csv` with
+what was left out and why. A pair's data set position is its shard's start plus its row. An index step that was
+stopped goes on: a sidecar is made again only if its shard has changed since. Links inside an archive are never
+followed, and nothing is ever extracted.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import functools
 import hashlib
 import json
+import os
 import sys
-import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from engine import paths
+from engine import order, paths
+from engine.archive import Damage, Member, read_members
 from engine.paths import file_sha256
-from engine.spec import CaptionSource, Frozen, canonical_json, parse
+from engine.spec import CaptionSource, Frozen, canonical_json, fingerprint, parse
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes")
 
+Digest = Literal["bytes", "members"]
+"""What the index step reads. ``bytes``: everything; the digest is the file's SHA-256, and captions are checked.
+``members``: headers only; the digest is that of the member table (names, offsets, sizes) and the file's size."""
 
-class Shard(Frozen):
-    """One shard: file name, usable pairs, and the SHA-256 of the file."""
-
-    name: str
-    pairs: int
-    sha256: str
+_FORMAT = "2"
+"""Raised when the content of a sidecar changes its meaning, so that old ones are made again."""
 
 
-class Rejected(Frozen):
-    """A sample that was left out, and why."""
+class Shards(Frozen):
+    """One entry per shard, in order of position. Columns, since a hundred thousand objects take long to read."""
 
-    shard: str
-    key: str
-    reason: str
+    name: tuple[str, ...]
+    num_bytes: tuple[int, ...]
+    sha256: tuple[str, ...]
+    usable: tuple[int, ...]
+    """Pairs that can be used."""
+    pairs: tuple[int, ...]
+    """How many of these the set has: all, unless it is a subset."""
 
 
 class Index(Frozen):
@@ -50,92 +62,267 @@ class Index(Frozen):
     revision: str
     folder: str
     captions: CaptionSource
+    digest: Digest
+    fraction: float
     pairs: int
-    shards: tuple[Shard, ...]
-    rejected: tuple[Rejected, ...]
+    rejected: int
+    """Lines of `rejected.csv`."""
     sha256: str
+    shards: Shards
 
     @property
-    def shard_sizes(self) -> list[int]:
+    def shard_sizes(self) -> tuple[int, ...]:
         """Pairs in each shard, in order of position."""
-        return [shard.pairs for shard in self.shards]
+        return self.shards.pairs
+
+    @functools.cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """First position of each shard, and one past the last position: shape (shards + 1,)."""
+        return _starts(self.shards.pairs)
+
+    @functools.cached_property
+    def _usable_starts(self) -> NDArray[np.int64]:
+        return _starts(self.shards.usable)
+
+    def read_rows(self, index_path: Path, shard: int) -> NDArray[np.uint32 | np.uint64]:
+        """Return the offsets and sizes of a shard's pairs, shape (pairs, 4), columns as in `COLUMNS`.
+
+        Args:
+            index_path: Where this index was read from.
+            shard: Number of the shard.
+
+        Raises:
+            ValueError: If the sidecar is missing, or of another version of the shard.
+        """
+        name = self.shards.name[shard]
+        path = _sidecar(_sidecar_folder(index_path, self.folder, self.captions, self.digest), name)
+        if _read_facts(path).get("sha256") != self.shards.sha256[shard]:
+            raise ValueError(f"data set {self.name!r}: shard {name} was indexed anew, or never: {_again(index_path)}")
+        with safe_open(path, framework="numpy") as file:
+            rows: NDArray[np.uint32 | np.uint64] = file.get_tensor("rows")
+        if self.fraction < 1:
+            return rows[_chosen(int(self._usable_starts[shard]), len(rows), self.fraction)]
+        return rows
+
+
+class Rejected(NamedTuple):
+    """A sample that was left out, and why; without a key it is about the shard."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+class _Indexed(NamedTuple):
+    """What the whole index needs to know of a shard."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+    usable: int
+    rejected: list[Rejected]
 
 
 def read_index(path: Path) -> Index:
-    """Load an index written by `build_index`."""
-    return Index.model_validate_json(path.read_text(encoding="utf-8"))
+    """Load an index written by `build_index`.
+
+    Raises:
+        ValueError: If it is not one, or of an earlier version.
+    """
+    try:
+        return parse(Index, path.read_text(encoding="utf-8"), str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}\n{_again(path)}") from None
 
 
-def read_rows(index_path: Path, shard: Shard) -> NDArray[np.int64]:
-    """Return the offsets and sizes of a shard's pairs, shape (pairs, 4), columns as in `COLUMNS`."""
-    path = index_path.parent / f"{shard.name}.npy"
-    # Mapped, not read: a billion pairs have 32 GB of them, in every process.
-    rows: NDArray[np.int64] = np.load(path, mmap_mode="r" if shard.pairs else None, allow_pickle=False)
-    return rows
+def rejected_path(index_path: Path) -> Path:
+    """Return where an index step reports what it left out, and why."""
+    return index_path.with_name("rejected.csv")
 
 
-def index_shard(path: Path, captions: CaptionSource) -> tuple[NDArray[np.int64], list[Rejected], str]:
+def caption_texts(data: bytes, captions: CaptionSource) -> list[str]:
+    """Return a sample's captions, blank ones left out.
+
+    Args:
+        data: Content of the caption member.
+        captions: Where captions lie.
+
+    Raises:
+        ValueError: If there is none; the message says why.
+    """
+    text = data.decode("utf-8", errors="replace")
+    found: Any = text
+    if captions.field is not None:
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError(f"the .{captions.member} is not valid JSON") from None
+        found = fields.get(captions.field) if isinstance(fields, dict) else None
+    texts = [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, str)]
+    # JSON can spell halves of characters, which no tokenizer takes.
+    texts = [each.encode("utf-8", errors="replace").decode("utf-8") for each in texts if each.strip()]
+    if not texts:
+        place = f"no text in field {captions.field!r} of the" if captions.field is not None else "blank"
+        raise ValueError(f"{place} .{captions.member} caption")
+    return texts
+
+
+def index_shard(
+    path: Path, captions: CaptionSource, digest: Digest = "bytes"
+) -> tuple[NDArray[Any], list[Rejected], str]:
     """Read one shard's member table.
 
     Returns:
-        Offsets and sizes (pairs, 4), the rejected samples, and the SHA-256 (hex) of the file.
+        Offsets and sizes (pairs, 4), uint32 if the shard is smaller than 4 GiB, else uint64; the rejected samples; and
+        the digest (hex).
     """
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[str, dict[str, Member]] = {}
     rejected: list[Rejected] = []
     duplicates: set[str] = set()
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if not member.isreg():
-                    continue
-                # The key ends at the first dot of the file's name; folders may have dots of their own.
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                fields = samples.setdefault(key, {})
-                if extension.lower() in fields:
-                    duplicates.add(key)
-                fields[extension.lower()] = (member.offset_data, member.size)
-    except tarfile.ReadError as error:
-        rejected.append(Rejected(shard=path.name, key="", reason=f"the archive ends early: {error}"))
     shard_bytes = path.stat().st_size
+    table = hashlib.sha256(f"{shard_bytes}\n".encode())
+    for member in read_members(path):
+        if isinstance(member, Damage):
+            rejected.append(Rejected(path.name, "", member.reason))
+            continue
+        line = f"{member.name}\0{member.is_file:d} {member.offset} {member.num_bytes}\n"
+        table.update(line.encode("utf-8", "surrogateescape"))
+        # The key ends at the first dot of the file's name; folders may have dots of their own.
+        folder, _, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        fields = samples.setdefault(key, {})
+        if extension.lower() in fields:
+            duplicates.add(key)
+        fields[extension.lower()] = member
     rows: list[tuple[int, int, int, int]] = []
-    for key, fields in samples.items():
-        image = next((fields[e] for e in IMAGE_EXTENSIONS if e in fields), None)
-        caption = fields.get(captions.member)
-        reason = (
-            "the key occurs twice" if key in duplicates
-            else "no image" if image is None
-            else f"no .{captions.member} caption" if caption is None or caption[1] == 0
-            else "cut off" if max(image[0] + image[1], caption[0] + caption[1]) > shard_bytes
-            else None
-        )  # fmt: skip
-        if reason is not None or image is None or caption is None:
-            rejected.append(Rejected(shard=path.name, key=key, reason=reason or ""))
-        else:
-            rows.append((*image, *caption))
-    return np.array(rows, dtype=np.int64).reshape(-1, 4), rejected, file_sha256(path)
+    with path.open("rb", buffering=0) as file:
+        for key, fields in samples.items():
+            image = next((fields[e] for e in IMAGE_EXTENSIONS if e in fields), None)
+            caption = fields.get(captions.member)
+            if key in duplicates:
+                reason = "the key occurs twice"
+            elif any(member.name.startswith("/") or ".." in member.name.split("/") for member in fields.values()):
+                reason = "the name leads out of the archive"
+            elif image is None:
+                reason = "no image"
+            elif caption is None:
+                reason = f"no .{captions.member} caption"
+            elif not (image.is_file and caption.is_file):
+                reason = "a link or a device instead of a file"
+            elif image.num_bytes == 0:
+                reason = "empty image"
+            elif caption.num_bytes == 0:
+                reason = f"empty .{captions.member} caption"
+            else:
+                try:
+                    if digest == "bytes":
+                        caption_texts(os.pread(file.fileno(), caption.num_bytes, caption.offset), captions)
+                except ValueError as error:
+                    reason = str(error)
+                else:
+                    rows.append((image.offset, image.num_bytes, caption.offset, caption.num_bytes))
+                    continue
+            rejected.append(Rejected(path.name, key, reason))
+    dtype = np.uint32 if shard_bytes < 2**32 else np.uint64
+    sha256 = file_sha256(path) if digest == "bytes" else table.hexdigest()
+    return np.array(rows, dtype=dtype).reshape(-1, len(COLUMNS)), rejected, sha256
 
 
-def _write_sidecar(path: Path, out: Path, captions: CaptionSource) -> tuple[Shard, list[Rejected]]:
-    rows, rejected, digest = index_shard(path, captions)
-    with paths.atomic_write(out / f"{path.name}.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, rows, allow_pickle=False)
-    return Shard(name=path.name, pairs=len(rows), sha256=digest), rejected
+def _index_one(path: Path, captions: CaptionSource, digest: Digest, folder: Path) -> _Indexed:
+    """Index a shard, or find that its sidecar is still good."""
+    stat = path.stat()
+    facts = {
+        "format": _FORMAT,
+        "bytes": str(stat.st_size),
+        "mtime_ns": str(stat.st_mtime_ns),
+        "captions": canonical_json(captions),
+        "digest": digest,
+    }
+    sidecar = _sidecar(folder, path.name)
+    known = _read_facts(sidecar)
+    if not facts.items() <= known.items():
+        rows, rejected, sha256 = index_shard(path, captions, digest)
+        known = {**facts, "sha256": sha256, "usable": str(len(rows)), "rejected": json.dumps(rejected)}
+        with paths.atomic_write(sidecar) as temporary:
+            save_file({"rows": rows}, temporary, metadata=known)
+    rejected = [Rejected(*each) for each in json.loads(known["rejected"])]
+    return _Indexed(path.name, stat.st_size, known["sha256"], int(known["usable"]), rejected)
+
+
+def _read_facts(sidecar: Path) -> dict[str, str]:
+    """Return what a sidecar says of its shard; nothing if there is none, or none that can be read."""
+    try:
+        with safe_open(sidecar, framework="numpy") as file:
+            return dict(file.metadata())
+    except (FileNotFoundError, SafetensorError):
+        return {}
+
+
+def _sidecar(folder: Path, shard: str) -> Path:
+    return folder / f"{shard}.safetensors"
+
+
+def _sidecar_folder(index_path: Path, folder: str, captions: CaptionSource, digest: Digest) -> Path:
+    # Sets over the same shards (subsets) share their sidecars.
+    key = fingerprint({"folder": folder, "captions": captions.model_dump(mode="json"), "digest": digest})
+    return paths.sidecars(index_path, key[:12])
+
+
+def _again(index_path: Path) -> str:
+    return f"index the data set again (`snakemake -f {index_path}`)"
+
+
+def _starts(sizes: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(np.array(sizes, dtype=np.int64))]).astype(np.int64)
+
+
+def _chosen(start: int, usable: int, fraction: float) -> NDArray[np.bool_]:
+    """Tell which of a shard's pairs a subset has: those whose position in the whole set hashes low enough."""
+    keys = order.hash_keys(np.arange(start, start + usable), seed=0, epoch=0, purpose=order.SUBSET_KEYS)
+    return keys <= np.uint64(int(fraction * 2**64) - 1)
+
+
+def subset_size(usable: int, fraction: float) -> int:
+    """Return how many pairs a subset of a set with `usable` pairs has, which their number alone decides."""
+    step = 1 << 16  # what fits into the cache of a processor
+    return sum(int(_chosen(i, min(step, usable - i), fraction).sum()) for i in range(0, usable, step))
+
+
+@contextmanager
+def _report(path: Path) -> Iterator[Any]:
+    with (
+        paths.atomic_write(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Rejected._fields)
+        yield writer
 
 
 def build_index(
-    name: str, revision: str, folder: Path, captions: CaptionSource, out: Path, *, pairs: int | None, jobs: int = 1
+    name: str,
+    revision: str,
+    folder: Path,
+    captions: CaptionSource,
+    out: Path,
+    *,
+    pairs: int | None,
+    digest: Digest = "bytes",
+    fraction: float = 1.0,
+    jobs: int = 1,
 ) -> Index:
-    """Index every ``*.tar`` of `folder` into the folder of `out`, and write `out` last.
+    """Index every ``*.tar`` of `folder` and write `out` last; `rejected.csv` beside it says what was left out.
 
     Args:
         name: Name of the data set.
         revision: The card's revision, carried along so that training can compare.
         folder: Where the shards lie.
         captions: Where captions lie.
-        out: Path of the `index.json` to write; sidecars go beside it.
+        out: Path of the `index.json` to write.
         pairs: Pairs that the card promises; None skips the comparison.
+        digest: What to read of the shards.
+        fraction: Share of the usable pairs that the set has, in (0, 1]; a smaller subset lies within a larger one.
         jobs: Processes.
 
     Raises:
@@ -147,28 +334,48 @@ def build_index(
         raise FileNotFoundError(
             f"data set {name!r}: no *.tar shards in {folder}. Fetch the data there, or correct 'shards' in its card."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(jobs) as pool:
-        results = pool.map(_write_sidecar, shards, [out.parent] * len(shards), [captions] * len(shards))
-        indexed = list(track(results, f"index {name}", len(shards), disable=not sys.stderr.isatty()))
-    found = [shard for shard, _ in indexed]
-    rejected = [sample for _, samples in indexed for sample in samples]
-    total = sum(shard.pairs for shard in found)
+    sidecars = _sidecar_folder(out, str(folder), captions, digest)
+    index_one = functools.partial(_index_one, captions=captions, digest=digest, folder=sidecars)
+    columns: list[tuple[str, int, str, int]] = []
+    examples: list[Rejected] = []
+    num_rejected = 0
+    with _report(rejected_path(out)) as report, ProcessPoolExecutor(jobs) as pool:
+        results = pool.map(index_one, shards)
+        for shard in track(results, f"index {name}", len(shards), disable=not sys.stderr.isatty()):
+            columns.append(shard[:4])
+            report.writerows(shard.rejected)
+            examples += shard.rejected[: 5 - len(examples)]
+            num_rejected += len(shard.rejected)
+    names, num_bytes, digests, usable = zip(*columns, strict=True)
+    sizes = usable
+    if fraction < 1:
+        starts = _starts(usable)
+        sizes = tuple(
+            int(_chosen(int(starts[number]), size, fraction).sum()) for number, size in enumerate(usable)
+        )  # fmt: skip
+    total = sum(sizes)
     if pairs is not None and total != pairs:
-        examples = "".join(f"\n  {r.shard}: {r.key or '(whole)'}: {r.reason}" for r in rejected[:5])
+        lines = "".join(f"\n  {r.shard}: {r.key or '(whole)'}: {r.reason}" for r in examples)
+        whole = f" (in the card of the whole set to {sum(usable)})" if fraction < 1 else ""
         raise ValueError(
             f"data set {name!r}: {folder} holds {total} usable pairs, its card says {pairs}. Fetch what is missing, "
-            f"or set 'pairs' in the card to what you have. Left out: {len(rejected)}{examples}"
+            f"or set 'pairs' in its card, below experiments/datasets, to {total}{whole}. Left out: {num_rejected}, see "
+            f"{rejected_path(out)}{lines}"
         )
+    content: Any = list(digests)
+    if digest != "bytes" or fraction < 1:
+        content = {"shards": content, "digest": digest, "fraction": fraction}
     index = Index(
         name=name,
         revision=revision,
         folder=str(folder),
         captions=captions,
+        digest=digest,
+        fraction=fraction,
         pairs=total,
-        shards=tuple(found),
-        rejected=tuple(rejected),
-        sha256=hashlib.sha256(canonical_json([shard.sha256 for shard in found]).encode()).hexdigest(),
+        rejected=num_rejected,
+        sha256=fingerprint(content),
+        shards=Shards(name=names, num_bytes=num_bytes, sha256=digests, usable=usable, pairs=sizes),
     )
     paths.write_text(out, json.dumps(index.model_dump(mode="json"), indent=1) + "\n")
     return index
@@ -182,17 +389,31 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shards", type=Path, required=True, help="folder of *.tar shards")
     parser.add_argument("--captions", default="{}", help='where captions lie, as JSON: {"member": ..., "field": ...}')
     parser.add_argument("--pairs", type=int, help="usable pairs that must be found")
+    parser.add_argument("--digest", choices=["bytes", "members"], default="bytes", help="read all, or headers only")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the pairs that the set has, in (0, 1]")
     parser.add_argument("--out", type=Path, required=True, help="index.json to write")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     args = parser.parse_args(argv)
+    if not 0 < args.fraction <= 1:
+        parser.error(f"--fraction {args.fraction}: allowed is more than 0, at most 1")
     try:
-        captions = parse(CaptionSource, args.captions, "--captions")
-        index = build_index(args.name, args.revision, args.shards, captions, args.out, pairs=args.pairs, jobs=args.jobs)
+        index = build_index(
+            args.name,
+            args.revision,
+            args.shards,
+            parse(CaptionSource, args.captions, "--captions"),
+            args.out,
+            pairs=args.pairs,
+            digest=args.digest,
+            fraction=args.fraction,
+            jobs=args.jobs,
+        )
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write(
-        f"{index.name}: {index.pairs} pairs in {len(index.shards)} shards, {len(index.rejected)} left out\n"
-    )
+    shards = len(index.shards.name)
+    sys.stdout.write(f"{index.name}: {index.pairs} pairs in {shards} shards, {index.rejected} left out\n")
+    if index.rejected:
+        sys.stdout.write(f"what and why: {rejected_path(args.out)}\n")
 
 
 if __name__ == "__main__":

@@ -33,29 +33,40 @@ def hash_keys(positions: NDArray[np.int64], *, seed: int, epoch: int, purpose: i
 
 
 _SHARD_KEYS, _SAMPLE_KEYS = 0, 1
-AUGMENTATION_KEYS, CAPTION_KEYS = 2, 3
+AUGMENTATION_KEYS, CAPTION_KEYS, SUBSET_KEYS = 2, 3, 4
 
 
-def epoch_order(shard_sizes: Sequence[int], *, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
+def epoch_order(
+    shard_sizes: Sequence[int], *, seed: int, epoch: int, first_sample: int = 0
+) -> Iterator[NDArray[np.int64]]:
     """Yield the data set positions of one epoch, window by window.
+
+    Only one window is ever held, and windows before `first_sample` are not drawn: a start in the middle of an epoch
+    of a billion samples costs no more than one at its beginning.
 
     Args:
         shard_sizes: Pairs in each shard; a shard's positions follow those of the shard before.
         seed: The run's seed.
         epoch: Epoch, from 0.
+        first_sample: Samples of the epoch's order to leave out at its beginning.
 
     Yields:
         Positions of one window, int64; all windows together are a permutation of the data set.
     """
     sizes = np.asarray(shard_sizes, dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    starts = np.cumsum(sizes) - sizes
     shards = np.arange(len(sizes), dtype=np.int64)
     shards = shards[np.argsort(hash_keys(shards, seed=seed, epoch=epoch, purpose=_SHARD_KEYS), kind="stable")]
+    ends = np.cumsum(sizes[shards])
     for first in range(0, len(shards), WINDOW_SHARDS):
         window = shards[first : first + WINDOW_SHARDS]
+        end = int(ends[first + len(window) - 1])
+        if end <= first_sample:
+            continue
         positions = np.concatenate([np.arange(starts[s], starts[s] + sizes[s]) for s in window])
         keys = hash_keys(positions, seed=seed, epoch=epoch, purpose=_SAMPLE_KEYS)
-        yield positions[np.argsort(keys, kind="stable")]
+        begin = end - len(positions)
+        yield positions[np.argsort(keys, kind="stable")][max(0, first_sample - begin) :]
 
 
 def epoch_batches(
@@ -63,11 +74,8 @@ def epoch_batches(
 ) -> Iterator[NDArray[np.int64]]:
     """Yield an epoch's global batches of positions from number `first_batch` on; an incomplete last one is dropped."""
     rest = np.empty(0, dtype=np.int64)
-    number = 0
-    for window in epoch_order(shard_sizes, seed=seed, epoch=epoch):
+    for window in epoch_order(shard_sizes, seed=seed, epoch=epoch, first_sample=first_batch * global_batch_size):
         rest = np.concatenate([rest, window])
-        while len(rest) >= global_batch_size:
-            batch, rest = rest[:global_batch_size], rest[global_batch_size:]
-            if number >= first_batch:
-                yield batch
-            number += 1
+        whole = len(rest) - len(rest) % global_batch_size
+        yield from rest[:whole].reshape(-1, global_batch_size)
+        rest = rest[whole:]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +28,11 @@ def evaluation(key: str) -> Path:
 def index(dataset: str) -> Path:
     """The index of a training set's shards."""
     return RESULTS / "index" / dataset / "index.json"
+
+
+def sidecars(index_path: Path, key: str) -> Path:
+    """Folder of the sidecars of an index's shards; sets over the same shards have the same `key`."""
+    return index_path.parent.parent / "_shards" / key
 
 
 def run(run_id: str) -> Path:
@@ -72,6 +80,31 @@ def jobs(run_id: str) -> Path:
     return run(run_id) / "jobs"
 
 
+def prepare_jobs(name: str) -> Path:
+    """Logs and records of the jobs that build or index data."""
+    return RESULTS / "jobs" / name
+
+
+def job(folder: Path) -> Path:
+    """The record of the newest job of a folder of jobs."""
+    return folder / "job.json"
+
+
+def job_records() -> list[Path]:
+    """The records of the newest jobs of all folders that exist, sorted."""
+    return sorted((*RESULTS.glob("runs/*/jobs/*/job.json"), *RESULTS.glob("jobs/*/job.json")))
+
+
+def code() -> Path:
+    """Snapshots of the code that jobs run."""
+    return RESULTS / "code"
+
+
+def scheduler() -> Path:
+    """What the launchers of this folder share: states of jobs, and who holds which GPU."""
+    return RESULTS / "scheduler"
+
+
 def eval_result(run_id: str, milestone: int | str, eval_set: str) -> Path:
     """Result of one model on one evaluation set."""
     return RESULTS / "evals" / run_id / str(milestone) / f"{eval_set}.json"
@@ -97,6 +130,11 @@ def figures(suite_name: str) -> Path:
     return RESULTS / "figures" / suite_name
 
 
+def tensorboard() -> Path:
+    """What runs have logged, in TensorBoard's format."""
+    return RESULTS / "tensorboard"
+
+
 def log(*parts: str) -> Path:
     """Log of a workflow rule."""
     return RESULTS / "logs" / Path(*parts).with_suffix(".log")
@@ -109,32 +147,95 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Return a digest of a folder's content: of the line ``<path> <SHA-256>`` of every file, sorted by path."""
+    """Return a digest of a folder's content: of the line ``<path> <SHA-256>`` of every file, sorted by path.
+
+    Names that begin with a dot are left out: downloaders keep times of their own there.
+    """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    lines = [f"{name} {file_sha256(files[name])}\n" for name in sorted(files)]
+    seen = [name for name in sorted(files) if not f"/{name}".count("/.")]
+    lines = [f"{name} {file_sha256(files[name])}\n" for name in seen]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+class DiskFullError(OSError):
+    """There is no room for a file: the disk is full, or a quota or a limit on the size of files is reached."""
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def explain_full_disk(path: Path, *, temporary: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
+    """Say what to do when the block that writes `path` finds no room.
+
+    Args:
+        path: The file.
+        temporary: Where it is written first.
+        num_bytes: Its size, as far as that is known.
+
+    Raises:
+        DiskFullError: In place of whatever the block raised for want of room.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = _no_room(error)
+        if code is None:
+            raise
+        written = temporary.stat().st_size if temporary is not None and temporary.exists() else 0
+        free = shutil.disk_usage(path.parent).free + written
+        needed = f"more than {written:,}" if num_bytes is None else f"about {num_bytes:,}"
+        raise DiskFullError(
+            f"no room for {path} ({os.strerror(code)}): {needed} bytes are needed, {free:,} were free on its disk. "
+            "Nothing that was there is lost. Make room, or raise the quota or limit, and run the same command again"
+        ) from error
+
+
+def _no_room(error: BaseException | None) -> int | None:
+    """The number of the system's error, if want of room is what lies behind an exception."""
+    while error is not None:
+        # What Rust writes (safetensors) has the number in its text only.
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return code
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary sibling to write to; it takes `path`'s place only if the block succeeds.
 
-    The data is on disk before the name changes, so that a crash leaves the old file or the new one.
+    The data is on disk before the name changes, so that a crash leaves the old file or the new one. A process that is
+    killed leaves its temporary file: see `remove_temporaries`.
+
+    Args:
+        path: The file.
+        num_bytes: Its size, as far as that is known before.
+
+    Raises:
+        DiskFullError: If there is no room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with explain_full_disk(path, temporary=temporary, num_bytes=num_bytes):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed processes left half written anywhere in a folder that no other process writes to."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically; a file that already says the same keeps its modification time."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    data = text.encode()
+    with atomic_write(path, num_bytes=len(data)) as temporary:
+        temporary.write_bytes(data)

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,6 +35,31 @@ def test_the_order_is_pinned_for_ever():
 
 def test_starting_later_gives_the_same_batches():
     np.testing.assert_array_equal(batches()[4:], batches(first_batch=4))
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=60).filter(lambda sizes: sum(sizes) >= 7),
+    st.integers(1, 7),
+    st.integers(0, 300),
+)
+@settings(max_examples=50, deadline=None)
+def test_starting_anywhere_gives_the_rest_of_the_epoch(sizes, batch, first):
+    order = np.concatenate(list(epoch_order(sizes, seed=1, epoch=2)))
+    rest = list(epoch_batches(sizes, seed=1, epoch=2, global_batch_size=batch, first_batch=first))
+    assert len(rest) == max(0, len(order) // batch - first)
+    for number, positions in enumerate(rest, start=first):
+        np.testing.assert_array_equal(positions, order[number * batch : (number + 1) * batch])
+
+
+def test_a_start_late_in_a_billion_samples_draws_one_window():
+    sizes = [10_000] * 100_000
+    tracemalloc.start()
+    batch = next(epoch_batches(sizes, seed=0, epoch=0, global_batch_size=4096, first_batch=240_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set((batch // 10_000).tolist())) <= 2 * WINDOW_SHARDS
+    # All positions would take 8 GB.
+    assert peak < 50 * 2**20
 
 
 def test_an_incomplete_last_batch_is_dropped():

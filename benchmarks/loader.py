@@ -1,0 +1,249 @@
+"""Pairs per second of our loader beside a plain sequential webdataset reader, on the same shards.
+
+Both decode JPEGs with Pillow, crop and resize at random (torchvision, bicubic), tokenise and batch, with as many worker
+processes. They take turns; a ratio is the median over rounds, with quartiles: of wall time, and of processor time of
+this process and its workers, which neighbours on the machine disturb less. Then what our loader reads, in which order.
+
+cold   before each turn the shards leave the page cache, so that they come from the disk
+warm   they stay
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as tv
+
+from benchmarks import cases, shards
+from engine import order, paths
+from engine.data import PairDataset, build_loader
+from engine.index import read_index
+from engine.spec import AugmentationSpec
+from engine.towers import tokenizer
+
+_SEQUENTIAL_BYTES = 2**12
+"""A read that begins no farther behind the end of the one before goes on from there: a header lies between."""
+
+Read = Callable[[int, int], int]
+"""Reads so many batches with so many workers, and returns the pairs that came."""
+
+
+def our_loader(image_size: int, batch: int, model: str) -> Read:
+    """Return a call that reads the next batches of our order."""
+    index_path = paths.index(shards.DATASET)
+    index, tokenize = read_index(index_path), tokenizer(model)
+    turns = itertools.count()
+
+    def read(batches: int, num_workers: int) -> int:
+        first = next(turns) * batches
+        dataset = PairDataset(
+            index,
+            index_path,
+            image_size=image_size,
+            tokenizer=tokenize,
+            augmentation=AugmentationSpec(kind="random_resized_crop"),
+            seed=0,
+            cache_bytes=0,
+        )
+        loader = build_loader(
+            dataset,
+            seed=0,
+            global_batch_size=batch,
+            steps=range(first, first + batches),
+            num_workers=num_workers,
+        )
+        return sum(len(loaded.index_B) for loaded in loader)
+
+    return read
+
+
+def webdataset_reader(files: list[Path], image_size: int, batch: int, model: str) -> Read:
+    """Return a call that reads batches from the first shards on."""
+    crop = RandomResizedCrop(image_size, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC)
+    tokenize = tokenizer(model)
+
+    def decode(sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        image = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
+        return tv.pil_to_tensor(crop(image)), tokenize([sample["txt"].decode()])[0]
+
+    def read(batches: int, num_workers: int) -> int:
+        pipeline = wds.DataPipeline(
+            wds.SimpleShardList([str(file) for file in files]),
+            wds.split_by_worker,
+            wds.tarfile_to_samples(),
+            wds.map(decode),
+            wds.batched(batch, collation_fn=_collate, partial=False),
+        )
+        # Each worker reads its share of the shards, so the batches of a turn must be few enough for all to have them.
+        loader = DataLoader(pipeline, batch_size=None, num_workers=num_workers, worker_init_fn=_start_worker)
+        return sum(len(tokens_BT) for _, tokens_BT in itertools.islice(loader, batches))
+
+    return read
+
+
+def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, tokens = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(tokens)
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def forget(files: list[Path]) -> None:
+    """Drop files from the page cache."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _now() -> tuple[float, float]:
+    times = os.times()
+    return time.perf_counter(), times.user + times.system + times.children_user + times.children_system
+
+
+def take_turns(
+    readers: dict[str, Read], *, rounds: int, batches: int, num_workers: int, before: Callable[[], None]
+) -> dict[str, list[tuple[float, float]]]:
+    """Time readers in turn, after one unmeasured round; the one that begins changes from round to round.
+
+    Returns:
+        Wall seconds and processor seconds per pair, by name and round.
+    """
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
+    for number in range(rounds + 1):
+        for name in list(readers)[:: 1 if number % 2 else -1]:
+            before()
+            begin = _now()
+            pairs = readers[name](batches, num_workers)
+            end = _now()
+            if number:
+                seconds[name].append(((end[0] - begin[0]) / pairs, (end[1] - begin[1]) / pairs))
+    return seconds
+
+
+@contextlib.contextmanager
+def recorded_reads() -> Iterator[list[tuple[int, int, int]]]:
+    """Record the file, the offset and the size of every `os.pread` of this process."""
+    reads: list[tuple[int, int, int]] = []
+    pread = os.pread
+
+    def recorded(descriptor: int, size: int, offset: int) -> bytes:
+        reads.append((os.fstat(descriptor).st_ino, offset, size))
+        return pread(descriptor, size, offset)
+
+    os.pread = recorded
+    try:
+        yield reads
+    finally:
+        os.pread = pread
+
+
+def read_pattern(reads: list[tuple[int, int, int]], files: int) -> dict[str, float]:
+    """Describe reads: jumps are from the end of a file's read to the begin of its next one."""
+    ends: dict[int, int] = {}
+    jumps = []
+    for inode, offset, size in reads:
+        if inode in ends:
+            jumps.append(offset - ends[inode])
+        ends[inode] = offset + size
+    distance = np.array(jumps)
+    return {
+        "reads": len(reads),
+        "mean_read_bytes": float(np.mean([size for _, _, size in reads])),
+        "forward_share": float(np.mean(distance >= 0)),
+        "sequential_share": float(np.mean((distance >= 0) & (distance <= _SEQUENTIAL_BYTES))),
+        "mean_jump_bytes": float(np.mean(np.abs(distance))),
+        "files": files,
+    }
+
+
+def measure(args: argparse.Namespace, files: list[Path]) -> list[dict[str, Any]]:
+    """Measure both readers for every number of workers, cold and warm, and our reads for every batch size."""
+    rows: list[dict[str, Any]] = []
+    ours = our_loader(args.image_size, args.batch, args.model)
+    readers = {"ours": ours, "webdataset": webdataset_reader(files, args.image_size, args.batch, args.model)}
+    for num_workers, cache in itertools.product(args.workers, args.cache):
+        before = (lambda: forget(files)) if cache == "cold" else (lambda: None)
+        seconds = take_turns(readers, rounds=args.rounds, batches=args.batches, num_workers=num_workers, before=before)
+        row: dict[str, Any] = {"what": "speed", "workers": num_workers, "cache": cache}
+        for name, times in seconds.items():
+            row[f"{name}_pairs_per_sec"] = 1 / statistics.median(wall for wall, _ in times)
+        for number, clock in enumerate(("wall", "cpu")):
+            # Pairs per second relative to theirs: the inverse of the seconds.
+            theirs, mine = ([turn[number] for turn in seconds[name]] for name in ("webdataset", "ours"))
+            row[f"{clock}_ratio"] = cases.ratio(theirs, mine)
+        rows.append(row)
+    with recorded_reads() as reads:
+        ours(args.batches, 0)
+    rows.append({"what": "reads", "batch": args.batch, **read_pattern(reads, len(files))})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write shards into a temporary folder, measure, print two tables, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=16384, help="pairs in the shards")
+    parser.add_argument("--shards", type=int, default=16, help="number of shards")
+    parser.add_argument("--stored-size", type=int, default=256, help="height and width of the pictures in the shards")
+    parser.add_argument("--image-size", type=int, default=224, help="height and width that leave the loader")
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip model whose tokenizer is used")
+    parser.add_argument("--batch", type=int, default=256, help="B")
+    parser.add_argument("--batches", type=int, help="batches per turn; default: an epoch")
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="data loader processes")
+    parser.add_argument("--cache", nargs="+", choices=["cold", "warm"], default=["cold", "warm"])
+    parser.add_argument("--rounds", type=int, default=9, help="measured rounds, after one that is not")
+    parser.add_argument("--folder", help="where to write shards (several hundred MB); default: temporary")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and where")
+    args = parser.parse_args(argv)
+    args.batches = args.batches or args.pairs // args.batch
+    args.json = args.json and args.json.absolute()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, contextlib.chdir(folder):
+        files = shards.write_shards(args.pairs, args.stored_size, args.shards)
+        shard_bytes = sum(file.stat().st_size for file in files)
+        rows = measure(args, files)
+    title = f"{args.pairs} pairs, {shard_bytes / 2**20:.0f} MiB in {args.shards} shards, B = {args.batch}"
+    table = Table("workers", "cache", "ours, pairs/s", "webdataset", "ratio, wall", "ratio, processor", title=title)
+    for row in rows[:-1]:
+        speeds = (f"{row[f'{name}_pairs_per_sec']:.0f}" for name in ("ours", "webdataset"))
+        ratios = (cases.show_ratio(row[f"{clock}_ratio"]) for clock in ("wall", "cpu"))
+        table.add_row(str(row["workers"]), row["cache"], *speeds, *ratios)
+    cases.show_markdown(table)
+    pattern = rows[-1]
+    table = Table(
+        "reads", "mean KiB", "forward", "sequential", "mean jump, MiB", title=f"window: {order.WINDOW_SHARDS}"
+    )
+    table.add_row(
+        f"{pattern['reads']:.0f}",
+        f"{pattern['mean_read_bytes'] / 2**10:.1f}",
+        f"{pattern['forward_share']:.3f}",
+        f"{pattern['sequential_share']:.3f}",
+        f"{pattern['mean_jump_bytes'] / 2**20:.2f}",
+    )
+    cases.show_markdown(table)
+    cases.write_json(args.json, args, torch.device("cpu"), rows)
+
+
+if __name__ == "__main__":
+    main()
