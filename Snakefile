@@ -1,10 +1,10 @@
 """Suites -> runs -> data -> train -> evaluate -> collect -> tables and figures.
 
-`snakemake` alone runs the quickstart suite on this machine; `--config suites=smoke` another one. Training and
-evaluation are jobs that engine.launch submits and waits for; everything else runs here.
+`snakemake` alone runs the quickstart suite on this machine; `--config suites=smoke` another one, `--profile slurm` on
+a cluster. Training and evaluation are jobs that engine.launch submits and waits for; everything else runs here. How a
+job is run stands in `resources`, whose changes run nothing again.
 """
 
-import json
 import os
 import sys
 
@@ -16,24 +16,71 @@ except ValueError as error:
     raise WorkflowError(str(error))
 
 from analysis import artifacts
-from engine import paths
-from engine.spec import Execution, parse, unknown_name
-from experiments import cards, expansion
+from engine import cluster, paths
+from engine.spec import unknown_name
+from experiments import cards, expansion, names
 
-DEFAULTS = {"suites": "quickstart", "execution": {}}
+DEFAULTS = {
+    "suites": "quickstart",
+    "dataset": names.BASE,
+    "cluster": cluster.LOCAL,
+    "train": {},
+    "evaluate": {},
+    "prepare": None,
+    "execution": {},
+    "on_interrupt": "cancel",
+}
 for key in config:
     if key not in DEFAULTS:
         raise WorkflowError(unknown_name("--config key", key, DEFAULTS))
 config = {**DEFAULTS, **config}
+if config["on_interrupt"] not in ("leave", "cancel"):
+    raise WorkflowError(
+        unknown_name("on_interrupt", config["on_interrupt"], ("leave", "cancel"))
+    )
 try:
-    EXECUTION = parse(Execution, json.dumps(config["execution"]), "--config execution")
-    SUITES = expansion.load(str(config["suites"]).split(","))
+    CLUSTER = cluster.configure(
+        cluster.load(str(config["cluster"])), config, "--config"
+    )
     DATASETS = {name: cards.dataset(name) for name in cards.names("datasets")}
     EVAL_SETS = {name: cards.eval_set(name) for name in cards.names("evals")}
 except ValueError as error:
     raise WorkflowError(str(error))
-RUNS = {run.spec.run_id: run.spec for suite in SUITES.values() for run in suite.runs}
-EVALUATIONS = {suite.evaluation.key: suite.evaluation for suite in SUITES.values()}
+SUITES, RUNS, EVALUATIONS = {}, {}, {}
+
+
+def results(*asked):
+    """Take suites up into the workflow; return their tables and figures."""
+    try:
+        suites = expansion.load(asked)
+        runs = {r.spec.run_id: r.spec for suite in suites.values() for r in suite.runs}
+        # What cannot run there is found now, for every run, before anything is submitted.
+        for spec in runs.values():
+            for kind in ("train", "evaluate", "prepare"):
+                cluster.resolve(CLUSTER, kind, spec)
+    except ValueError as error:
+        raise WorkflowError(str(error))
+    SUITES.update(suites)
+    RUNS.update(runs)
+    EVALUATIONS.update((s.evaluation.key, s.evaluation) for s in suites.values())
+    for spec in runs.values():
+        name, pairs = spec.dataset.name, spec.dataset.pairs
+        if name not in DATASETS:  # a part of one
+            DATASETS[name] = cards.dataset(name, pairs)
+    tables = [
+        paths.tables(suite) / f"{name}.json"
+        for suite in suites
+        for name in artifacts.tables(suite)
+    ]
+    figures = [
+        paths.figures(suite) / f"{name}.json"
+        for suite in suites
+        for name in artifacts.figures(suite)
+    ]
+    return tables + figures
+
+
+ASKED_FOR = results(*str(config["suites"]).split(","))
 # What one command builds, and the revisions of all that it builds: a changed one is built again.
 BUILDS = {}
 for card in [*DATASETS.values(), *EVAL_SETS.values()]:
@@ -54,18 +101,55 @@ def one_of(kind, known, name):
     return known[name]
 
 
+# Preparing data takes every core here, unless it runs elsewhere.
+PREPARATION_CORES = (
+    workflow.cores if CLUSTER.prepare is None or CLUSTER.scheduler == "local" else 0
+)
+
+
+def request(kind, run=None):
+    """Return what a job asks for."""
+    return cluster.resolve(CLUSTER, kind, RUNS.get(run))[0]
+
+
+def execution(kind, run):
+    """Return how the processes of a job carry it out."""
+    return cluster.resolve(CLUSTER, kind, RUNS.get(run))[1]
+
+
+def options(kind, run=None):
+    """Return the launcher's options for a job."""
+    return cluster.launch_options(CLUSTER, request(kind, run), config["on_interrupt"])
+
+
+def cores(kind, run=None):
+    """Return how many cores a job takes here: none if it runs elsewhere and is only waited for."""
+    if CLUSTER.scheduler != "local":
+        return 0
+    return request(kind, run).tasks * execution(kind, run).threads
+
+
+def preparation(name, output):
+    """Return what comes before the module that prepares data: the launcher when that is a job, Python if not."""
+    if CLUSTER.prepare is None:
+        return "exec python -m"
+    place = f"--name {name} --folder {paths.prepare_jobs(name)} --output {output}"
+    return f"exec python -m engine.launch {place} {options('prepare')} --"
+
+
 rule all:
     input:
-        [
-            paths.tables(suite) / f"{name}.json"
-            for suite in SUITES
-            for name in artifacts.tables(suite)
-        ],
-        [
-            paths.figures(suite) / f"{name}.json"
-            for suite in SUITES
-            for name in artifacts.figures(suite)
-        ],
+        ASKED_FOR,
+
+
+# Taken up only when asked for: `snakemake ablation_restart_period --config dataset=cc12m`.
+for target in ["ablations", *map(names.PREFIX.__add__, cards.names("ablations"))]:
+
+    rule:
+        name:
+            target
+        input:
+            lambda wildcards, target=target: results(f"{target}@{config['dataset']}"),
 
 
 for (command, ready), revisions in BUILDS.items():
@@ -75,12 +159,27 @@ for (command, ready), revisions in BUILDS.items():
             f"build_{os.path.basename(os.path.dirname(ready))}"
         output:
             ready,
-        threads: workflow.cores
+        threads: PREPARATION_CORES
+        resources:
+            run=preparation(f"build-{os.path.basename(os.path.dirname(ready))}", ready),
+            queue=int(CLUSTER.prepare is not None),
         params:
             command=command,
             revisions=sorted(revisions),
         shell:
-            "{params.command}"
+            "{resources.run} engine.shell {params.command:q}"
+
+
+# The only rule that downloads evaluation sets; it runs here, and only when it is named.
+rule evaluation_data:
+    resources:
+        here=1,
+    params:
+        evaluations=lambda wildcards: sorted(
+            {suite.evaluation.name for suite in SUITES.values()}
+        ),
+    shell:
+        "exec python -m experiments evaluation-data {params.evaluations}"
 
 
 rule index:
@@ -90,17 +189,26 @@ rule index:
         paths.index("{dataset}"),
     log:
         paths.log("index", "{dataset}"),
-    threads: workflow.cores
+    threads: PREPARATION_CORES
+    resources:
+        run=lambda wildcards: preparation(
+            f"index-{wildcards.dataset}", paths.index(wildcards.dataset)
+        ),
+        processes=lambda wildcards, threads: threads or request("prepare").cpus_per_task,
+        queue=int(CLUSTER.prepare is not None),
     params:
         revision=lambda wildcards: DATASETS[wildcards.dataset].revision,
         shards=lambda wildcards: DATASETS[wildcards.dataset].shards,
+        digest=lambda wildcards: DATASETS[wildcards.dataset].digest,
+        fraction=lambda wildcards: DATASETS[wildcards.dataset].fraction,
         pairs=lambda wildcards: DATASETS[wildcards.dataset].pairs,
         captions=lambda wildcards: DATASETS[
             wildcards.dataset
         ].captions.model_dump_json(),
     shell:
-        "python -m engine.index --name {wildcards.dataset} --revision {params.revision:q} --shards {params.shards:q}"
-        " --captions {params.captions:q} --pairs {params.pairs} --out {output} --jobs {threads} 2> {log}"
+        "{resources.run} engine.index --name {wildcards.dataset} --revision {params.revision:q} --shards {params.shards:q}"
+        " --captions {params.captions:q} --pairs {params.pairs} --digest {params.digest} --fraction {params.fraction}"
+        " --out {output} --jobs {resources.processes} 2> {log}"
 
 
 rule train:
@@ -113,11 +221,18 @@ rule train:
         paths.record("{run}"),
     log:
         paths.log("train", "{run}"),
-    threads: EXECUTION.threads
+    threads: lambda wildcards: cores("train", wildcards.run)
     resources:
-        execution=EXECUTION.model_dump_json(),
+        options=lambda wildcards: options("train", wildcards.run),
+        execution=lambda wildcards: execution("train", wildcards.run).model_dump_json(
+            exclude_defaults=True
+        ),
+        queue=1,
+    params:
+        folder=lambda wildcards: paths.jobs(wildcards.run) / "train",
     shell:
-        "exec python -m engine.launch engine.train {input.spec} --execution {resources.execution:q} 2> {log}"
+        "exec python -m engine.launch --name {wildcards.run} --folder {params.folder} --output {output} {resources.options}"
+        " -- engine.train {input.spec} --execution {resources.execution:q} 2> {log}"
 
 
 rule evaluate:
@@ -135,12 +250,20 @@ rule evaluate:
         paths.evaluated("{run}", "{milestone}", "{evaluation}"),
     log:
         paths.log("evaluate", "{run}-{milestone}-{evaluation}"),
-    threads: EXECUTION.threads
+    threads: lambda wildcards: cores("evaluate", wildcards.run)
     resources:
-        execution=EXECUTION.model_dump_json(),
+        options=lambda wildcards: options("evaluate", wildcards.run),
+        execution=lambda wildcards: execution(
+            "evaluate", wildcards.run
+        ).model_dump_json(exclude_defaults=True),
+        queue=1,
+    params:
+        folder=lambda wildcards: paths.jobs(wildcards.run)
+        / f"evaluate-{wildcards.milestone}",
     shell:
-        "exec python -m engine.launch engine.evaluate {input.record} {input.evaluation} --milestone {wildcards.milestone}"
-        " --execution {resources.execution:q} 2> {log}"
+        "exec python -m engine.launch --name eval-{wildcards.run}-{wildcards.milestone} --folder {params.folder}"
+        " --output {output} {resources.options} -- engine.evaluate {input.record} {input.evaluation}"
+        " --milestone {wildcards.milestone} --execution {resources.execution:q} 2> {log}"
 
 
 rule collect:
@@ -157,6 +280,8 @@ rule collect:
         paths.collected("{suite}"),
     log:
         paths.log("collect", "{suite}"),
+    resources:
+        here=1,
     params:
         sources=artifacts.sources_sha256(),
     shell:
@@ -173,6 +298,8 @@ rule table:
         ],
     log:
         paths.log("table", "{suite}-{name}"),
+    resources:
+        here=1,
     params:
         folder=subpath(output[0], parent=True),
         sources=lambda wildcards: artifacts.sources_sha256("table", wildcards.name),
@@ -190,11 +317,27 @@ rule figure:
         ],
     log:
         paths.log("figure", "{suite}-{name}"),
+    resources:
+        here=1,
     params:
         folder=subpath(output[0], parent=True),
         sources=lambda wildcards: artifacts.sources_sha256("figure", wildcards.name),
     shell:
         "python -m analysis figure {input} {wildcards.name} --out {params.folder} 2> {log}"
+
+
+onstart:
+    # Before any job, so that none waits in a queue for data that nobody has fetched.
+    to_do = {"train": [], "evaluate": []}
+    for job in workflow.dag.needrun_jobs():
+        to_do.setdefault(job.rule.name, []).append(job.wildcards)
+    try:
+        cards.refuse_missing(
+            {RUNS[wildcards.run].dataset.name for wildcards in to_do["train"]},
+            [EVALUATIONS[wildcards.evaluation] for wildcards in to_do["evaluate"]],
+        )
+    except ValueError as error:
+        raise WorkflowError(str(error))
 
 
 onsuccess:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -161,9 +161,11 @@ class RunSpec(Frozen):
 
 
 class Execution(Frozen):
-    """How a run is carried out: nothing in here may change a result beyond floating-point rounding."""
+    """How a process carries a run out: nothing in here may change a result beyond floating-point rounding.
 
-    cluster: Literal["local", "slurm"] = "local"
+    What a job asks of a machine (nodes, GPUs, memory, time) is `engine.cluster.Request`.
+    """
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
     """CPU threads per process. One by default: sums then have one order, whatever the machine."""
@@ -180,19 +182,6 @@ class Execution(Frozen):
     log_every_steps: int = Field(default=10, ge=1)
     save_every_min: float = Field(default=10.0, ge=0)
     compile: bool = False
-    nodes: int = Field(default=1, ge=1)
-    tasks_per_node: int = Field(default=1, ge=1)
-    gpus_per_node: int = Field(default=0, ge=0)
-    """GPUs that a job sees; 0 runs on the CPU."""
-    timeout_min: int = Field(default=60 * 24, ge=1)
-    slurm: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further submitit parameters on Slurm, without their prefix: partition, account, qos, ..."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Execution:
-        if self.device == "cuda" and self.gpus_per_node == 0:
-            raise ValueError("device 'cuda' with gpus_per_node = 0: a job sees no GPU then; set gpus_per_node too")
-        return self
 
 
 def canonical_json(value: BaseModel | JsonValue) -> str:
@@ -222,8 +211,9 @@ def explain_validation_error(where: str, error: ValidationError, model: type[Bas
         if item["type"] == "extra_forbidden":
             owner: Any = model
             for part in parents:
-                owner = getattr(owner, "model_fields", {}).get(part)
-                owner = owner and owner.annotation
+                if isinstance(part, str):  # a number is a place in a list of what `owner` already is
+                    field = getattr(owner, "model_fields", {}).get(part)
+                    owner = field and _model_in(field.annotation)
             message = unknown_name("key", str(last), getattr(owner, "model_fields", {}))
         else:
             message = item["msg"].removeprefix("Value error, ")
@@ -231,6 +221,12 @@ def explain_validation_error(where: str, error: ValidationError, model: type[Bas
         place = ".".join(map(str, item["loc"]))
         lines.append(f"{where}: {place}: {message}" if place else f"{where}: {message}")
     return "\n".join(lines)
+
+
+def _model_in(annotation: Any) -> Any:
+    """Return the model that a field holds, also one of many, or one or none."""
+    models = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel))
+    return next(models, annotation)
 
 
 def parse(model: type[ModelT], text: str, where: str) -> ModelT:

@@ -12,13 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine import paths
+from engine.cluster import load
+from engine.snapshot import ORIGIN
+from engine.spec import fingerprint
 from experiments import cards
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
 PROFILE = ["--workflow-profile", str(ROOT / "profiles" / "default")]
+SLURM = ["--profile", str(ROOT / "slurm")]
 pytestmark = pytest.mark.slow
 
 
@@ -83,7 +88,7 @@ def processes_of(run):
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if f"runs/{run.name}/jobs/train".encode() in command:
+            if b"submitit" in command and f"runs/{run.name}/jobs/train".encode() in command:
                 yield int(entry.name)
 
 
@@ -120,15 +125,112 @@ def test_two_runs_from_nothing_give_the_same_tables_to_the_byte(finished, killed
 
 
 def test_how_a_run_is_carried_out_retrains_nothing(finished):
-    plan = snakemake(finished, "-n", "--config", "suites=smoke", 'execution={"log_every_steps": 3, "timeout_min": 99}')
+    how = ['execution={"log_every_steps": 3}', 'train={"timeout_min": 99}', "on_interrupt=leave"]
+    assert "Nothing to be done" in snakemake(finished, "-n", "--config", "suites=smoke", *how).stdout
+    plan = snakemake(finished, "-n", *SLURM, "--config", "suites=smoke", *how)
     assert "Nothing to be done" in plan.stdout
+
+
+def test_every_job_has_a_folder_in_its_run_and_ran_the_code_of_a_snapshot(finished):
+    for record in records(finished).values():
+        jobs = finished / paths.jobs(record["run_id"])
+        assert {path.name.partition("-")[0] for path in jobs.iterdir()} == {"train", "evaluate"}
+        assert all(json.loads(paths.job(folder).read_text())["end"] == "COMPLETED" for folder in jobs.iterdir())
+    snapshots = [json.loads((path / ORIGIN).read_text()) for path in (finished / paths.code()).iterdir()]
+    for record in records(finished).values():
+        provenance = record["attempts"][0]["provenance"]
+        assert {key: provenance[key] for key in ("commit", "dirty_sha256")} in snapshots
+
+
+def test_the_slurm_profile_submits_to_slurm_whatever_else_the_command_line_changes(tmp_path):
+    plan = snakemake(tmp_path, "-n", *SLURM, "--config", "suites=smoke", "--", "all").stdout
+    rules = re.findall(r"^rule (train|evaluate|index):.*?^    resources: (.*?)$", plan, re.MULTILINE | re.DOTALL)
+    assert len(rules) == 11
+    for _, resources in rules:
+        assert '--cluster \'{"scheduler":"slurm"' in resources
+        assert "--on-interrupt leave" in resources
+        assert "queue=1" in resources
+    assert not re.search(r"^    threads: [1-9]", plan.partition("rule collect")[0], re.MULTILINE)
+
+
+def test_the_slurm_profile_alone_means_the_papers_suites_on_the_example_cluster():
+    settings = yaml.safe_load((ROOT / "slurm" / "settings.yaml").read_text())
+    assert settings["suites"].split(",") == ["cc3m", "cc12m", "dfn14m", "dfn192m", "dfn1b"]
+    assert (settings["cluster"], settings["on_interrupt"]) == ("example", "leave")
+    assert load(settings["cluster"]).scheduler == "slurm"
+    # Settings in the default profile would override those of slurm/; `jobs` beside `cores` bounds jobs that only wait.
+    default = yaml.safe_load((ROOT / "profiles" / "default" / "config.yaml").read_text())
+    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
+    assert not {"jobs", "config", "configfile", "resources"} & default.keys()
+    assert not {"jobs", "cores"} & profile.keys()
+
+
+def test_ctrl_c_ends_the_jobs_on_this_machine_and_the_next_call_goes_on_where_they_were(finished, tmp_path):
+    shutil.copytree(finished / "data", tmp_path / "data")
+    shutil.copytree(finished / paths.RESULTS / "index", tmp_path / paths.RESULTS / "index")
+    run = next((finished / paths.RESULTS / "runs").glob("openclip-*")).name
+    command = [
+        *COMMAND,
+        *PROFILE,
+        str(paths.record(run)),
+        "--config",
+        "suites=smoke",
+        'execution={"log_every_steps": 1}',
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / paths.metrics(run)
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 5):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 1
+    assert "was cancelled" in said
+    assert not list(processes_of(tmp_path / paths.run(run)))
+    snakemake(tmp_path, str(paths.record(run)), "--config", "suites=smoke")
+    _, second = json.loads((tmp_path / paths.record(run)).read_text())["attempts"]
+    assert second["first_step"] >= 5
+    assert records(tmp_path)["openclip"]["milestones"] == records(finished)["openclip"]["milestones"]
 
 
 @pytest.mark.parametrize("suite", cards.names("suites"))
 def test_a_dry_run_of_every_suite_plans_training_for_each_run(tmp_path, suite):
     plan = snakemake(tmp_path, "-n", "--config", f"suites={suite}").stdout
-    num_runs = len(json.loads((tmp_path / paths.suite(suite)).read_text())["runs"])
-    assert f"train {num_runs}" in " ".join(plan.split())
+    # With the ablations that a suite brings along; what they share with it is trained once.
+    suites = [json.loads(path.read_text()) for path in (tmp_path / paths.suite(suite)).parent.glob("*.json")]
+    runs = {fingerprint(run["spec"]) for found in suites for run in found["runs"]}
+    assert f"train {len(runs)}" in " ".join(plan.split())
+
+
+def test_an_ablation_is_a_target_for_any_suite(tmp_path):
+    plan = snakemake(tmp_path, "-n", "ablation_dataset_size", "--config", "dataset=cc3m").stdout
+    assert "results/tables/ablation_dataset_size@cc3m/ablation.json" in plan
+    assert "index 3 train 27" in " ".join(plan.split())
+    assert (
+        "--fraction 0.1"
+        in snakemake(tmp_path, "-np", str(paths.index("icons-0.1")), "--config", "suites=ablation_dataset_size").stdout
+    )
+    wrong = snakemake(tmp_path, "-n", "ablation_updates", "--config", "dataset=cc3", check=False)
+    assert "unknown suite 'cc3'; did you mean 'cc3m'" in wrong.stdout
+
+
+def test_missing_data_are_named_before_any_job_starts(tmp_path):
+    result = snakemake(tmp_path, "--config", "suites=cc3m", check=False)
+    assert result.returncode == 1
+    assert "training set 'cc3m': no *.tar shards in data/cc3m. Fetch it: hf download" in result.stdout
+    assert "evaluation set 'cars': data/datacomp/wds_cars_test is not there" in result.stdout
+    assert "`python -m experiments evaluation-data NAME...` fetches them" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert not list(tmp_path.glob("results/logs/**/*.log"))
+
+
+def test_the_rule_that_fetches_evaluation_sets_takes_those_of_the_suites_and_needs_no_other_data(tmp_path):
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = snakemake(tmp_path, "evaluation_data", "--config", "suites=cc3m", check=False, env=offline)
+    assert "evaluation set 'vtab-caltech101': the Hugging Face Hub is switched off by HF_HUB_OFFLINE" in result.stdout
+    assert not (tmp_path / "data").exists()
+    made = snakemake(tmp_path, "evaluation_data", "--config", "suites=smoke", env=offline).stdout
+    assert "none of these sets is fetched: the workflow makes it" in made
 
 
 def test_snakemake_alone_means_the_quickstart(tmp_path):
@@ -141,6 +243,10 @@ def test_snakemake_alone_means_the_quickstart(tmp_path):
         ("suites=smok", "unknown suite 'smok'; did you mean 'smoke'"),
         ("suite=smoke", "unknown --config key 'suite'"),
         ('execution={"thread": 2}', "unknown key 'thread'; did you mean 'threads'"),
+        ('train={"node": 2}', "--config train: node: unknown key 'node'; did you mean 'nodes'"),
+        ('train={"nodes": 2}', "this machine is one node"),
+        ("cluster=exampel", "unknown cluster 'exampel'; did you mean 'example'"),
+        ("on_interrupt=cancle", "unknown on_interrupt 'cancle'; did you mean 'cancel'"),
     ],
 )
 def test_a_typo_is_one_clear_error_before_anything_runs(tmp_path, config, message):
@@ -148,7 +254,7 @@ def test_a_typo_is_one_clear_error_before_anything_runs(tmp_path, config, messag
     assert result.returncode == 1
     assert message in result.stdout
     assert "Traceback" not in result.stdout
-    assert not (tmp_path / "results" / "runs").exists()
+    assert not list(tmp_path.glob("results/runs/*/jobs"))
 
 
 def test_a_missing_package_is_one_clear_error_before_anything_runs(tmp_path):
