@@ -25,6 +25,7 @@ from rich.text import Text
 from engine import paths
 from engine.record import Attempt
 from engine.spec import RunSpec
+from engine.stop import Stopped
 
 RECENT_SEC = 30.0
 """A rate is one of so many seconds: it follows when a neighbour takes the machine, or leaves it."""
@@ -192,7 +193,9 @@ class Reporter:
             return
         # JSON has no NaN: what is not finite becomes null.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-        self._file.write(json.dumps({"unix_sec": round(time.time(), 3), **finite}) + "\n")
+        line = json.dumps({"unix_sec": round(time.time(), 3), **finite}) + "\n"
+        with paths.explain_full_disk(paths.metrics(self._spec.run_id), num_bytes=len(line)):
+            self._file.write(line)
         self._facts = [f"loss {metrics['loss/total']:.4f}", f"temperature {metrics['temperature/value']:.4f}"]
         is_first_line = self._last_line_sec == self._start_sec
         if self._bar is None and (is_first_line or now_sec - self._last_line_sec >= LOG_LINE_SEC):
@@ -223,13 +226,20 @@ class Reporter:
     ) -> None:
         if self._file is None:
             return
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:
+            # What could not be written cannot be at the end either; the first error says more.
+            if error is None:
+                raise
         if self._bar is not None:
             self._bar.stop()
         elapsed_sec = time.perf_counter() - self._start_sec
         num_samples = (self._step - self._first_step) * self._spec.global_batch_size
         in_all = f"{num_samples:,} samples in {format_duration(elapsed_sec)}, {num_samples / elapsed_sec:,.0f}/s in all"
         sys.stderr.write("  ".join((self._place(), *self._facts, in_all)) + "\n")
+        if isinstance(error, Stopped):
+            sys.stderr.write(f"{self._spec.run_id}: {error}; started again, it goes on from there\n")
 
 
 def _describe(spec: RunSpec, attempt: Attempt) -> str:

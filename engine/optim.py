@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.method import Method
 from engine.spec import OptimizerSpec
@@ -54,6 +54,14 @@ class Optimizer:
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that move."""
         return [p for group in self.adamw.param_groups for p in group["params"]]
+
+    def clip_gradients(self) -> Tensor:
+        """Clip the gradients to the spec's norm, if it has one; returns their norm before."""
+        parameters = self.parameters
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        if self.spec.grad_clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.spec.grad_clip_norm, norm, foreach=True)
+        return norm
 
     def set_learning_rates(self, step: int) -> float:
         """Set every group's learning rate for step `step`; returns the encoders'."""

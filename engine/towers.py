@@ -52,7 +52,8 @@ class Towers(nn.Module):
         Returns:
             Unit-norm float32 embeddings of images and texts, (B, D) each, also under autocast.
         """
-        pixels = (image_BCHW.to(self.mean.dtype) / 255 - self.mean) / self.std
+        # In place: one float copy of the images instead of four.
+        pixels = image_BCHW.to(self.mean.dtype, copy=True).div_(255).sub_(self.mean).div_(self.std)
         image_BD, text_BD = self.clip.encode_image(pixels), self.clip.encode_text(tokens_BT)
         return F.normalize(image_BD.float(), dim=1), F.normalize(text_BD.float(), dim=1)
 
@@ -71,9 +72,17 @@ def build_towers(name: str, *, seed: int) -> Towers:
     """
     if name not in open_clip.list_models():
         raise ValueError(unknown_name("model", name, open_clip.list_models()))
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         return Towers(open_clip.create_model(name, pretrained=None, precision="fp32", output_dict=True))
+
+
+def outline(name: str) -> Towers:
+    """Build a model without its weights: shapes only, which takes no memory, whatever its size."""
+    if name not in open_clip.list_models():
+        raise ValueError(unknown_name("model", name, open_clip.list_models()))
+    with torch.device("meta"), quiet():
+        return Towers(open_clip.create_model(name, pretrained=None, precision="fp32", device="meta", output_dict=True))
 
 
 def embed_dim(towers: Towers) -> int:
@@ -84,7 +93,7 @@ def embed_dim(towers: Towers) -> int:
 
 def tokenizer(name: str) -> Any:
     """Return the tokenizer of a model, with the model's context length."""
-    with _quiet():
+    with quiet():
         return open_clip.get_tokenizer(name)
 
 
@@ -126,7 +135,7 @@ def load_export(folder: Path) -> tuple[Any, Any, Any]:
         if not (folder / file).exists():
             raise FileNotFoundError(f"{folder} lacks {file}: train the run again, or restore the folder")
     name = f"local-dir:{folder.resolve()}"
-    with _quiet():
+    with quiet():
         model, _, transform = open_clip.create_model_and_transforms(name, precision="fp32")
     expected = load_file(folder / WEIGHTS_FILE)
     loaded = model.state_dict()
@@ -137,7 +146,7 @@ def load_export(folder: Path) -> tuple[Any, Any, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep open_clip from warning that a new model has random weights, which is what we ask for."""
     logger = logging.getLogger()
     level = logger.level

@@ -44,6 +44,8 @@ def train(spec: RunSpec, execution: Execution) -> Record:
     torch.set_num_threads(execution.threads)
     collectives = distributed.start(device)
     with _only_trainer(spec.run_id) if collectives.rank == 0 else contextlib.nullcontext():
+        if collectives.rank == 0:
+            paths.remove_temporaries(paths.run(spec.run_id))
         done = torch.tensor(float(paths.record(spec.run_id).exists()), device=device)
         if not collectives.broadcast(done):
             with StopRequest() as request:
@@ -59,7 +61,11 @@ def _only_trainer(run_id: str) -> Iterator[None]:
     path = paths.run(run_id) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"{run_id}: another process is at it; waiting for it to end\n")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -170,11 +176,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         record = train(read_spec(args.spec), parse(Execution, args.execution, "execution"))
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, paths.DiskFullError, ValueError) as error:
         sys.exit(f"error: {error}")
     finally:
         distributed.stop()
-    sys.stderr.write(f"{record.run_id}: {record.status} after {record.samples_seen} samples\n")
+    if os.environ.get("RANK", "0") != "0":
+        return  # The first process says it for all.
+    sys.stderr.write(f"{record.run_id}: {record.status} after {record.samples_seen:,} samples\n")
     for sign in record.signatures:
         sys.stderr.write(f"{sign.name}, steps {sign.first_step} to {sign.last_step}: {sign.advice}\n")
 

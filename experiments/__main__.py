@@ -1,9 +1,11 @@
-"""Look at suites and runs: `list`, `explain RUN_ID`, `diff RUN_A RUN_B`; `expand SUITE` checks one."""
+"""Look at suites and runs (`list`, `plan`, `watch`, `jobs`, `explain`, `diff`), end jobs (`cancel`), fetch sets."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +15,10 @@ from engine import paths
 from engine.record import Record
 from engine.spec import RunSpec, canonical_json, parse
 from engine.suite import ExpandedSuite
-from experiments import cards
+from experiments import expansion, jobs, names
 from experiments.suite import expand
+from experiments.tensorboard import mirror
+from experiments.watch import Watcher, show, watch
 
 
 def write_expansion(suite: ExpandedSuite) -> None:
@@ -26,11 +30,11 @@ def write_expansion(suite: ExpandedSuite) -> None:
     paths.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
 
 
-def _list(console: Console, names: list[str]) -> None:
-    """Show suites; those that are named, with their runs."""
+def _list(console: Console, asked: list[str]) -> None:
+    """Show suites, and the ablations of the small one; those that are named, with their runs."""
     table = Table("suite", "runs", "done", "data set", "title")
     runs = Table("run", "variant", "state")
-    for name in names or cards.names("suites"):
+    for name in names.resolve(asked or [*names.suites(), "ablations"]):
         try:
             suite = expand(name)
         except ValueError as error:
@@ -42,8 +46,21 @@ def _list(console: Console, names: list[str]) -> None:
         for run in suite.runs:
             runs.add_row(run.spec.run_id, run.variant, "done" if states[run.spec.run_id] else "to do")
     console.print(table)
-    if names:
+    if asked:
         console.print(runs)
+    else:
+        console.print(f"Any ablation applies to any suite: {names.PREFIX}WHAT@SUITE; ablations@SUITE is all of them.")
+
+
+def _plan(console: Console, args: argparse.Namespace) -> None:
+    from experiments import plan  # here: it imports open_clip, which takes seconds
+
+    suites = list(expansion.load(args.suites or names.suites()).values())
+    found = plan.make(suites)
+    if args.json:
+        print(found.model_dump_json(indent=1))
+    else:
+        plan.show(found, console if sys.stdout.isatty() else Console(width=180))
 
 
 def _read(run_id: str) -> RunSpec:
@@ -83,32 +100,116 @@ def _diff(console: Console, first: str, second: str) -> None:
     console.print(table if table.rows else "the two runs are the same")
 
 
+def _load(asked: list[str]) -> list[ExpandedSuite]:
+    """Return suites by name; without names those that have been expanded in this folder."""
+    known = sorted(path.stem for path in paths.suite("").parent.glob("*.json"))
+    if not asked and not known:
+        raise ValueError(f"no suite has been started here (none in {paths.suite('').parent}): name one")
+    return list(expansion.load(names.resolve(asked or known)).values())
+
+
+def _watch(console: Console, args: argparse.Namespace) -> None:
+    suites = _load(args.suites)
+    if args.json:
+        print(Watcher(suites).look().model_dump_json(indent=1))
+    elif sys.stdout.isatty() and not args.once:
+        watch(suites, console, every_sec=args.every)
+    else:
+        console = console if sys.stdout.isatty() else Console(width=180)
+        console.print(show(Watcher(suites).look(), width=console.width))
+
+
+def _jobs(console: Console, suites: list[str]) -> None:
+    """Show the jobs that are not completed; of named suites, all."""
+    chosen = {run.spec.run_id for suite in _load(suites) for run in suite.runs} if suites else None
+    views = jobs.look(chosen)
+    fixed = (Column(title, no_wrap=True) for title in ("job", "number"))
+    table = Table(*fixed, "state", "submitted", "node", Column("log", overflow="fold"))
+    completed = [view for view in views if view.state == jobs.COMPLETED]
+    for view in views if suites else [view for view in views if view.state != jobs.COMPLETED]:
+        since = time.strftime("%d %b %H:%M", time.localtime(view.job.started_at))
+        table.add_row(view.job.name, view.job.job_id, view.state, since, view.node, str(view.job.log(0, "err")))
+    console.print(table if table.rows else "no jobs")
+    if completed and not suites:
+        console.print(f"{len(completed)} completed jobs are not shown: name suites to see theirs")
+
+
+def _tensorboard(args: argparse.Namespace) -> None:
+    print(f"tensorboard --logdir {args.out}", flush=True)
+    found = mirror(_load(args.suites), args.out, every_sec=args.every if args.follow else None)
+    if not found:
+        raise ValueError("none of these runs has logged anything yet")
+
+
+def _evaluation_data(console: Console, args: argparse.Namespace) -> None:
+    from experiments import evaluation_data  # here: it imports torch, which takes seconds
+
+    console = console if sys.stdout.isatty() else Console(width=180)
+    try:
+        evaluation_data.run(args.names, console, dry_run=args.dry_run, pin_cards=args.pin)
+    except KeyboardInterrupt:
+        sys.exit("stopped; what came so far is kept: run this again to go on")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="suites and how many of their runs are done; of named suites, every run")
     listing.add_argument("suites", nargs="*", help="default: all")
+    planning = commands.add_parser("plan", help="what suites still ask for: runs, hours, disk, data that are missing")
+    planning.add_argument("suites", nargs="*", help="or ablation_WHAT@SUITE, ablations@SUITE (default: all)")
+    planning.add_argument("--json", action="store_true", help="print it as JSON")
     explaining = commands.add_parser("explain", help="every setting of a run")
     explaining.add_argument("run_id")
     differing = commands.add_parser("diff", help="settings in which two runs differ")
     differing.add_argument("run_a")
     differing.add_argument("run_b")
+    showing = commands.add_parser("jobs", help="jobs that are queued, running or failed; of named suites, every job")
+    showing.add_argument("suites", nargs="*", help="default: all")
+    cancelling = commands.add_parser("cancel", help="end the jobs of runs; what they saved is kept")
+    cancelling.add_argument("names", nargs="+", metavar="RUN_ID", help="or the name of a single job")
     expanding = commands.add_parser("expand", help="check suites and write their run specs (the workflow does it)")
     expanding.add_argument("suites", nargs="+")
+    watching = commands.add_parser("watch", help="how far the runs of suites are, until all are done or Ctrl-C")
+    watching.add_argument("--once", action="store_true", help="show it once (as it does when not on a terminal)")
+    watching.add_argument("--json", action="store_true", help="print it once, as JSON")
+    mirroring = commands.add_parser("tensorboard", help="write what runs have logged in TensorBoard's format")
+    mirroring.add_argument("--out", type=Path, default=paths.tensorboard(), help="folder (default: %(default)s)")
+    mirroring.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    for command in (watching, mirroring):
+        command.add_argument("suites", nargs="*", help="default: those that were started in this folder")
+        command.add_argument("--every", type=float, default=5.0, metavar="SEC", help="how often it looks")
+    fetching = commands.add_parser("evaluation-data", help="fetch what is missing of evaluation sets")
+    fetching.add_argument("names", nargs="+", help="evaluations of experiments/evaluations/, or single sets")
+    fetching.add_argument("--dry-run", action="store_true", help="only say what is missing, and how much it is")
+    fetching.add_argument("--pin", action="store_true", help="write the commits that were found into the cards")
     args = parser.parse_args(argv)
     console = Console()
     try:
         if args.command == "list":
             _list(console, args.suites)
+        elif args.command == "plan":
+            _plan(console, args)
         elif args.command == "explain":
             _explain(console, args.run_id)
         elif args.command == "diff":
             _diff(console, args.run_a, args.run_b)
+        elif args.command == "jobs":
+            _jobs(console, args.suites)
+        elif args.command == "cancel":
+            for job in jobs.cancel(args.names):
+                console.print(f"cancelled job {job.job_id} ({job.name})")
+        elif args.command == "watch":
+            _watch(console, args)
+        elif args.command == "tensorboard":
+            _tensorboard(args)
+        elif args.command == "evaluation-data":
+            _evaluation_data(console, args)
         else:
-            for name in args.suites:
+            for name in names.resolve(args.suites):
                 write_expansion(expand(name))
-    except ValueError as error:
+    except (ValueError, paths.DiskFullError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,0 +1,313 @@
+"""Watching suites: real tiny runs, and what they leave behind when they are killed."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy
+from rich.console import Console
+from terminal import lines_of, run_on_terminal
+
+from engine import paths, scheduler
+from engine.metrics import RECENT_SEC
+from engine.scheduler import Job
+from engine.spec import Execution
+from engine.suite import ExpandedSuite, SuiteRun
+from engine.train import train
+from experiments.__main__ import main
+from experiments.watch import STATES, TAIL_BYTES, RunView, Snapshot, Watcher, show
+
+METHODS = ("neuclip", "openclip", "siglip")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy.build(tmp_path)
+    return tmp_path
+
+
+def make_suite(*specs, name="toy", variant=""):
+    evaluation = toy.build_evaluation(Path.cwd())
+    runs = tuple(SuiteRun(variant=variant, spec=spec) for spec in specs)
+    for spec in specs:
+        toy.write_spec(Path.cwd(), spec)
+    return ExpandedSuite(name=name, title="Toy", runs=runs, evaluation=evaluation)
+
+
+def look(*suites):
+    snapshot = Watcher(suites).look()
+    return snapshot, {run.run_id: run for run in snapshot.runs}
+
+
+def write_log(spec, steps, *, seconds_a_step=1.0, start_sec=1e9, first_step=0):
+    """What a run would have logged, and its starts."""
+    lines = [
+        {"unix_sec": start_sec + seconds_a_step * step, "step": step, "samples_seen": step * 16, "loss/total": 1 / step}
+        for step in steps
+    ]
+    path = paths.metrics(spec.run_id)
+    paths.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    starts = [0, first_step] if first_step else [0]
+    paths.write_text(paths.attempts(spec.run_id), "".join(f'{{"first_step": {step}}}\n' for step in starts))
+    return path
+
+
+def note_job(spec, kind="train", *, pid=None, end=None):
+    """The record of a job on this machine: of this process, or of one that is gone."""
+    pid = pid or os.getpid()
+    job = Job(
+        scheduler="local", job_id=str(pid), name="toy", command=("engine.train",), logs=f"logs-{kind}", started_at=0.0,
+        host=socket.gethostname(), start_ticks=scheduler.start_ticks(pid), end=end,
+    )  # fmt: skip
+    scheduler.write(paths.jobs(spec.run_id) / kind, job)
+    return job
+
+
+def test_a_real_run_is_seen_to_do_running_killed_and_done(root):
+    spec = toy.run_spec("openclip", steps=3000)
+    suite = make_suite(spec)
+    run_id = spec.run_id
+    watcher = Watcher([suite])
+    (run,) = watcher.look().runs
+    assert (run.state, run.samples_seen, run.attempts, run.left_sec) == ("to do", 0, 0, None)
+    command = [sys.executable, "-m", "engine.train", str(paths.spec(run_id)), "--execution", '{"save_every_min": 0.01}']
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while (run := watcher.look().runs[0]).samples_per_sec is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert run.state == "running"
+    assert run.attempts == 1
+    assert 0 < run.samples_seen < 3000 * 16
+    lines = [json.loads(line) for line in paths.metrics(run_id).read_text().splitlines() if line.endswith("}")]
+    seen = [line for line in lines if line["samples_seen"] <= run.samples_seen]
+    elapsed_sec = seen[-1]["unix_sec"] - seen[0]["unix_sec"]
+    assert run.samples_per_sec == pytest.approx((seen[-1]["samples_seen"] - seen[0]["samples_seen"]) / elapsed_sec)
+    assert run.left_sec == pytest.approx((3000 * 16 - run.samples_seen) / run.samples_per_sec)
+    # Killed by hand, with no job that could have failed: it can be started again.
+    (run,) = watcher.look().runs
+    assert (run.state, run.samples_per_sec) == ("to do", None)
+
+
+def test_a_run_is_complete_when_its_models_are_evaluated_too(root):
+    spec = toy.run_spec("openclip", milestones=(80, 160))
+    suite = make_suite(spec)
+    train(spec, Execution())
+    _, runs = look(suite)
+    run = runs[spec.run_id]
+    assert (run.state, run.samples_seen, run.milestones_evaluated, run.milestones) == ("done", 160, 0, 2)
+    assert not run.is_complete
+    for number, milestone in enumerate(spec.milestones, start=1):
+        paths.write_text(paths.evaluated(spec.run_id, milestone, suite.evaluation.key), "[]")
+        _, runs = look(suite)
+        assert runs[spec.run_id].milestones_evaluated == number
+    assert runs[spec.run_id].is_complete
+
+
+def test_a_rate_is_that_of_the_last_seconds_and_of_this_start(root):
+    spec = toy.run_spec("openclip", steps=1000)
+    suite = make_suite(spec)
+    note_job(spec)
+    # Slow until step 500, then ten times as fast: only the last lines count.
+    slow = [json.loads(line) for line in write_log(spec, range(10, 501, 10)).open()]
+    fast = [json.loads(line) for line in write_log(spec, range(1, 401), seconds_a_step=0.1).open()]
+    for line in fast:
+        line["unix_sec"] += 500
+        line["samples_seen"] += 500 * 16
+        line["step"] += 500
+    paths.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast))
+    assert look(suite)[1][spec.run_id].samples_per_sec == pytest.approx(160)
+    # After a resume at step 500, an hour later, the time between is no training time.
+    for line in fast:
+        line["unix_sec"] += 3600
+    paths.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast[:3]))
+    paths.write_text(paths.attempts(spec.run_id), '{"first_step": 0}\n{"first_step": 500}\n')
+    run = look(suite)[1][spec.run_id]
+    assert (run.samples_per_sec, run.attempts) == (pytest.approx(160), 2)
+    assert run.left_sec == pytest.approx((1000 - 503) / 10)
+    paths.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast[:1]))
+    assert look(suite)[1][spec.run_id].samples_per_sec is None
+
+
+def test_lines_that_are_further_apart_than_the_window_give_the_rate_between_the_last_two(root):
+    spec = toy.run_spec("openclip", steps=1000)
+    suite = make_suite(spec)
+    note_job(spec)
+    write_log(spec, range(10, 101, 10), seconds_a_step=RECENT_SEC)
+    assert look(suite)[1][spec.run_id].samples_per_sec == pytest.approx(16 / RECENT_SEC)
+
+
+def test_only_the_end_of_a_log_is_read_and_only_whole_lines_of_it(root):
+    spec = toy.run_spec("openclip", steps=1000)
+    suite = make_suite(spec)
+    note_job(spec)
+    path = write_log(spec, range(1, 400), seconds_a_step=0.1)
+    lines = path.read_bytes()
+    assert len(lines) > TAIL_BYTES
+    # A gigabyte that is no JSON before it, and a line that is being written after it.
+    with path.open("wb") as file:
+        file.seek(2**30)
+        file.write(b"\n" + lines + b'{"unix_sec": 1000000040.0, "step": 400, "sam')
+    run = look(suite)[1][spec.run_id]
+    assert (run.samples_seen, run.samples_per_sec) == (399 * 16, pytest.approx(160))
+
+
+def test_failed_jobs_are_named_with_their_logs(root):
+    specs = [toy.run_spec("openclip", seed=seed) for seed in range(3)]
+    suite = make_suite(*specs)
+    training = note_job(specs[0], end="OUT_OF_MEMORY")
+    train(specs[1], Execution())
+    evaluating = note_job(specs[1], "evaluate-160", end="FAILED")
+    snapshot, runs = look(suite)
+    first, second, third = (runs[spec.run_id] for spec in specs)
+    assert (first.state, first.failed_logs) == ("failed", (str(training.log(0, "err")),))
+    assert (second.state, second.failed_logs) == ("done", (str(evaluating.log(0, "err")),))
+    assert (third.state, third.failed_logs) == ("to do", ())
+    text = drawn(snapshot)
+    assert f"failed: {training.log(0, 'err')}" in text
+    assert f"failed: {evaluating.log(0, 'err')}" in text
+
+
+def test_the_time_left_of_a_suite_is_that_of_all_it_has_still_to_train_at_the_present_rate(root):
+    specs = [toy.run_spec("openclip", seed=seed, steps=100) for seed in range(4)]
+    suite = make_suite(*specs)
+    for spec, seconds_a_step in zip(specs[:2], (1.0, 0.5), strict=True):
+        note_job(spec)
+        write_log(spec, range(10, 51, 10), seconds_a_step=seconds_a_step)
+    note_job(specs[2], end="FAILED")
+    snapshot, _ = look(suite)
+    (view,) = snapshot.suites
+    assert view.states == {"running": 2, "failed": 1, "to do": 1}
+    assert view.trained == pytest.approx(100 / 400)
+    assert view.samples_per_sec == pytest.approx(16 + 32)
+    # 50 + 50 steps of the running ones and 100 that are to do; the failed one will not go on by itself.
+    assert view.left_sec == pytest.approx(200 * 16 / 48)
+    # With the slow run alone on its own, that is what remains.
+    snapshot, _ = look(make_suite(*specs[:2]))
+    assert snapshot.suites[0].left_sec == pytest.approx(50)
+
+
+def test_a_run_of_two_suites_is_listed_once_and_counted_in_both(root):
+    shared, other = toy.run_spec("openclip"), toy.run_spec("siglip")
+    suites = make_suite(shared, name="a"), make_suite(shared, other, name="b", variant="never")
+    snapshot, runs = look(*suites)
+    assert len(snapshot.runs) == 2
+    assert (runs[shared.run_id].variant, runs[other.run_id].variant) == ("", "never")
+    assert [sum(suite.states.values()) for suite in snapshot.suites] == [1, 2]
+    # Both suites evaluate on the same sets: one model, one evaluation.
+    assert runs[shared.run_id].milestones == 1
+
+
+def view(number, **changes):
+    values = {
+        "run_id": f"neuclip-imagenet-vit-b-32-s{number}-{number:08x}", "variant": "", "state": "to do",
+        "samples_seen": 0, "samples_total": 10**9, "samples_per_sec": None, "left_sec": None, "loss": None,
+        "updated_at": None, "attempts": 0, "milestones_evaluated": 0, "milestones": 5, "failed_logs": (),
+    }  # fmt: skip
+    return RunView(**values | changes)
+
+
+def drawn(snapshot, width=200, **options):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(show(snapshot, width=width, **options))
+    return console.export_text()
+
+
+BUSY = {
+    "state": "running", "samples_seen": 123_456_789, "samples_per_sec": 98_765.4, "left_sec": 200_000.0,
+    "loss": 7.12345, "updated_at": 1000.0, "attempts": 12,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 100, 144, 200])
+def test_the_table_fits_its_terminal_and_shows_what_matters(width):
+    text = drawn(Snapshot(suites=(), runs=(view(0, **BUSY), view(1))), width, now=1060.0)
+    rows = text.splitlines()
+    assert len(rows) == 3
+    assert all(len(row.rstrip()) <= width for row in rows)
+    for shown in ("neuclip", "s0-00000000", "running", "98,765", "2 d 7 h", "7.1235", "0/5"):
+        assert shown in rows[1]
+    assert ("123,456,789/1,000,000,000" in text) == ("0:01:00 ago" in text) == (width >= 144)
+
+
+def test_a_terminal_too_low_for_all_runs_shows_the_first_and_counts_the_rest():
+    runs = tuple(view(number) for number in range(40))
+    rows = drawn(Snapshot(suites=(), runs=runs), max_rows=10).splitlines()
+    assert len(rows) == 12
+    assert rows[-1].strip() == "... and 30 more: --once shows all"
+
+
+WATCH = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from engine.suite import ExpandedSuite
+from experiments.watch import watch
+watch([ExpandedSuite.model_validate_json(Path("suite.json").read_text())], Console(), every_sec=0.2)
+"""
+
+
+@pytest.mark.slow
+def test_on_a_terminal_it_refreshes_until_everything_is_done(root):
+    spec = toy.run_spec("openclip", steps=200)
+    suite = make_suite(spec)
+    Path("suite.json").write_text(suite.model_dump_json())
+    work = f"""
+import subprocess, sys, pathlib
+subprocess.run([sys.executable, "-m", "engine.train", {str(paths.spec(spec.run_id))!r}], check=True)
+path = pathlib.Path({str(paths.evaluated(spec.run_id, spec.samples_seen, suite.evaluation.key))!r})
+path.parent.mkdir(parents=True)
+path.touch()
+"""
+    process = subprocess.Popen([sys.executable, "-c", work], stderr=subprocess.DEVNULL)
+    try:
+        code, shown = run_on_terminal([sys.executable, "-c", WATCH])
+    finally:
+        assert process.wait() == 0
+    assert code == 0, shown
+    lines = lines_of(shown)
+    assert any(line.startswith("toy: 1 to do; 0 % trained; 0/1 models evaluated") for line in lines)
+    assert any("1 running" in line for line in lines)
+    assert lines[-3] == "toy: 1 done; 100 % trained; 1/1 models evaluated"
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+
+
+def test_ctrl_c_ends_watching_quietly(root):
+    Path("suite.json").write_text(make_suite(toy.run_spec("openclip")).model_dump_json())
+    code, shown = run_on_terminal([sys.executable, "-c", WATCH], press=("to do", b"\x03"))
+    assert code == 0
+    assert "Traceback" not in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+
+
+def test_the_command_prints_json_and_in_a_pipe_one_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["watch", "smoke", "--json"])
+    snapshot = Snapshot.model_validate_json(capsys.readouterr().out)
+    assert snapshot.suites[0].states == {"to do": 5}
+    # Without a name: what was started, and so expanded, in this folder.
+    main(["watch"])
+    text = capsys.readouterr().out
+    assert text.startswith("smoke: 5 to do; 0 % trained; 0/5 models evaluated\n")
+    assert all(run.run_id in text for run in snapshot.runs)
+    assert "\x1b" not in text
+
+
+def test_without_a_started_suite_a_name_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"no suite has been started here \(none in results/suites\): name one"):
+        main(["watch"])
+
+
+def test_every_state_of_a_run_has_its_place_in_the_table():
+    assert set(STATES) == {"to do", "pending", "running", "done", "diverged", "failed"}
