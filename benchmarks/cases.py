@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import bisect
 import datetime
+import gc
+import itertools
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 from engine.distributed import choose_device
 from engine.method import Features, Method, MethodEnv, Progress
 from engine.registry import method_class, method_names, resolve_config
+
+T = TypeVar("T")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -95,6 +105,49 @@ def alternate(contestants: dict[str, Callable[[], Any]], rounds: int, device: to
     return seconds
 
 
+@dataclass(frozen=True)
+class MemoryTrace:
+    """What torch's allocator held on the CPU while something ran; times in nanoseconds."""
+
+    times: list[int]
+    levels: list[int]
+    """Bytes held from the time beside it."""
+    spans: dict[str, tuple[int, int]]
+    """Begin and end of every `record_function` and operator; of the last, where a name occurs again."""
+
+    def held(self, when: int) -> int:
+        """Return the bytes held just before a time."""
+        place = bisect.bisect_left(self.times, when)
+        return self.levels[place - 1] if place else 0
+
+    def peak(self, begin: int, end: int) -> int:
+        """Return the most bytes held at once between two times."""
+        inside = self.levels[bisect.bisect_left(self.times, begin) : bisect.bisect_right(self.times, end)]
+        return max([self.held(begin), *inside])
+
+
+def trace_memory(call: Callable[[], T]) -> tuple[MemoryTrace, T]:
+    """Run a call; returns every allocation and release in it, and its result.
+
+    What was held before it counts as nothing, so it should make all that it uses; the profiler does not know the size
+    of what was allocated earlier.
+    """
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), number, event.nbytes()) for number, event in enumerate(events) if event.nbytes()
+    )
+    by_start = sorted(events, key=lambda event: event.start_ns())
+    trace = MemoryTrace(
+        times=[when for when, _, _ in changes],
+        levels=list(itertools.accumulate(size for _, _, size in changes)),
+        spans={event.name(): (event.start_ns(), event.end_ns()) for event in by_start},
+    )
+    return trace, result
+
+
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
     """Return quartiles and median of the ratios round by round: (lower quartile, median, upper quartile)."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
@@ -106,6 +159,12 @@ def show_ratio(quartiles: tuple[float, float, float]) -> str:
     """Write a median with its quartiles."""
     low, middle, high = quartiles
     return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
+def show_markdown(table: Table) -> None:
+    """Print a table as Markdown, however wide the terminal."""
+    table.box = MARKDOWN
+    Console(width=1000).print(table)
 
 
 def write_json(path: Path | None, args: argparse.Namespace, device: torch.device, rows: list[dict[str, Any]]) -> None:

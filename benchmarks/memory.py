@@ -13,7 +13,6 @@ blocks   (peak - gradients of the embeddings) / (4 chunk B bytes): float32 matri
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 
 from benchmarks import cases
 from engine.registry import method_class
@@ -72,21 +71,17 @@ def peak_bytes(*case: Any, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         return int(torch.cuda.max_memory_allocated(device)) - before
-    gc.collect()
-    # From the start: the profiler does not know the size of what was allocated before it.
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+
+    def two_steps() -> Callable[[], None]:
         step = make_step(*case, device=device)
         step()
         with record_function("measured step"):
             step()
-    events = profiler.profiler.kineto_results.events()
-    (begin,) = (event.start_ns() for event in events if event.name() == "measured step")
-    changes = sorted(
-        (event.start_ns(), number, event.nbytes()) for number, event in enumerate(events) if event.nbytes()
-    )
-    before = sum(size for when, _, size in changes if when < begin)
-    peak: int = max(itertools.accumulate(size for _, _, size in changes))
-    return peak - before
+        return step
+
+    trace, _ = cases.trace_memory(two_steps)
+    begin, end = trace.spans["measured step"]
+    return trace.peak(begin, end) - trace.held(begin)
 
 
 def peak_rss_bytes(*case: Any) -> int:

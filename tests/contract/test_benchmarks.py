@@ -1,11 +1,13 @@
 """The benchmarks run, on every method that there is."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
-from benchmarks import memory, method_step
+from benchmarks import memory, method_step, step_phases, trainer_speed
 from engine.registry import method_names
 
 SMALL = ["--batch", "128", "--dim", "8", "--set", "neuclip.num_prototypes=16", "neuclip.num_updates=1"]
@@ -38,3 +40,52 @@ def test_time_is_measured_for_every_method_beside_an_encoder_step(
     assert npn["largest_difference"] < 1e-3
     assert {"date", "machine", "versions", "arguments"} < measured.keys()
     assert "encoder step" in capsys.readouterr().out
+
+
+def test_the_phases_of_a_step_are_measured_with_and_without_accumulation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "phases.json"
+    sizes = ["--batch", "64", "--accumulation", "1", "4", "--methods", "neuclip", "--set", "neuclip.num_prototypes=16"]
+    step_phases.main([*sizes, "--rounds", "2", "--saves", "1", "--json", str(file)])
+
+    rows = json.loads(file.read_text())["rows"]
+    assert {(row["method"], row["accumulation"]) for row in rows} == {
+        (m, a) for m in ("openclip", "neuclip") for a in (1, 4)
+    }
+    for row in rows:
+        seconds = row["median_sec"]
+        assert set(seconds) == {*step_phases.PHASES, "step", "checkpoint"}
+        assert all(sec > 0 for sec in seconds.values())
+        # Weights, and two moments of AdamW, of about 1.6 million numbers.
+        assert row["state_bytes"] > 4 * 3 * 1_600_000
+    peaks = {(row["method"], row["accumulation"]): row["peak_bytes"] for row in rows}
+    assert all(peaks[name, 4]["forward"] < peaks[name, 1]["forward"] / 2 for name in ("openclip", "neuclip"))
+    assert "/ openclip" in capsys.readouterr().out
+
+
+OLD_WEBDATASET = Version(importlib.metadata.version("webdataset")) <= Version("0.2.86")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not OLD_WEBDATASET, reason="open_clip's trainer needs the extra 'benchmarks': an older webdataset")
+def test_the_trainer_and_open_clips_take_turns_on_the_same_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "speed.json"
+    trainer_speed.main(["--case", "tiny-vit:16:2", "--seconds", "0", "--warmup", "2", "--json", str(file)])
+
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["turns"] == 3
+    assert row["here_pairs_per_sec"] > 0
+    assert row["open_clip_pairs_per_sec"] > 0
+    assert "by processor time" in capsys.readouterr().out
+
+
+def test_a_webdataset_that_open_clips_trainer_cannot_use_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0.2")
+    with pytest.raises(SystemExit):
+        trainer_speed.main([])
+    assert "needs webdataset 0.2.86 or older, and 1.0.2 is installed" in capsys.readouterr().err

@@ -1,0 +1,188 @@
+"""Time and memory of a whole training step by phase, for every method, with and without accumulation.
+
+All runs train in turn in one process, a step each round, with the trainer's own phases: data (read, decode, augment,
+tokenise), the encoders' forward pass, the method (loss, its gradients, inner networks), the encoders' backward pass
+(with accumulation: encoding once more, and back), optimizer (clipping, finite check, AdamW, the method's work after
+the step), other (what is left of the step), and checkpoint (written and fsynced; it belongs to no step).
+
+Seconds are of processor time on the CPU, wall time for checkpoints, and wall time, synchronised, on CUDA. Memory is
+what torch's allocator holds: state (weights, optimiser, method) before a step, and the peak of each phase above it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch.profiler import record_function
+
+from benchmarks import cases, shards
+from engine.data import build_loader
+from engine.distributed import Collectives
+from engine.metrics import Clock
+from engine.registry import method_names
+from engine.spec import Execution
+from engine.stop import SIGNALS
+from engine.towers import build_towers
+from engine.trainer import Trainer, Wishes
+
+BASE = "openclip"
+STEP, CHECKPOINT = "step", "checkpoint"
+NO_WISHES = Wishes(stop=(False,) * len(SIGNALS), save=False, num_replaced=0)
+PHASES = ("data", "forward", "method", "backward", "optimizer", "other")
+MIB = 2**20
+
+
+class PhaseClock(Clock):
+    """A trainer's clock that keeps every measurement, tells the encoders' passes apart, and marks them for memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.device = device
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.peaks: dict[str, int] = {}
+        self._passes = itertools.cycle(("forward", "backward"))
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """See `Clock.phase`."""
+        name = next(self._passes) if name == "encoder" else name
+        wall = self.device.type == "cuda" or name == CHECKPOINT
+        clock = self.now if wall else time.process_time
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        begin = clock()
+        with record_function(f"phase {name}"):
+            yield
+        self.seconds[name].append(clock() - begin)
+        if self.device.type == "cuda":
+            self.peaks[name] = torch.cuda.max_memory_allocated(self.device)
+
+
+class Contestant:
+    """A run that takes a step at a time."""
+
+    def __init__(
+        self, method: str, accumulation: int, pairs: int, args: argparse.Namespace, device: torch.device
+    ) -> None:
+        options = cases.options_of(method, args.set)
+        steps = 100 * args.rounds
+        spec = shards.run_spec(method, pairs=pairs, model=args.model, batch=args.batch, steps=steps, **options)
+        execution = Execution(device=device.type, accumulation_steps=accumulation)
+        self.trainer = Trainer(spec, execution, device, Collectives())
+        self.clock = self.trainer.clock = PhaseClock(device)
+        self.batches = iter(
+            build_loader(self.trainer.dataset, seed=0, global_batch_size=args.batch, steps=range(steps))
+        )
+
+    def step(self) -> None:
+        """Load a batch and take a step."""
+        clock = self.clock.now if self.clock.device.type == "cuda" else time.process_time
+        begin = clock()
+        with self.clock.phase("data"):
+            batch = next(self.batches)
+        if self.trainer.step(batch, lambda: NO_WISHES, timing=False).metrics is None:
+            raise RuntimeError(f"{self.trainer.spec.run_id}: the loss is not finite, nothing is left to measure")
+        self.clock.seconds[STEP].append(clock() - begin)
+
+
+def start(make: Callable[[], Contestant], device: torch.device) -> tuple[Contestant, int, dict[str, int]]:
+    """Let a run take its first two steps.
+
+    Returns:
+        The run, the bytes held before its second step, and the peak of each phase of that step above them. In the
+        first step the optimiser makes its state, and networks start.
+    """
+    if device.type == "cuda":
+        contestant = make()
+        contestant.step()
+        before = int(torch.cuda.memory_allocated(device))
+        contestant.step()
+        return contestant, before, {name: peak - before for name, peak in contestant.clock.peaks.items()}
+
+    def two_steps() -> Contestant:
+        contestant = make()
+        contestant.step()
+        contestant.step()
+        return contestant
+
+    trace, contestant = cases.trace_memory(two_steps)
+    begin, _ = trace.spans["phase data"]
+    before = trace.held(begin)
+    return contestant, before, {name: trace.peak(*trace.spans[f"phase {name}"]) - before for name in PHASES[:-1]}
+
+
+def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Measure every method with every number of parts, in a folder of their own."""
+    # One epoch is a few steps, so that nothing is read from memory that a real run would read anew.
+    pairs = 8 * args.batch
+    shards.write_shards(pairs, build_towers(args.model, seed=0).image_size * 8 // 7, num_shards=4)
+    names = list(itertools.product(dict.fromkeys((BASE, *args.methods)), args.accumulation))
+
+    started = {name: start(functools.partial(Contestant, *name, pairs, args, device), device) for name in names}
+    for contestant, _, _ in started.values():
+        contestant.clock.seconds.clear()
+    for number in range(args.rounds):
+        for contestant, _, _ in started.values():
+            contestant.step()
+            if number < args.saves:
+                contestant.trainer.save()
+    rows = []
+    base = started[BASE, args.accumulation[0]][0].clock.seconds[STEP]
+    for (method, accumulation), (contestant, state_bytes, peaks) in started.items():
+        seconds = contestant.clock.seconds
+        inside = zip(*(seconds[name] for name in PHASES[:-1]), strict=True)
+        seconds["other"] = [whole - sum(parts) for whole, parts in zip(seconds[STEP], inside, strict=True)]
+        row = {"method": method, "accumulation": accumulation, "state_bytes": state_bytes, "peak_bytes": peaks}
+        row |= {
+            "median_sec": {
+                name: statistics.median(seconds[name]) for name in (*PHASES, STEP, CHECKPOINT) if seconds[name]
+            }
+        }
+        rows.append(row | {"to_openclip": cases.ratio(seconds[STEP], base)})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print two tables, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=method_names(), default=method_names(), metavar="NAME")
+    parser.add_argument("--set", nargs="+", default=[], metavar="METHOD.OPTION=VALUE", help="options of methods")
+    parser.add_argument("--model", default="tiny-vit", help="open_clip model; one without batch norm for accumulation")
+    parser.add_argument("--batch", type=int, default=256, help="pairs per step")
+    parser.add_argument("--accumulation", nargs="+", type=int, default=[1, 4], help="parts of the batch")
+    parser.add_argument("--rounds", type=int, default=15, help="measured steps of each, after two that are not")
+    parser.add_argument("--saves", type=int, default=3, help="rounds with a checkpoint")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and where")
+    args = parser.parse_args(argv)
+    device = cases.start(args)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        rows = measure(args, device)
+    seconds = Table("", "parts", *PHASES, "step, ms", "/ openclip", "checkpoint, ms")
+    memory = Table("MiB", "parts", "state", *PHASES[:-1])
+    for row in rows:
+        times, peaks = row["median_sec"], row["peak_bytes"]
+        name = (row["method"], str(row["accumulation"]))
+        shares = [f"{1e3 * times[of]:.1f} ({100 * times[of] / times[STEP]:.0f} %)" for of in PHASES]
+        whole = [f"{1e3 * times[STEP]:.1f}", cases.show_ratio(row["to_openclip"])]
+        seconds.add_row(*name, *shares, *whole, f"{1e3 * times[CHECKPOINT]:.0f}" if CHECKPOINT in times else "")
+        memory.add_row(*name, f"{row['state_bytes'] / MIB:.1f}", *(f"{peaks[of] / MIB:.1f}" for of in PHASES[:-1]))
+    cases.show_markdown(seconds)
+    cases.show_markdown(memory)
+    cases.write_json(args.json, args, device, rows)
+
+
+if __name__ == "__main__":
+    main()
