@@ -46,6 +46,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
     _refuse_holes(suite)
     rows: list[Row] = []
     seen: Seen = {}
+    missing = _missing_sets(suite)
     for run in suite.runs:
         path = paths.record(run.spec.run_id)
         record = _load(Record, path)
@@ -53,7 +54,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
         _agree(seen, ("training set", run.spec.dataset.name), record.provenance.dataset_sha256, path)
         shared = _shared(suite.name, run, record)
         for row in (
-            *_score_rows(suite.evaluation, run, record, seen),
+            *_score_rows(suite.evaluation, run, record, seen, missing),
             *_normalizer_rows(record),
             *_train_rows(run),
             *_cost_rows(record),
@@ -86,7 +87,21 @@ def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
     }
 
 
-def _score_rows(evaluation: Evaluation, run: SuiteRun, record: Record, seen: Seen) -> Iterator[Row]:
+def _missing_sets(suite: ExpandedSuite) -> frozenset[str]:
+    """Name the sets that were not on disk when some run was evaluated: averages leave them out for all or for none."""
+    found = set()
+    for run in suite.runs:
+        for milestone in run.spec.milestones:
+            for name in suite.evaluation.sets:
+                result = _load(EvalResult, paths.eval_result(run.spec.run_id, milestone, name))
+                if result.status == "missing":
+                    found.add(name)
+    return frozenset(found)
+
+
+def _score_rows(
+    evaluation: Evaluation, run: SuiteRun, record: Record, seen: Seen, missing: frozenset[str]
+) -> Iterator[Row]:
     for milestone in run.spec.milestones:
         results = {}
         for name in evaluation.sets:
@@ -95,23 +110,24 @@ def _score_rows(evaluation: Evaluation, run: SuiteRun, record: Record, seen: See
             _check_result(result, run, record, milestone, name, evaluation.sets[name], path)
             _agree(seen, ("card of", name), result.card_sha256, path)
             _agree(seen, ("evaluator of", name), canonical_json(dict(result.evaluator)), path)
+            if result.data_sha256 is not None:
+                _agree(seen, ("content of", name), result.data_sha256, path)
         absent = "diverged" if record.status == "diverged" else "absent"
-        for name, sets in evaluation.averages.items():
-            values = [results[s].value for s in sets]
-            known = [value for value in values if value is not None]
-            whole = len(known) == len(values)
-            chances = [evaluation.sets[s].chance for s in sets]
+        lost = {name for name, result in results.items() if result.status == "absent"}
+        averages = evaluation.averaged({name: result.value for name, result in results.items()}, missing)
+        for key, average in averages.items():
+            why = absent if lost.intersection(evaluation.averages[key]) else "missing"
             yield {
                 "kind": "average",
                 "samples_seen": milestone,
-                "name": name,
-                "title": name,
+                "name": average.name,
+                "title": average.name,
                 "metric": "mean",
-                "value": math.fsum(known) / len(known) if whole else math.nan,
-                "chance": math.fsum(chances) / len(chances),
-                "num_samples": len(sets),
+                "value": math.nan if average.value is None else average.value,
+                "chance": average.chance,
+                "num_samples": average.num_sets,
                 "is_main": True,
-                "status": "evaluated" if whole else absent,
+                "status": why if average.value is None else "evaluated",
             }
         for name, result in results.items():
             card = evaluation.sets[name]
@@ -128,7 +144,7 @@ def _score_rows(evaluation: Evaluation, run: SuiteRun, record: Record, seen: See
                     "chance": card.chance if is_main else math.nan,
                     "num_samples": result.num_samples,
                     "is_main": is_main,
-                    "status": "evaluated" if value is not None else absent,
+                    "status": absent if result.status == "absent" else result.status,
                 }
 
 
@@ -154,7 +170,7 @@ def _train_rows(run: SuiteRun) -> Iterator[Row]:
     if not steps:
         return  # Diverged before the first line was due.
     table = pd.DataFrame([steps[step] for step in sorted(steps)]).select_dtypes("number")
-    table = table.drop(columns=["step", "epoch"], errors="ignore")
+    table = table.drop(columns=["step", "epoch", "unix_sec"], errors="ignore")
     bins = pd.Series(range(len(table))) // max(1, math.ceil(len(table) / MAX_CURVE_POINTS))
     groups = table.groupby(bins)
     means, ends = groups.mean(), groups["samples_seen"].max()
@@ -234,8 +250,8 @@ def _check_result(
     require("milestone", result.milestone, milestone)
     require("eval_set", result.eval_set, name)
     require("main_metric", result.main_metric, card.metric)
-    if result.status == "absent":
-        require("value of an absent result", result.value, None)
+    if result.status != "evaluated":
+        require(f"value of a result that is {result.status}", result.value, None)
         return
     weights = record.milestones.get(str(milestone))
     require("weights_sha256", result.weights_sha256, weights.sha256 if weights else None)

@@ -38,7 +38,8 @@ COLUMNS = {
     "chance": "float64",  # what guessing scores, where the card says
     "num_samples": "Int64",  # images of a set; sets of an average
     "is_main": "bool",  # the one metric of its set that enters averages
-    "status": "str",  # scores: evaluated | absent | diverged; all else: the run's, finished | diverged
+    # Scores: evaluated | absent | diverged | missing (the set); all else: the run's, finished | diverged.
+    "status": "str",
 }
 SETTING = ["dataset", "model", "global_batch_size"]
 

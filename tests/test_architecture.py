@@ -19,10 +19,11 @@ MAY_IMPORT = {
     "experiments": {"experiments", "engine"},
 }
 ONLY_IN = {
-    "submitit": {"engine/launch.py"},
+    "submitit": {"engine/launch.py", "engine/job.py"},
     "clip_benchmark": {"engine/evaluate.py"},
-    "open_clip": {"engine/towers.py", "baselines/openclip.py", "baselines/siglip.py"},
+    "open_clip": {"engine/towers.py", "engine/eval_model.py", "baselines/openclip.py", "baselines/siglip.py"},
     "resvg_py": {"experiments/icons/render.py"},
+    "huggingface_hub": {"experiments/evaluation_data.py"},
 }
 
 

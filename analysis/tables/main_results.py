@@ -53,8 +53,8 @@ def _cells(rows: pd.DataFrame) -> dict[str, Cell]:
         method, n, runs = row["method"], row["n"], row["num_runs"]
         cell = Cell(100 * row["mean"], 100 * row["half_width"], n)
         if n < runs:
-            missing = "diverged" if row["num_diverged"] == runs else "absent"
-            cell = cell.but(remark=f"(n = {n})" if n else missing)
+            statuses = rows.loc[rows["method"] == method, "status"].unique()
+            cell = cell.but(remark=f"(n = {n})" if n else statuses[0] if len(statuses) == 1 else "absent")
         if len(summary) > 1 and printed[method] in places[:2]:
             cell = cell.but(emphasis="best" if printed[method] == places[0] else "second")
         if method in tests.index and tests["p_holm"][method] < stats.SIGNIFICANCE:

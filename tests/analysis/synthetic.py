@@ -130,7 +130,7 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
         "clock_sec": {"data": 1.0, "encoder": 6.0, "method": 2.0, "optimizer": 0.5, "checkpoint": 0.5},
         "median_step_sec": 0.010 + 0.001 * seed,
         "peak_memory_bytes": 2**30,
-        "attempts": [{"first_step": 0, "provenance": PROVENANCE}],
+        "attempts": [{"first_step": 0, "provenance": PROVENANCE, "host": "node1"}],
         "first_indices": [3, 1, 2],
         "divergence": {
             "step": seen // spec.global_batch_size, "reason": "not finite", "temperature": 0.07, "indices": [1, 2],
@@ -143,6 +143,7 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
         x = step / spec.num_steps
         lines.append(
             {
+                "unix_sec": 1e9 + step,
                 "step": step,
                 "samples_seen": (step + 1) * spec.global_batch_size,
                 "epoch": 0,
@@ -174,3 +175,15 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
                 "evaluator": {"clip_benchmark": "1.6.2"},
             }
             write_json(paths.eval_result(spec.run_id, milestone, eval_set), result)
+
+
+def lose_set(suite: Path, eval_set: str, *, when_missing: str, method: str = "") -> Path:
+    """Make a written suite one whose runs (of a method, or all) were evaluated while a set was not on disk."""
+    content = json.loads(suite.read_text())
+    content["evaluation"]["when_missing"] = when_missing
+    write_json(suite, content)
+    for path in (paths.RESULTS / "evals").glob(f"{method}*/*/{eval_set}.json"):
+        result = json.loads(path.read_text())
+        if result["status"] == "evaluated":
+            write_json(path, result | {"status": "missing", "value": None, "metrics": {}, "num_samples": None})
+    return suite

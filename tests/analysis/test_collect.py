@@ -78,6 +78,37 @@ def test_an_absent_set_leaves_averages_over_it_undefined(suite: Path) -> None:
     assert value(rows, kind="average", name="Retrieval")["status"] == "evaluated"
 
 
+def test_an_average_over_a_set_that_is_not_there_has_no_value_and_the_set_is_named(suite: Path) -> None:
+    rows = collect(synthetic.lose_set(suite, "digits", when_missing="no_average"))
+    rows = rows[(rows["run_id"] == run_id("fastclip", 0)) & rows["is_final"]]
+    for kind, name in (("average", "Average"), ("eval", "digits")):
+        row = value(rows, kind=kind, name=name)
+        assert pd.isna(row["value"])
+        assert row["status"] == "missing"
+    assert value(rows, kind="average", name="Retrieval")["status"] == "evaluated"
+
+
+def test_an_average_over_the_sets_that_are_there_says_so_in_its_name_and_is_over_the_same_for_all(suite: Path) -> None:
+    # One method's runs lacked the set: the others' averages leave it out too.
+    rows = collect(synthetic.lose_set(suite, "digits", when_missing="average_of_available", method="fastclip"))
+    rows = rows[rows["is_final"]]
+    assert set(rows.loc[rows["kind"] == "average", "title"]) == {"Average (1 of 2 sets)", "Retrieval"}
+    for method in ("openclip", "fastclip"):
+        own = rows[rows["run_id"] == run_id(method, 0)]
+        average = value(own, kind="average", name="Average (1 of 2 sets)")
+        assert average["value"] == value(own, kind="eval", name="flickr", metric="mean_recall@1")["value"]
+        assert average["num_samples"] == 1
+        assert average["chance"] == synthetic.CARDS["flickr"]["chance"]
+
+
+def test_results_from_other_content_of_a_set_are_not_compared(suite: Path) -> None:
+    paths_of = sorted(Path().glob("results/evals/*/*/flickr.json"))
+    for path, content in zip(paths_of, "ab", strict=False):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data_sha256": content * 64}))
+    with pytest.raises(CollectError, match=r"content of flickr is b.*these numbers do not compare"):
+        collect(suite)
+
+
 def test_normalizer_errors_and_costs_are_rows(frame: pd.DataFrame) -> None:
     one = frame[frame["run_id"] == run_id("openclip", 1)]
     assert value(one, kind="normalizer", name="image_mse", is_final=True)["value"] == pytest.approx(0.66)
@@ -212,3 +243,7 @@ def test_settings_are_told_apart_by_what_differs() -> None:
     rows = collect(synthetic.write_suite(specs))
     assert [label for label, _ in tidy.settings(rows)] == ["batch 64", "batch 128"]
     assert tidy.describe(rows) == "icons, tiny, 1 seed"
+
+
+def test_when_a_line_was_logged_is_no_metric(frame: pd.DataFrame) -> None:
+    assert "unix_sec" not in set(frame["name"])

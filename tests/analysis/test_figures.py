@@ -40,6 +40,17 @@ def test_results_have_a_panel_per_score_with_ours_on_top(frame: pd.DataFrame) ->
     assert labels == NAMES[::-1]
 
 
+def test_a_set_that_is_not_there_has_no_points_and_the_rest_is_drawn() -> None:
+    suite = synthetic.write_suite(synthetic.main_specs(2))
+    figure = build_figure(
+        collect(synthetic.lose_set(suite, "digits", when_missing="average_of_available")), "results_by_method"
+    )
+    titles = [axes.get_title(loc="left") for axes in figure.get_axes()]
+    assert "Average (1 of 2 sets)" in titles
+    assert np.isfinite(line(panel(figure, "Flickr"), "FastCLIP")).all()
+    build_figure(collect(suite), "training_curves")
+
+
 def test_results_show_mean_interval_and_seeds(frame: pd.DataFrame) -> None:
     axes = panel(build_figure(frame, "results_by_method"), "Digits")
     assert line(axes, "FastCLIP") == pytest.approx(np.array([[34.0, 1.0]]))

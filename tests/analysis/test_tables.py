@@ -68,6 +68,19 @@ def test_a_method_whose_runs_all_diverged_says_so() -> None:
     assert "| SigLIP | diverged | diverged |" in to_markdown(table)
 
 
+def test_a_set_that_is_not_there_is_named_and_averages_say_what_they_are_over() -> None:
+    suite = synthetic.write_suite(synthetic.main_specs(2))
+    table = build_table(collect(synthetic.lose_set(suite, "digits", when_missing="no_average")), "main_results")
+    assert table.header == ("Method", "Average", "Retrieval", "Digits", "Flickr", "Runs", "Diverged")
+    assert "| FastCLIP | missing |" in to_markdown(table)
+    assert row(table, "FastCLIP")["Digits"].remark == "missing"
+
+    over = collect(synthetic.lose_set(suite, "digits", when_missing="average_of_available"))
+    table = build_table(over, "main_results")
+    assert table.header[1:3] == ("Average (1 of 2 sets)", "Retrieval")
+    assert row(table, "FastCLIP")["Average (1 of 2 sets)"].text() == row(table, "FastCLIP")["Flickr"].text()
+
+
 def test_one_run_has_no_interval() -> None:
     table = build_table(collect(synthetic.write_suite(synthetic.main_specs(1))), "main_results")
     assert row(table, "FastCLIP")["Digits"].text() == "32.0"

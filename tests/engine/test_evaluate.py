@@ -8,8 +8,9 @@ import torch
 import toy
 from PIL import Image
 
+from engine import evaluate as evaluate_module
 from engine import paths
-from engine.evaluate import evaluate, evaluate_set
+from engine.evaluate import evaluate_run
 from engine.spec import Execution
 from engine.towers import load_export
 from engine.train import train
@@ -24,7 +25,7 @@ def done(tmp_path_factory):
         toy.build(root)
         evaluation = toy.build_evaluation(root)
         record = train(toy.run_spec("openclip", steps=60), Execution())
-        results = evaluate(record, 960, evaluation, "cpu")
+        results = evaluate_run(record, 960, evaluation, "cpu")
         yield record, evaluation, {result.eval_set: result for result in results}
 
 
@@ -77,20 +78,61 @@ def test_results_name_what_they_were_made_from(done):
         assert result.card_sha256 == evaluation.sets[name].identity
         assert result.num_samples == evaluation.sets[name].images
         assert result.evaluator["clip_benchmark"]
+        assert result.data_sha256 == paths.folder_sha256(Path(evaluation.sets[name].path))
 
 
 def test_a_set_that_is_done_is_not_evaluated_again(done):
     record, evaluation, results = done
     path = paths.eval_result(record.run_id, 960, "toy_colours")
     path.write_text(results["toy_colours"].model_copy(update={"value": 0.123}).model_dump_json())
-    again = {result.eval_set: result for result in evaluate(record, 960, evaluation, "cpu")}
+    again = {result.eval_set: result for result in evaluate_run(record, 960, evaluation, "cpu")}
     assert again["toy_colours"].value == 0.123
     path.unlink()
 
 
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"sets": {"chance": 0.3}}])
+def test_another_precision_or_another_card_is_evaluated_again(done, change):
+    record, evaluation, results = done
+    if "sets" in change:
+        cards = {name: card.model_copy(update=change["sets"]) for name, card in evaluation.sets.items()}
+        change = {"sets": cards}
+    path = paths.eval_result(record.run_id, 960, "toy_colours")
+    paths.write_text(path, results["toy_colours"].model_copy(update={"value": 0.123}).model_dump_json())
+    again = {r.eval_set: r for r in evaluate_run(record, 960, evaluation.model_copy(update=change), "cpu")}
+    assert again["toy_colours"].value == pytest.approx(results["toy_colours"].value, abs=0.1)
+    assert again["toy_colours"].value != 0.123
+    assert again["toy_colours"].evaluator.get("precision") == change.get("precision")
+    path.unlink()
+
+
+def test_a_stopped_evaluation_keeps_what_it_has_and_a_later_one_adds_the_rest(done, monkeypatch):
+    record, evaluation, results = done
+    for name in evaluation.sets:
+        paths.eval_result(record.run_id, 960, name).unlink(missing_ok=True)
+    evaluate_set = evaluate_module.evaluate_set
+
+    def stop_at_retrieval(data, model):
+        if data.card.task == "zeroshot_retrieval":
+            raise KeyboardInterrupt
+        return evaluate_set(data, model)
+
+    monkeypatch.setattr(evaluate_module, "evaluate_set", stop_at_retrieval)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(record, 960, evaluation, "cpu")
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(
+        evaluate_module, "evaluate_set", lambda data, model: seen.append(data) or {"mean_recall@1": 0.5}
+    )
+    again = {result.eval_set: result for result in evaluate_run(record, 960, evaluation, "cpu")}
+    assert [data.card.name for data in seen] == ["toy_retrieval"]
+    assert again["toy_colours"] == results["toy_colours"]
+    paths.eval_result(record.run_id, 960, "toy_retrieval").unlink()
+
+
 def test_a_milestone_that_was_never_reached_is_absent(done):
     record, evaluation, _ = done
-    for result in evaluate(record, 1920, evaluation, "cpu"):
+    for result in evaluate_run(record, 1920, evaluation, "cpu"):
         assert (result.status, result.value, result.num_samples) == ("absent", None, None)
 
 
@@ -98,20 +140,71 @@ def test_other_weights_than_the_record_names_are_refused(done):
     record, evaluation, _ = done
     other = record.milestones["960"].model_copy(update={"sha256": "0" * 64})
     with pytest.raises(ValueError, match=r"is not what record\.json names"):
-        evaluate(record.model_copy(update={"milestones": {"960": other}}), 960, evaluation, "cpu")
+        evaluate_run(record.model_copy(update={"milestones": {"960": other}}), 960, evaluation, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": 17}, "16 images .* its card says 17"),
-        ({"classes": 5}, "4 class names, its card says 5"),
-        ({"sha256": "0" * 64, "build": "make it"}, "does not hold what its card says: run `make it` again"),
-        ({"path": "nowhere", "build": "make it"}, "nowhere is not there; `make it` makes it"),
-    ],
-)
-def test_a_set_that_differs_from_its_card_is_refused(done, change, message):
+def lost(evaluation, **changes):
+    """The evaluation with its first set and another one that are not there."""
+    nowhere = evaluation.sets["toy_retrieval"].model_copy(update={"path": "nowhere", "build": "make it"})
+    elsewhere = nowhere.model_copy(update={"name": "other", "path": "elsewhere", "build": None, "fetch": "ask them"})
+    sets = {"toy_colours": evaluation.sets["toy_colours"], "toy_retrieval": nowhere, "other": elsewhere}
+    averages = {"All": ("toy_colours", "toy_retrieval", "other"), "Colours": ("toy_colours",)}
+    return evaluation.model_copy(update={"sets": sets, "averages": averages, **changes})
+
+
+def test_all_sets_that_are_not_there_are_named_before_anything_is_evaluated(done, monkeypatch):
     record, evaluation, _ = done
-    card = evaluation.sets["toy_colours"].model_copy(update=change)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        evaluate_set(card, *load_export(paths.weights(record.run_id, 960)), "cpu")
+    monkeypatch.setattr(evaluate_module, "load_export", None)
+    with pytest.raises(FileNotFoundError) as error:
+        evaluate_run(record, 960, lost(evaluation), "cpu")
+    assert "'toy_retrieval': nowhere is not there; `make it` makes it" in str(error.value)
+    assert "'other': elsewhere is not there; fetch it: ask them" in str(error.value)
+
+
+def test_an_average_lacks_a_value_or_says_over_how_many_sets_it_is(done, capsys):
+    record, evaluation, results = done
+    values = {}
+    for when_missing in ("no_average", "average_of_available"):
+        partial = lost(evaluation, when_missing=when_missing)
+        found = evaluate_run(record, 960, partial, "cpu")
+        assert {r.eval_set: r.status for r in found} == {
+            "toy_colours": "evaluated", "toy_retrieval": "missing", "other": "missing",
+        }  # fmt: skip
+        values[when_missing] = partial.averaged(
+            {r.eval_set: r.value for r in found}, frozenset({"toy_retrieval", "other"})
+        )
+    assert values["no_average"]["All"].value is None
+    assert values["no_average"]["All"].name == "All"
+    assert values["average_of_available"]["All"].name == "All (1 of 3 sets)"
+    assert values["average_of_available"]["All"].value == results["toy_colours"].value
+    assert values["average_of_available"]["All"].chance == 0.25
+    assert values["average_of_available"]["Colours"].name == "Colours"
+    assert "'other': elsewhere is not there" in capsys.readouterr().err
+    for name in partial.sets:
+        paths.eval_result(record.run_id, 960, name).unlink(missing_ok=True)
+
+
+def test_an_average_of_sets_that_are_all_missing_has_no_value(done):
+    _, evaluation, _ = done
+    partial = lost(evaluation, when_missing="average_of_available", averages={"All": ("toy_retrieval", "other")})
+    (average,) = partial.averaged({}, frozenset({"toy_retrieval", "other"})).values()
+    assert (average.name, average.value) == ("All", None)
+
+
+def test_the_command_line_evaluates_a_run_and_says_when_it_is_done(done, tmp_path, capsys):
+    record, evaluation, results = done
+    files = {"record.json": record, "evaluation.json": evaluation}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content.model_dump_json())
+    command = [*(str(tmp_path / name) for name in files), "--milestone", "960", "--execution", '{"device": "cpu"}']
+    everything = paths.evaluated(record.run_id, 960, evaluation.key)
+    evaluate_module.main([*command, "--sets", "toy_colours"])
+    assert not everything.exists()
+    assert paths.eval_result(record.run_id, 960, "toy_colours").exists()
+    assert "average Average: none (chance 15.62 %; without toy_retrieval)" in capsys.readouterr().err
+    evaluate_module.main(command)
+    assert everything.exists()
+    value = 100 * (results["toy_colours"].value + results["toy_retrieval"].value) / 2
+    assert f"average Average: {value:.2f} %" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="unknown evaluation set 'toy_colour'; did you mean 'toy_colours'"):
+        evaluate_module.main([*command, "--sets", "toy_colour"])
