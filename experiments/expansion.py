@@ -15,6 +15,7 @@ from pathlib import Path
 from engine import paths
 from engine.spec import parse
 from engine.suite import ExpandedSuite
+from experiments import names
 
 ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = ("*/*.py", "experiments/*/*.yaml", "engine/models/*.json")
@@ -31,12 +32,16 @@ def sources_sha256() -> str:
     return digest.hexdigest()
 
 
-def load(suites: Sequence[str]) -> dict[str, ExpandedSuite]:
-    """Return the expanded suites by name, as written by `python -m experiments expand`.
+def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
+    """Return the expanded suites by full name, as written by `python -m experiments expand`.
+
+    Args:
+        asked: Names of suites, ablations and groups of them, see `experiments.names`.
 
     Raises:
-        ValueError: If a suite cannot be expanded; the message is the one for the user.
+        ValueError: If a suite is unknown or cannot be expanded; the message is the one for the user.
     """
+    suites = names.resolve(asked)
     digest = sources_sha256()
     stale = [name for name in suites if _digest_of(name) != digest or not _is_whole(name)]
     if stale:

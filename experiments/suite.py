@@ -22,9 +22,10 @@ from engine.spec import (
     unknown_name,
 )
 from engine.suite import ExpandedSuite, SuiteRun
-from experiments import cards
+from experiments import cards, names
 
 Options = dict[str, JsonValue]
+Factors = dict[str, float]
 _OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
 
 
@@ -63,10 +64,18 @@ class Variant(Frozen):
     """The suite's runs with something changed; the empty variant is the main run."""
 
     label: str = ""
+    """What tables call it. ``{key}`` is replaced by the value that an option or a training setting then has."""
     methods: tuple[str, ...] | None = None
     seeds: tuple[int, ...] | None = None
+    model: str | None = None
+    data_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Train on a part of the data, see `cards.subset`."""
     options: Options = Field(default_factory=dict)
+    options_times: Factors = Field(default_factory=dict)
+    """Factors by which options change: one ablation then makes sense at every scale. ``fastclip.rho`` is an option of
+    that method only."""
     training: Options = Field(default_factory=dict)
+    training_times: Factors = Field(default_factory=dict)
 
 
 class Suite(Frozen):
@@ -80,6 +89,20 @@ class Suite(Frozen):
     training: Options
     methods: dict[str, MethodEntry] = Field(min_length=1)
     variants: tuple[Variant, ...] = (Variant(),)
+    ablations: tuple[str, ...] = ()
+    """Ablations that are asked for along with it, by name or pattern; see `experiments.names`."""
+
+
+class Ablation(Frozen):
+    """One file of `experiments/ablations/`: what varies, whichever suite it is applied to."""
+
+    title: str
+    methods: tuple[str, ...] | None = None
+    """None: all of the suite's."""
+    seeds: tuple[int, ...] | None = None
+    """None: the suite's."""
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    """A variant that the suite's main run already is, at this scale, is that run: trained once, not listed twice."""
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -103,9 +126,54 @@ def _model(name: str) -> ModelSpec:
     return ModelSpec(name=name)
 
 
-def _run(suite: Suite, card: cards.DatasetCard, model: ModelSpec, variant: Variant, method: str, seed: int) -> RunSpec:
+def _times(values: Options, factors: Factors, where: str) -> Options:
+    """Multiply the named values: integers stay integers of at least 1, None (worked out elsewhere) stays None."""
+    changed: Options = {}
+    for key, factor in factors.items():
+        if key not in values:
+            raise ValueError(f"{where}_times: " + unknown_name("key", key, values))
+        value = values[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{where}_times: {key} is {value!r}, no number to multiply; give it in {where} instead")
+        if value is not None:
+            # Twelve digits: 0.1 * 3 is to be 0.3, so that a run's id does not depend on how a value came about.
+            changed[key] = max(1, round(value * factor)) if isinstance(value, int) else float(f"{value * factor:.12g}")
+    return changed
+
+
+def _changed(suite: Suite, method: str, variant: Variant) -> tuple[Options, Options]:
+    """Return a method's resolved options and its training, with a variant's changes."""
     entry = suite.methods[method]
-    plan = Training.model_validate(merge(merge(suite.training, entry.training), variant.training))
+    factors: Factors = {}
+    for key, factor in variant.options_times.items():
+        owner, _, option = key.rpartition(".")
+        if owner and owner not in method_names():
+            raise ValueError(f"options_times: {key}: " + unknown_name("method", owner, method_names()))
+        if owner in ("", method):
+            factors[option] = factor
+    options = resolve_config(method, entry.options).model_dump(mode="json")
+    changes = merge(variant.options, _times(options, factors, "options"))
+    config = resolve_config(method, merge(entry.options, changes)).model_dump(mode="json")
+
+    training = merge(suite.training, entry.training)
+    plan = Training.model_validate(training).model_dump()
+    changes = merge(variant.training, _times(plan, variant.training_times, "training"))
+    return config, merge(training, changes)
+
+
+def _label(variant: Variant, values: Options) -> str:
+    try:
+        return variant.label.format_map(values)
+    except KeyError as error:
+        raise ValueError(f"label {variant.label!r}: " + unknown_name("key", str(error.args[0]), values)) from None
+
+
+def _run(suite: Suite, variant: Variant, method: str, seed: int) -> SuiteRun:
+    config, training = _changed(suite, method, variant)
+    plan = Training.model_validate(training)
+    card = cards.dataset(suite.dataset)
+    if variant.data_fraction is not None:
+        card = cards.subset(card, variant.data_fraction)
     if (plan.epochs is None) == (plan.samples_seen is None):
         raise ValueError("training: give either epochs or samples_seen")
     batch = plan.global_batch_size
@@ -126,14 +194,11 @@ def _run(suite: Suite, card: cards.DatasetCard, model: ModelSpec, variant: Varia
         return tuple(sorted({max(1, round(share * num_steps)) * batch for share in shares}))
 
     error = plan.normalizer_error
-    return RunSpec.model_validate(
+    spec = RunSpec.model_validate(
         {
-            "method": MethodSpec(
-                name=method,
-                config=resolve_config(method, merge(entry.options, variant.options)).model_dump(mode="json"),
-            ),
+            "method": MethodSpec(name=method, config=config),
             "dataset": DatasetSpec(name=card.name, revision=card.revision, pairs=card.pairs, captions=card.captions),
-            "model": model,
+            "model": _model(variant.model or suite.model),
             "global_batch_size": batch,
             "samples_seen": num_steps * batch,
             "milestones": samples_at((*plan.milestones, 1.0)),
@@ -145,18 +210,42 @@ def _run(suite: Suite, card: cards.DatasetCard, model: ModelSpec, variant: Varia
             "seed": seed,
         }
     )
+    return SuiteRun(variant=_label(variant, {**training, **config}), spec=spec)
+
+
+def _read(what: str | None, base: str) -> Suite:
+    """Read a suite; with an ablation, put that in the place of its variants."""
+    suite = cards.read_yaml(cards.FOLDER / "suites" / f"{base}.yaml", Suite)
+    if what is None:
+        return suite
+    ablation = cards.read_yaml(cards.FOLDER / "ablations" / f"{what}.yaml", Ablation)
+    methods = ablation.methods or tuple(suite.methods)
+    for method in methods:
+        if method not in suite.methods:
+            raise ValueError(f"ablation {what!r}: " + unknown_name("method", method, suite.methods))
+    return suite.model_copy(
+        update={
+            "title": f"{ablation.title} ({suite.title})",
+            "seeds": ablation.seeds or suite.seeds,
+            "methods": {method: suite.methods[method] for method in methods},
+            "variants": ablation.variants,
+        }
+    )
 
 
 def expand(name: str) -> ExpandedSuite:
-    """Read a suite and return its runs, sorted by id.
+    """Read a suite, or an ablation of one, and return its runs, sorted by id.
+
+    Args:
+        name: As in `experiments.names`, but one suite, no group of them.
 
     Raises:
         ValueError: If anything in the suite or its cards is unknown or wrong, or if two runs are the same.
     """
-    if name not in cards.names("suites"):
-        raise ValueError(unknown_name("suite", name, cards.names("suites")))
-    suite = cards.read_yaml(cards.FOLDER / "suites" / f"{name}.yaml", Suite)
+    what, base = names.split(name)
+    name = base if what is None else f"{names.PREFIX}{what}@{base}"
     where = f"suite {name!r}"
+    suite = _read(what, base)
     for variant in suite.variants:
         for method in variant.methods or ():
             if method not in suite.methods:
@@ -168,15 +257,15 @@ def expand(name: str) -> ExpandedSuite:
         for method in suite.methods:
             if method not in method_names():
                 raise ValueError(unknown_name("method", method, method_names()))
-        card, model = cards.dataset(suite.dataset), _model(suite.model)
         evaluation = cards.evaluation(suite.evaluation)
         for variant in suite.variants:
             for method in variant.methods or tuple(suite.methods):
                 for seed in variant.seeds or suite.seeds:
-                    run = _run(suite, card, model, variant, method, seed)
-                    if run.run_id in runs:
-                        raise ValueError(f"variant {variant.label!r} of {method} with seed {seed} occurs twice")
-                    runs[run.run_id] = SuiteRun(variant=variant.label, spec=run)
+                    run = _run(suite, variant, method, seed)
+                    known = runs.setdefault(run.spec.run_id, run)
+                    # At this scale, an ablation's variant may be what the main run already is.
+                    if known is not run and not (what and known.variant == "" and run.variant):
+                        raise ValueError(f"variant {run.variant!r} of {method} with seed {seed} occurs twice")
     except ValidationError as error:
         raise ValueError(explain_validation_error(where, error, Training)) from None
     except ValueError as error:

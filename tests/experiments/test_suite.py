@@ -4,14 +4,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import toy
 import yaml
 
 from engine import paths
+from engine.index import build_index
 from engine.spec import Execution, RunSpec, canonical_json, parse
-from experiments import cards, expansion
+from experiments import cards, expansion, names
 from experiments.suite import Suite, expand
 
 SUITES = cards.names("suites")
+ABLATIONS = cards.names("ablations")
 
 
 @pytest.fixture
@@ -34,6 +37,209 @@ def test_every_suite_expands_to_runs_of_known_methods(name):
     assert suite.runs
     assert len({run.spec.run_id for run in suite.runs}) == len(suite.runs)
     assert set(suite.evaluation.sets) <= set(cards.names("evals"))
+
+
+@pytest.mark.parametrize("base", ["smoke", "cc3m"])
+@pytest.mark.parametrize("what", ABLATIONS)
+def test_every_ablation_applies_to_a_small_and_to_a_large_suite(what, base):
+    suite = expand(f"ablation_{what}@{base}")
+    variants = {(run.variant, run.spec.global_batch_size, run.spec.dataset.pairs) for run in suite.runs}
+    assert len(variants) > 1
+    assert len({run.spec.run_id for run in suite.runs}) == len(suite.runs)
+
+
+@pytest.mark.parametrize("what", [what for what in ABLATIONS if not what.startswith("normalizer_error")])
+def test_the_default_variant_of_an_ablation_is_the_main_run_itself(what):
+    ablation = expand(f"ablation_{what}@cc3m")
+    main = {run.spec.run_id: run.spec for run in expand("cc3m").runs}
+    shared = [run for run in ablation.runs if run.spec.run_id in main]
+    methods = {run.spec.method.name for run in ablation.runs}
+    assert len(shared) == 3 * len(methods)
+    assert {run.variant for run in shared} == {""}
+
+
+def test_the_papers_suites_take_as_many_steps_as_the_authors_scripts():
+    # The authors round each epoch up to a multiple of their loader's workers; we drop an incomplete batch.
+    for name, steps in (("cc3m", 98_568), ("cc12m", 148_104), ("dfn192m", 262_752)):
+        assert [run.spec.num_steps for run in expand(name).runs] == pytest.approx(
+            [steps] * len(expand(name).runs), rel=2e-3
+        )
+
+
+def test_the_small_sets_have_three_paired_seeds_and_the_large_ones_one():
+    for name, num_seeds in (("cc3m", 3), ("cc12m", 3), ("dfn14m", 3), ("dfn192m", 1), ("dfn1b", 1)):
+        seeds = {}
+        for run in expand(name).runs:
+            seeds.setdefault(run.spec.method.name, set()).add(run.spec.seed)
+        assert set(seeds) == {"amorlip", "fastclip", "neuclip", "openclip", "siglip"}
+        assert {frozenset(found) for found in seeds.values()} == {frozenset(range(num_seeds))}
+
+
+@pytest.mark.parametrize("name", [*SUITES, *names.ablations("cc3m"), *names.ablations()])
+def test_no_suite_measures_normalizers_only_where_the_network_restarts(name):
+    # The error is a saw-tooth over the restart period: points at one phase of it would show one height only.
+    for run in expand(name).runs:
+        period = run.spec.method.config.get("restart_period", "never")
+        points = run.spec.normalizer_error.at if run.spec.normalizer_error else ()
+        if len(points) > 1 and period != "never" and period > 20:
+            phases = {samples // run.spec.global_batch_size % period for samples in points}
+            assert phases != {0}
+            assert len(phases) > 1
+
+
+def test_what_suites_have_in_common_is_trained_once():
+    def ids(name):
+        return {run.spec.run_id for run in expand(name).runs}
+
+    assert ids("dfn14m") < ids("scales")
+    assert ids("ablation_restart_period@cc3m") & ids("ablation_acceleration@cc3m") > ids("cc3m") & ids(
+        "ablation_restart_period@cc3m"
+    )
+
+
+def test_a_variant_that_the_main_run_is_at_this_scale_is_listed_once():
+    labels = {base: {run.variant for run in expand(f"ablation_num_updates@{base}").runs} for base in ("cc3m", "laptop")}
+    assert labels["cc3m"] == {"", "no update", "1 update", "5 updates", "20 updates", "50 updates"}
+    assert labels["laptop"] == {"", "no update", "1 update", "10 updates", "20 updates", "50 updates"}
+
+
+def test_factors_scale_with_the_suite_and_labels_say_the_outcome():
+    labels = {
+        base: {run.variant for run in expand(f"ablation_restart_period@{base}").runs} for base in ("cc3m", "laptop")
+    }
+    periods = {"cc3m": (20, 100, 2500), "laptop": (4, 20, 500)}
+    for base, found in labels.items():
+        assert found == {"", "never restarted", *(f"restart every {period}" for period in periods[base])}
+
+
+def test_batches_are_compared_at_equal_samples_and_at_equal_steps():
+    runs = [run for run in expand("ablation_batch_size@cc3m").runs if run.spec.global_batch_size == 512]
+    main = expand("cc3m").runs[0].spec
+    assert {run.spec.samples_seen for run in runs if run.variant == ""} == {main.samples_seen}
+    assert {run.spec.num_steps for run in runs if run.variant == "equal steps"} == {main.num_steps}
+    decay = {run.variant: run.spec.method.config["gamma_decay_epochs"] for run in runs if "fastclip" in run.spec.run_id}
+    assert decay == {"": 18, "equal steps": 9}
+
+
+def test_a_part_of_a_training_set_has_as_many_pairs_as_its_index(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy.write_shards(tmp_path / "shards")
+    whole = cards.dataset("icons_tiny").model_copy(update={"pairs": toy.NUM_PAIRS, "shards": "shards"})
+    part = cards.subset(whole, 0.3)
+    found = build_index(
+        part.name,
+        part.revision,
+        Path(part.shards),
+        part.captions,
+        paths.index(part.name),
+        pairs=part.pairs,
+        fraction=part.fraction,
+    )
+    assert found.pairs == part.pairs < toy.NUM_PAIRS
+    assert cards.dataset("icons-0.1").fraction == 0.1
+    assert cards.dataset("icons-0.1", pairs=7).pairs == 7
+    with pytest.raises(ValueError, match="a part of another already"):
+        cards.subset(part, 0.5)
+    with pytest.raises(ValueError, match=r"unknown data set 'icon-0\.1'"):
+        cards.dataset("icon-0.1")
+
+
+def test_names_of_suites_and_ablations(own):
+    everything = [f"ablation_{what}@smoke" for what in ABLATIONS]
+    assert names.resolve(["smoke"]) == ["smoke"]
+    assert names.resolve(["ablations@smoke"]) == everything
+    assert names.resolve(["ablation_updates@smoke", "ablations@smoke"])[0] == "ablation_updates@smoke"
+    assert names.resolve(["ablation_updates"]) == ["ablation_updates@laptop"]
+    assert names.resolve(["laptop"]) == ["laptop", *names.resolve(["ablations"])]
+    change(own, ablations=["normalizer_*", "updates"])
+    bundle = ["normalizer_error_batch_size", "normalizer_error_dataset_size", "updates"]
+    assert names.resolve(["smoke"]) == ["smoke", *(f"ablation_{what}@smoke" for what in bundle)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smok", "unknown suite 'smok'; did you mean 'smoke'"),
+        ("ablation_update@smoke", "unknown ablation 'update'; did you mean 'updates'"),
+        ("ablation_updates@smok", "unknown suite 'smok'; did you mean 'smoke'"),
+        ("ablations@smok", "unknown suite 'smok'; did you mean 'smoke'"),
+        ("smoke@cc3m", "unknown suite 'smoke@cc3m'"),
+    ],
+)
+def test_a_mistyped_name_is_one_clear_error(name, message):
+    with pytest.raises(ValueError, match=message):
+        names.resolve([name])
+
+
+def test_an_ablation_is_one_file(own):
+    (own / "ablations" / "eps.yaml").write_text(
+        "title: The constant in the logarithm\n"
+        "methods: [neuclip]\n"
+        "variants:\n"
+        "  - {}\n"
+        '  - {label: "eps {eps}", options_times: {eps: 100}}\n'
+    )
+    assert "ablation_eps@quickstart" in names.resolve(["ablations@quickstart"])
+    suite = expand("ablation_eps@quickstart")
+    assert {run.variant: run.spec.method.config["eps"] for run in suite.runs} == {"": 1e-14, "eps 1e-12": 1e-12}
+    assert suite.title.startswith("The constant in the logarithm (Quickstart")
+    assert len(suite.runs) == 6
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (
+            {"label": "x", "options_times": {"restart_perod": 2}},
+            "unknown key 'restart_perod'; did you mean 'restart_period'",
+        ),
+        (
+            {"label": "x", "options_times": {"objective": 2}},
+            "options_times: objective is 'unified', no number to multiply",
+        ),
+        ({"label": "x", "options_times": {"neuclp.rho": 2}}, "unknown method 'neuclp'; did you mean 'neuclip'"),
+        ({"label": "x", "training_times": {"epoch": 2}}, "training_times: unknown key 'epoch'; did you mean 'epochs'"),
+        ({"label": "{rh}", "options_times": {"rho": 2}}, "label '{rh}': unknown key 'rh'; did you mean 'rho'"),
+        ({"label": "the same"}, None),
+        ({"label": "x", "data_fraction": 1.0}, "data_fraction: .*less than 1"),
+        ({"label": "x", "model": "tiny-vitt"}, "unknown model 'tiny-vitt'; did you mean 'tiny-vit'"),
+    ],
+)
+def test_a_mistake_in_an_ablation_is_one_clear_error(own, variant, message):
+    text = {"title": "Mistakes", "methods": ["neuclip"], "variants": [{}, variant]}
+    (own / "ablations" / "mistakes.yaml").write_text(yaml.safe_dump(text))
+    if message is None:
+        assert {run.variant for run in expand("ablation_mistakes@smoke").runs} == {""}
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        expand("ablation_mistakes@smoke")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_two_variants_of_an_ablation_that_are_the_same_are_refused(own):
+    twice = [{"label": "a", "options": {"rho": 1.0}}, {"label": "b", "options": {"rho": 1.0}}]
+    text = {"title": "Twice", "methods": ["neuclip"], "variants": twice}
+    (own / "ablations" / "twice.yaml").write_text(yaml.safe_dump(text))
+    with pytest.raises(ValueError, match="variant 'b' of neuclip with seed 0 occurs twice"):
+        expand("ablation_twice@smoke")
+
+
+def test_an_ablation_of_a_method_that_the_suite_lacks_says_so(own):
+    change(own, methods={"openclip": {}})
+    with pytest.raises(ValueError, match="ablation 'updates': unknown method 'neuclip'"):
+        expand("ablation_updates@smoke")
+
+
+def test_missing_training_data_are_one_clear_error_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cards.refuse_missing(["icons"])  # the workflow builds it
+    with pytest.raises(ValueError, match=r"'cc3m': no \*.tar shards in data/cc3m. Fetch it: hf download") as caught:
+        cards.refuse_missing(["icons", "cc12m-0.1", "cc3m"])
+    assert len(str(caught.value).splitlines()) == 2
+    for name in ("cc12m", "cc3m"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "00000.tar").touch()
+    cards.refuse_missing(["icons", "cc12m-0.1", "cc3m"])
 
 
 def test_the_quickstart_compares_all_five_methods_with_paired_seeds():
@@ -60,7 +266,7 @@ def test_a_run_id_is_pinned_for_ever():
             "seed": 0,
         }
     )
-    assert spec.run_id == "openclip-toy-tiny-vit-s0-58f485c9"
+    assert spec.run_id == "openclip-toy-tiny-vit-s0-af35bd52"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,294 @@
+"""What suites still ask for: runs, hours, disk, and data that are not there: `python -m experiments plan`.
+
+Hours are estimates. They come from the step times of the recorded runs that are most alike; where there are none of
+the model, from hours that were published, scaled; where there are none either, there is no estimate.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+
+from engine import eval_cards, paths
+from engine.checkpoint import KEEP
+from engine.method import MethodEnv
+from engine.record import Record
+from engine.registry import method_class, resolve_config
+from engine.spec import Frozen, RunSpec, parse
+from engine.suite import ExpandedSuite
+from engine.towers import embed_dim, outline
+from experiments import cards
+from experiments.watch import ENDED, STATES, RunView, Watcher
+
+GFLOP_PER_PAIR = {"RN50": 18.18, "ViT-B-32": 14.78, "ViT-B-16": 41.09}
+"""Forward, both encoders. Source: open_clip's profile table."""
+PUBLISHED_MODEL, PUBLISHED_HOURS, PUBLISHED_PAIRS = "ViT-B-16", 2 * 24 * 8, 1.28e9
+PUBLISHED_BASIS = (
+    f"published: {PUBLISHED_MODEL} saw 1.28 billion pairs in 2 days on 8 H100 (DRRho-CLIP's README); other models by "
+    "their GFLOP per pair (open_clip's profile table)"
+)
+EVALUATION_SEC = {"datacomp38": 5142.0}
+EVALUATION_BASIS = "published: 5,142 s for a model on all 38 tasks, DataComp's own estimate (its task list)"
+FORWARD_SHARE = 1 / 3
+"""Of a training step; an exact normalizer needs the forward half over the whole set."""
+
+
+class Amount(Frozen):
+    """What a suite still asks for."""
+
+    name: str
+    states: dict[str, int]
+    """Number of runs by state."""
+    evaluations_left: int
+    """Models to evaluate."""
+    training_hours: float
+    """Of one GPU, or one process on a CPU, over the runs that have an estimate."""
+    runs_without_estimate: int
+    evaluation_hours: float | None
+    """None where nobody published a time."""
+    disk_bytes: int
+    """That finished runs of it take, those there are included."""
+    checkpoint_bytes: int
+    """That the largest of its runs takes besides, while it trains."""
+
+
+class Missing(Frozen):
+    """Data that must be fetched before the runs can start."""
+
+    kind: str
+    """training or evaluation."""
+    name: str
+    path: str
+    how: str
+
+
+class Plan(Frozen):
+    """What some suites still ask for."""
+
+    suites: tuple[Amount, ...]
+    total: Amount
+    """Over all of them, with each run once."""
+    basis: tuple[str, ...]
+    """What the hours are estimated from."""
+    missing: tuple[Missing, ...]
+
+
+class Estimate(NamedTuple):
+    """Hours of one GPU, or one process on a CPU, for a whole run."""
+
+    hours: float
+    basis: str
+
+
+class Measured(NamedTuple):
+    """What a finished run took."""
+
+    spec: RunSpec
+    step_sec: float
+    num_processes: int
+    device: str
+
+
+def make(suites: Sequence[ExpandedSuite]) -> Plan:
+    """Work out what suites still ask for, from the files in the working directory."""
+    views = {view.run_id: view for view in Watcher(suites).look().runs}
+    specs = {run.spec.run_id: run.spec for suite in suites for run in suite.runs}
+    to_train = {run_id: spec for run_id, spec in specs.items() if views[run_id].state not in ENDED}
+    measured = list(_measured())
+    estimates = {run_id: estimate(spec, measured) for run_id, spec in to_train.items()}
+    to_evaluate = {suite.name: _to_evaluate(suite) for suite in suites}
+    hours = {suite.evaluation.key: EVALUATION_SEC.get(suite.evaluation.name, math.nan) / 3600 for suite in suites}
+
+    def amount(name: str, run_ids: set[str], models: set[tuple[str, int, str]]) -> Amount:
+        known = {i: found for i in run_ids & to_train.keys() if (found := estimates[i]) is not None}
+        counts = Counter(views[i].state for i in run_ids)
+        evaluation_hours = sum(hours[key] for _, _, key in models)
+        return Amount(
+            name=name,
+            states={state: counts[state] for state in STATES if counts[state]},
+            evaluations_left=len(models),
+            training_hours=sum(_share_left(views[i]) * found.hours for i, found in known.items()),
+            runs_without_estimate=len(run_ids & to_train.keys()) - len(known),
+            evaluation_hours=None if math.isnan(evaluation_hours) else evaluation_hours,
+            disk_bytes=sum(len(specs[i].milestones) * _weights_bytes(specs[i].model.name) for i in run_ids),
+            checkpoint_bytes=max((_checkpoint_bytes(to_train[i]) for i in run_ids & to_train.keys()), default=0),
+        )
+
+    basis = sorted({found.basis for found in estimates.values() if found})
+    if any(math.isfinite(hours[key]) for models in to_evaluate.values() for _, _, key in models):
+        basis.append(EVALUATION_BASIS)
+    return Plan(
+        suites=tuple(
+            amount(suite.name, {run.spec.run_id for run in suite.runs}, to_evaluate[suite.name]) for suite in suites
+        ),
+        total=amount("all together", set(specs), set().union(*to_evaluate.values())),
+        basis=tuple(basis),
+        missing=(
+            *_missing_training(spec.dataset.name for spec in to_train.values()),
+            *_missing_evaluation(suite for suite in suites if to_evaluate[suite.name]),
+        ),
+    )
+
+
+def estimate(spec: RunSpec, measured: Sequence[Measured]) -> Estimate | None:
+    """Estimate how long a run takes.
+
+    Args:
+        spec: The run.
+        measured: Finished runs. Those of the same model count: with the same method if there are any, then with the
+            nearest batch size, then on the device that most of them ran on; of those the median time per pair.
+
+    Returns:
+        The estimate, or None if nothing is known about the model.
+    """
+    pairs = spec.samples_seen
+    if spec.normalizer_error is not None:
+        pairs += round(FORWARD_SHARE * spec.dataset.pairs * len(spec.normalizer_error.at))
+
+    def distance(run: Measured) -> tuple[bool, float]:
+        ratio = run.spec.global_batch_size / spec.global_batch_size
+        return run.spec.method.name != spec.method.name, abs(math.log(ratio))
+
+    alike = [run for run in measured if run.spec.model == spec.model]
+    if alike:
+        nearest = min(map(distance, alike))
+        alike = [run for run in alike if distance(run) == nearest]
+        device = Counter(run.device for run in alike).most_common(1)[0][0]
+        alike = [run for run in alike if run.device == device]
+        per_pair_sec = statistics.median(
+            run.step_sec * run.num_processes / run.spec.global_batch_size for run in alike
+        )  # fmt: skip
+        like = alike[0].spec
+        basis = (
+            f"recorded: {like.model.name}, {like.method.name}, batch {like.global_batch_size}, on {device} "
+            f"({len(alike)} run{'s' if len(alike) > 1 else ''})"
+        )
+        return Estimate(pairs * per_pair_sec / 3600, basis)
+    if spec.model.name in GFLOP_PER_PAIR:
+        size = GFLOP_PER_PAIR[spec.model.name] / GFLOP_PER_PAIR[PUBLISHED_MODEL]
+        return Estimate(PUBLISHED_HOURS * size * pairs / PUBLISHED_PAIRS, PUBLISHED_BASIS)
+    return None
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan."""
+    right = (
+        Column(title, justify="right")
+        for title in ("Runs", "Done", "Running", "To do", "Hours", "To evaluate", "Hours", "Disk", "While training")
+    )
+    table = Table("Suite", *right, caption="Hours are estimates: of one GPU, or of one process on a CPU.")
+    for amount in (*plan.suites, *([plan.total] if len(plan.suites) > 1 else [])):
+        states = amount.states
+        done = sum(states.get(state, 0) for state in ENDED)
+        running = states.get("running", 0)
+        total = sum(states.values())
+        table.add_row(
+            amount.name,
+            str(total),
+            str(done),
+            str(running),
+            str(total - done - running),
+            _hours(amount),
+            str(amount.evaluations_left),
+            "" if amount.evaluation_hours is None else f"{amount.evaluation_hours:,.0f}",
+            _size(amount.disk_bytes),
+            _size(amount.checkpoint_bytes),
+        )
+    console.print(table)
+    for line in plan.basis:
+        console.print(f"Hours, {line}.", highlight=False)
+    if plan.total.runs_without_estimate:
+        console.print(
+            f"No basis for hours of {plan.total.runs_without_estimate} runs: nothing is known of their model."
+        )
+    if plan.missing:
+        missing = Table("Missing", "", "Where", Column("How to get it", overflow="fold"))
+        for item in plan.missing:
+            missing.add_row(item.kind, item.name, item.path, item.how)
+        console.print(missing)
+    else:
+        console.print("All data are there, or the workflow makes them.")
+
+
+def _hours(amount: Amount) -> str:
+    left = sum(amount.states.get(state, 0) for state in STATES if state not in ENDED)
+    if left and amount.runs_without_estimate == left:
+        return "no basis"
+    hours = f"{amount.training_hours:,.1f}" if amount.training_hours < 10 else f"{amount.training_hours:,.0f}"
+    return f"{hours} + {amount.runs_without_estimate} runs" if amount.runs_without_estimate else hours
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.0f} MB"
+
+
+def _measured() -> Iterator[Measured]:
+    """Read the step times of all finished runs."""
+    for path in sorted(paths.record("*").parent.parent.glob(f"*/{paths.record('*').name}")):
+        record = parse(Record, path.read_text(encoding="utf-8"), str(path))
+        if record.status == "finished" and record.median_step_sec:
+            origin = record.provenance
+            yield Measured(record.spec, record.median_step_sec, origin.world_size, origin.device)
+
+
+def _share_left(view: RunView) -> float:
+    return 1 - min(1.0, view.samples_seen / view.samples_total)
+
+
+def _to_evaluate(suite: ExpandedSuite) -> set[tuple[str, int, str]]:
+    """Run, milestone and evaluation of the models that are not evaluated yet."""
+    key = suite.evaluation.key
+    models = ((run.spec.run_id, milestone, key) for run in suite.runs for milestone in run.spec.milestones)
+    return {model for model in models if not paths.evaluated(*model).exists()}
+
+
+@functools.cache
+def _outline(model: str) -> tuple[int, int]:
+    """Number of parameters of a model, and the width of its embeddings."""
+    towers = outline(model)
+    return sum(parameter.numel() for parameter in towers.parameters()), embed_dim(towers)
+
+
+def _weights_bytes(model: str) -> int:
+    return 4 * _outline(model)[0]
+
+
+def _checkpoint_bytes(spec: RunSpec) -> int:
+    """What a run's checkpoints take: weights, AdamW's two moments and the method's state, in each of those kept."""
+    num_parameters, dim = _outline(spec.model.name)
+    env = MethodEnv(
+        embed_dim=dim,
+        dataset_size=spec.dataset.pairs,
+        global_batch_size=spec.global_batch_size,
+        steps_per_epoch=max(1, spec.dataset.pairs // spec.global_batch_size),
+        num_steps=spec.num_steps,
+    )
+    name = spec.method.name
+    with torch.device("meta"):
+        state = method_class(name)(resolve_config(name, dict(spec.method.config)), env).state_dict()
+    of_method = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
+    # One more than are kept is there while it is written.
+    return (KEEP + 1) * (3 * 4 * num_parameters + of_method)
+
+
+def _missing_training(datasets: Iterable[str]) -> Iterator[Missing]:
+    for name in sorted(set(datasets)):
+        card = cards.dataset(name, pairs=2)  # the number of a part's pairs does not matter here
+        how = cards.how_to_get(card)
+        if how is not None:
+            yield Missing(kind="training", name=name, path=card.shards, how=how)
+
+
+def _missing_evaluation(suites: Iterable[ExpandedSuite]) -> Iterator[Missing]:
+    found = {card.name: card for suite in suites for card in suite.evaluation.sets.values()}
+    for card in found.values():
+        if not card.build and not eval_cards.is_there(card):
+            yield Missing(kind="evaluation", name=card.name, path=card.path, how=eval_cards.how_to_get(card))

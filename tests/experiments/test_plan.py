@@ -1,0 +1,144 @@
+"""What is left of a suite, how long it takes by what is recorded or published, and which data are missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import toy
+import yaml
+
+from engine import checkpoint, paths
+from engine.record import Record
+from engine.spec import Execution, parse
+from engine.suite import ExpandedSuite, SuiteRun
+from engine.towers import build_towers, embed_dim, outline
+from engine.train import train
+from experiments import cards, plan
+from experiments.__main__ import main
+from experiments.plan import Measured
+from experiments.suite import expand
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy.build(tmp_path)
+    monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
+    card = {"name": "toy", "title": "Toy", "revision": "1", "pairs": toy.NUM_PAIRS, "shards": "data/toy/train"}
+    paths.write_text(cards.FOLDER / "datasets" / "toy.yaml", yaml.safe_dump(card | {"licence": "", "source": "tests"}))
+    return tmp_path
+
+
+def make_suite(*specs, name="toy"):
+    evaluation = toy.build_evaluation(Path.cwd())
+    for spec in specs:
+        toy.write_spec(Path.cwd(), spec)
+    runs = tuple(SuiteRun(variant="", spec=spec) for spec in specs)
+    return ExpandedSuite(name=name, title="Toy", runs=runs, evaluation=evaluation)
+
+
+def some(spec, step_sec, *, method=None, batch=None, device="gpu", processes=1):
+    changes = {"method": spec.method.model_copy(update={"name": method or spec.method.name})}
+    changes["global_batch_size"] = batch or spec.global_batch_size
+    return Measured(spec.model_copy(update=changes), step_sec, processes, device)
+
+
+def test_a_recorded_run_is_what_the_rest_is_estimated_from(root):
+    first, second = (toy.run_spec("openclip", steps=6, seed=seed) for seed in (0, 1))
+    suite = make_suite(first, second)
+    before = plan.make([suite])
+    assert before.total.states == {"to do": 2}
+    assert (before.total.runs_without_estimate, before.total.training_hours, before.basis) == (2, 0.0, ())
+    train(first, Execution())
+    after = plan.make([suite])
+    record = parse(Record, paths.record(first.run_id).read_text(), "record")
+    assert after.total.states == {"to do": 1, "done": 1}
+    assert after.total.runs_without_estimate == 0
+    # Six steps, and the exact normalizers of the whole set: a third of six more.
+    assert after.total.training_hours == pytest.approx((6 + 2) * record.median_step_sec / 3600)
+    (basis,) = after.basis
+    assert basis.startswith(f"recorded: {first.model.name}, openclip, batch 16, on {record.provenance.device} (1 run)")
+    assert after.total.evaluations_left == len(first.milestones) + len(second.milestones)
+    assert after.total.evaluation_hours is None
+
+
+def test_the_disk_is_what_a_run_really_takes(root, monkeypatch):
+    spec = toy.run_spec("fastclip", steps=4)
+    suite = make_suite(spec)
+    planned = plan.make([suite]).total
+    largest = []
+    honest = checkpoint.save_checkpoint
+
+    def measure(folder, *args):
+        honest(folder, *args)
+        largest.append(max(file.stat().st_size for file in folder.glob("*.pt")))
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", measure)
+    train(spec, Execution(save_every_min=0))
+    weights = sum(file.stat().st_size for file in (paths.run(spec.run_id) / "weights").rglob("*.safetensors"))
+    # Beside the weights: batch norm's buffers, file headers.
+    assert planned.disk_bytes == pytest.approx(weights, rel=0.02)
+    assert planned.checkpoint_bytes == pytest.approx((checkpoint.KEEP + 1) * max(largest), rel=0.05)
+
+
+def test_the_nearest_recorded_runs_count():
+    spec = expand("cc12m").runs[0].spec
+    same = some(spec, 1.0, processes=8)
+    others = [
+        some(spec, 9.0, method="siglip"),
+        some(spec, 9.0, batch=spec.global_batch_size * 2),
+        some(spec, 9.0, device="another gpu"),
+        some(expand("cc3m").runs[0].spec, 9.0),
+    ]
+    found = plan.estimate(spec, [same, same, *others])
+    error = spec.normalizer_error
+    steps = (spec.samples_seen + len(error.at) * spec.dataset.pairs / 3) / spec.global_batch_size
+    assert found.hours == pytest.approx(8 * steps / 3600)
+    assert found.basis == f"recorded: ViT-B-32, {spec.method.name}, batch 2048, on gpu (2 runs)"
+
+
+def test_another_method_or_batch_of_the_model_counts_by_the_pair():
+    spec = expand("dfn192m").runs[0].spec
+    half = spec.global_batch_size // 2
+    found = plan.estimate(spec, [some(spec, 1.0, method="siglip", batch=half)])
+    assert found.hours == pytest.approx(2 * spec.num_steps / 3600)
+
+
+def test_published_hours_are_named_and_a_model_nobody_timed_has_none():
+    spec = expand("dfn192m").runs[0].spec
+    found = plan.estimate(spec, [])
+    assert found.hours == pytest.approx(384 * spec.samples_seen / 1.28e9)
+    assert found.basis.startswith("published: ")
+    scales = {run.spec.model.name: plan.estimate(run.spec, []) for run in expand("scales").runs}
+    assert {name for name, found in scales.items() if found is None} == {"ViT-S-32", "ViT-L-14"}
+
+
+def test_an_outline_has_the_shapes_of_the_model():
+    built, drawn = build_towers("tiny-vit", seed=0), outline("tiny-vit")
+    assert {k: v.shape for k, v in drawn.state_dict().items()} == {k: v.shape for k, v in built.state_dict().items()}
+    assert embed_dim(drawn) == embed_dim(built)
+    with pytest.raises(ValueError, match="unknown model 'tiny-vitt'; did you mean 'tiny-vit'"):
+        outline("tiny-vitt")
+
+
+def test_the_command_names_missing_data_and_how_to_get_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.expansion.load", lambda asked: {name: expand(name) for name in asked})
+    main(["plan", "cc3m", "quickstart", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    missing = {item["name"]: item for item in found["missing"]}
+    assert missing["cc3m"]["how"].startswith("hf download pixparse/cc3m-wds")
+    assert missing["cars"]["kind"] == "evaluation"
+    assert len(missing) == 39  # the workflow builds the quickstart's
+    assert [suite["states"] for suite in found["suites"]] == [{"to do": 15}, {"to do": 20}]
+
+    main(["plan", "cc3m", "quickstart"])
+    shown = capsys.readouterr().out
+    assert "no basis" in shown
+    assert "published: ViT-B-16" in shown
+    assert "No basis for hours of 20 runs" in shown
+
+    (tmp_path / "data" / "cc3m").mkdir(parents=True)
+    (tmp_path / "data" / "cc3m" / "00000.tar").touch()
+    main(["plan", "cc3m", "--json"])
+    assert "cc3m" not in {item["name"] for item in json.loads(capsys.readouterr().out)["missing"]}

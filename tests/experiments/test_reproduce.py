@@ -1,0 +1,47 @@
+"""The numbers in docs/reproduce.md are those of the suites and cards."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import cards, names
+from experiments.suite import expand
+
+PAGE = (cards.FOLDER.parent / "docs" / "reproduce.md").read_text(encoding="utf-8")
+COUNTS = {name: int(count) for name, count in re.findall(r"^\| `([\w@]+)` \| (\d+) \|", PAGE, re.MULTILINE)}
+
+
+def test_the_page_has_every_suite_and_every_ablation():
+    expected = {*names.suites(), *(names.PREFIX + what for what in cards.names("ablations"))}
+    assert {name for name in COUNTS if "@" not in name} == expected
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_page_says_how_many_runs_a_suite_has(name):
+    # `laptop` alone, without the ablations that come along with it.
+    suites = [name] if name in names.suites() else names.resolve([name])
+    runs = {run.spec.run_id for suite in suites for run in expand(suite).runs}
+    assert len(runs) == COUNTS[name]
+
+
+def test_the_page_says_how_many_pairs_a_card_promises():
+    for name, title in (
+        ("cc3m", "CC3M"),
+        ("cc12m", "CC12M"),
+        ("dfn14m", "DFN-14M"),
+        ("dfn192m", "DFN-192M"),
+        ("dfn1b", "DFN-1B"),
+    ):
+        assert re.search(rf"^\| {title} \| {cards.dataset(name).pairs:,}[ |(]", PAGE, re.MULTILINE)
+
+
+def test_the_page_gives_the_commands_of_the_cards():
+    for name in ("cc3m", "cc12m"):
+        assert f"`{cards.dataset(name).fetch}`" in PAGE
+
+
+def test_every_link_of_the_page_leads_somewhere():
+    folder = Path(cards.FOLDER.parent, "docs")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGE):
+        assert (folder / target).exists(), target
