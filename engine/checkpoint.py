@@ -8,53 +8,118 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine import paths
 
 KEEP = 2
+SCHEMA_VERSION = 1
+"""Raised when the meaning of a checkpoint's content changes, so that no run goes on from what it would misread."""
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write the state after `step` optimiser steps and remove all but the last two checkpoints.
 
     Raises:
-        OSError: If the disk is full; the earlier checkpoints are then untouched.
+        DiskFullError: If there is no room; the earlier checkpoints are then untouched.
     """
+    # What a killed process left must not take the room.
+    _remove_all_but(folder, _complete(folder)[-KEEP:])
     data = folder / f"step-{step:09d}.pt"
-    with paths.atomic_write(data) as temporary:
-        torch.save(state, temporary)
-    paths.write_text(
-        data.with_suffix(".json"),
-        json.dumps({"step": step, "sha256": paths.file_sha256(data), "num_bytes": data.stat().st_size}) + "\n",
-    )
-    for old in sorted(folder.glob("step-*.json"))[:-KEEP]:
-        old.unlink()
-        old.with_suffix(".pt").unlink(missing_ok=True)
+    # Python's own file says why it could not be written; torch's does not.
+    with paths.atomic_write(data, num_bytes=_num_bytes(state)) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "torch": torch.__version__,
+        "step": step,
+        "sha256": paths.file_sha256(data),
+        "num_bytes": data.stat().st_size,
+    }
+    paths.write_text(data.with_suffix(".json"), json.dumps(manifest) + "\n")
+    _remove_all_but(folder, _complete(folder)[-KEEP:])
 
 
 def newest_step(folder: Path) -> int | None:
-    """Return the step of the newest checkpoint that verifies, or None if there is none."""
-    for manifest in sorted(folder.glob("step-*.json"), reverse=True):
-        data = manifest.with_suffix(".pt")
-        try:
-            said = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if data.exists() and said.get("sha256") == paths.file_sha256(data):
-            return int(said["step"])
+    """Return the step of the newest checkpoint that verifies, or None if there is none.
+
+    Those that do not verify are passed over, with a line in the log.
+    """
+    for manifest in reversed(_complete(folder)):
+        damage = _damage(manifest)
+        if damage is None:
+            return _step(manifest)
+        sys.stderr.write(f"{manifest.with_suffix('.pt')} is passed over: {damage}\n")
     return None
 
 
 def load_checkpoint(folder: Path, step: int, device: torch.device) -> dict[str, Any]:
-    """Return the state after `step` steps."""
-    state: dict[str, Any] = torch.load(folder / f"step-{step:09d}.pt", map_location=device, weights_only=True)
+    """Return the state after `step` steps, on `device`.
+
+    Raises:
+        ValueError: If another version of this code or of torch wrote it.
+    """
+    data = folder / f"step-{step:09d}.pt"
+    manifest = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
+    written_by = (manifest.get("schema_version"), manifest.get("torch"))
+    if written_by != (SCHEMA_VERSION, torch.__version__):
+        raise ValueError(
+            f"{data} was written by torch {written_by[1]} with schema {written_by[0]}; here are torch "
+            f"{torch.__version__} and schema {SCHEMA_VERSION}, which may read it otherwise or go on otherwise: "
+            f"go back to those versions, or remove {folder} to train the run again from its start"
+        )
+    state: dict[str, Any] = torch.load(data, map_location=device, weights_only=True)
     return state
+
+
+def remove_newer(folder: Path, step: int) -> None:
+    """Delete the checkpoints that were passed over for that of `step`, so that they take no other's place."""
+    _remove_all_but(folder, [manifest for manifest in _complete(folder) if _step(manifest) <= step])
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete all checkpoints of a run that is done. What cannot be deleted is left: the run is done all the same."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _complete(folder: Path) -> list[Path]:
+    """List the manifests, oldest first."""
+    return sorted(folder.glob("step-*.json"))
+
+
+def _step(manifest: Path) -> int:
+    return int(manifest.stem.removeprefix("step-"))
+
+
+def _damage(manifest: Path) -> str | None:
+    """Say what is wrong with a checkpoint, None if nothing is."""
+    data = manifest.with_suffix(".pt")
+    try:
+        digest = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"{manifest.name} cannot be read"
+    try:
+        return None if paths.file_sha256(data) == digest else f"its content is not what {manifest.name} says"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def _remove_all_but(folder: Path, manifests: list[Path]) -> None:
+    kept = {path for manifest in manifests for path in (manifest, manifest.with_suffix(".pt"))}
+    # Manifests first: a checkpoint without its manifest does not exist, one without its data would be damaged.
+    for path in sorted(folder.glob("step-*.json")) + sorted(folder.glob("step-*.pt")):
+        if path not in kept:
+            path.unlink()
+
+
+def _num_bytes(state: Any) -> int:
+    """Size of all tensors in a nested state."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return sum(_num_bytes(value) for value in values)
