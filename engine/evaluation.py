@@ -80,7 +80,7 @@ class EvalCard(Frozen):
     """Digest of the folder as `engine.paths.folder_sha256` takes it; None compares only the counts."""
     hf_repo: str | None = None
     """Data set repository on the Hugging Face Hub that `path` is a copy of."""
-    hf_revision: str | None = None
+    hf_revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
     """Its commit; None until one has been pinned."""
     original: Original | None = None
     """Set where `path` is made from other files."""

@@ -1,8 +1,11 @@
-"""Look at suites and runs (`list`, `plan`, `watch`, `jobs`, `explain`, `diff`), end jobs (`cancel`), fetch sets."""
+"""Look at suites and runs (`list`, `plan`, `watch`, `jobs`, `explain`, `diff`), end jobs, fetch sets, check methods."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,14 +14,24 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine import paths
+from engine import paths, registry
 from engine.record import Record
 from engine.spec import RunSpec, canonical_json, parse
 from engine.suite import ExpandedSuite
-from experiments import expansion, jobs, names
+from experiments import cards, expansion, jobs, names
 from experiments.suite import expand
 from experiments.tensorboard import mirror
 from experiments.watch import Watcher, show, watch
+
+CONTRACT = (
+    "contract/test_methods.py",
+    "contract/test_methods_in_processes.py",
+    "engine/test_train.py::test_gradients_reach_both_towers_and_all_that_the_method_hands_over",
+    "engine/test_train.py::test_accumulation_gives_the_gradient_of_the_whole_batch",
+    "engine/test_train.py::test_two_processes_train_as_one_does",
+    "engine/test_trainer.py::test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_it",
+)
+"""The tests of what every method promises."""
 
 
 def write_expansion(suite: ExpandedSuite) -> None:
@@ -151,6 +164,18 @@ def _evaluation_data(console: Console, args: argparse.Namespace) -> None:
         sys.exit("stopped; what came so far is kept: run this again to go on")
 
 
+def _check_method(reference: str) -> int:
+    """Hold a method of one's own to what the tests ask of every method of this repository; returns pytest's status."""
+    missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} not installed: run `pip install -e '.[dev]'`")
+    registry.examine(reference)
+    environment = {**os.environ, "CHECK_METHOD": str(Path(reference).expanduser().absolute())}
+    tests = [str(cards.FOLDER.parent / "tests" / name) for name in CONTRACT]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    return subprocess.run(command, env=environment, cwd=cards.FOLDER.parent, check=False).returncode
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
@@ -184,6 +209,8 @@ def main(argv: list[str] | None = None) -> None:
     fetching.add_argument("names", nargs="+", help="evaluations of experiments/evaluations/, or single sets")
     fetching.add_argument("--dry-run", action="store_true", help="only say what is missing, and how much it is")
     fetching.add_argument("--pin", action="store_true", help="write the commits that were found into the cards")
+    checking = commands.add_parser("check-method", help="hold a method of your own to what the tests ask of ours")
+    checking.add_argument("reference", metavar="FILE.py:CLASS")
     args = parser.parse_args(argv)
     console = Console()
     try:
@@ -206,6 +233,8 @@ def main(argv: list[str] | None = None) -> None:
             _tensorboard(args)
         elif args.command == "evaluation-data":
             _evaluation_data(console, args)
+        elif args.command == "check-method":
+            sys.exit(_check_method(args.reference))
         else:
             for name in names.resolve(args.suites):
                 write_expansion(expand(name))

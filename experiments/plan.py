@@ -21,7 +21,7 @@ from engine import eval_cards, paths
 from engine.checkpoint import KEEP
 from engine.method import MethodEnv
 from engine.record import Record
-from engine.registry import method_class, resolve_config
+from engine.registry import build_method
 from engine.spec import Frozen, RunSpec, parse
 from engine.suite import ExpandedSuite
 from engine.towers import embed_dim, outline
@@ -271,9 +271,8 @@ def _checkpoint_bytes(spec: RunSpec) -> int:
         steps_per_epoch=max(1, spec.dataset.pairs // spec.global_batch_size),
         num_steps=spec.num_steps,
     )
-    name = spec.method.name
     with torch.device("meta"):
-        state = method_class(name)(resolve_config(name, dict(spec.method.config)), env).state_dict()
+        state = build_method(spec.method, env).state_dict()
     of_method = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
     # One more than are kept is there while it is written.
     return (KEEP + 1) * (3 * 4 * num_parameters + of_method)

@@ -6,8 +6,10 @@ import csv
 import doctest
 import hashlib
 import io
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +25,9 @@ from PIL import Image
 from experiments.icons import captions, cards, catalogue, licences, render, sets, shards, sources
 
 ROOT = Path(__file__).resolve().parents[2]
-EVALS = ("retrieval", "unseen_concepts", "unseen_styles", "validation")
+EVALS = tuple(cards.KINDS)
+STYLES = ("unseen_styles", "thin", "bold", "filled", "coloured", "sketched", "turned")
+UNSEEN = {"phosphor", "codicons", "elusive"}
 
 
 def command(out: Path, *options: str) -> list[str]:
@@ -89,20 +93,37 @@ def test_manifest_lists_every_other_file_with_its_digest(tiny: Path, manifest: d
 
 def test_cards_say_what_was_built(tiny: Path, manifest: dict) -> None:
     card = yaml.safe_load((ROOT / "experiments/datasets/icons_tiny.yaml").read_text())
-    digest = hashlib.sha256((tiny / "manifest.json").read_bytes()).hexdigest()
-    assert card["revision"] == f"{manifest['recipe']}-{digest[:12]}"
+    shard = tiny / "train" / "00000.tar"
+    assert list(shard.parent.iterdir()) == [shard], "what the digest below is made of"
+    line = f"train/00000.tar {hashlib.sha256(shard.read_bytes()).hexdigest()}\n"
+    assert card["revision"] == f"{manifest['recipe']}-{hashlib.sha256(line.encode()).hexdigest()[:12]}"
     assert card["pairs"] == len(train_samples(tiny))
     for kind in EVALS:
         card = yaml.safe_load((ROOT / f"experiments/evals/icons_tiny_{kind}.yaml").read_text())
         found = shards.check_eval_set(tiny / "evals" / card["name"])
-        assert {count: card[count] for count in found} == found
+        if "tasks" in found:
+            assert card["images"] == found["tasks"]
+        else:
+            assert {count: card[count] for count in found if count != "families"} == {
+                count: number for count, number in found.items() if count != "families"
+            }
 
 
 def test_no_concept_is_in_two_splits(table: list[dict[str, str]]) -> None:
     concepts: dict[str, set[str]] = {}
     for row in table:
         concepts.setdefault(row["set"].removeprefix("icons_tiny_"), set()).add(row["concept"])
-    test = concepts["retrieval"] | concepts["unseen_concepts"]
+    held_out = (
+        "retrieval",
+        "unseen_concepts",
+        "modifiers",
+        "characters",
+        "families",
+        "unseen_styles_retrieval",
+        "tags",
+    )
+    test = set().union(*(concepts[kind] for kind in held_out))
+    assert set(concepts) == {*held_out, *STYLES, "train", "validation"}
     assert concepts["train"].isdisjoint(test | concepts["validation"])
     assert concepts["validation"].isdisjoint(test)
 
@@ -112,20 +133,84 @@ def test_no_caption_is_in_two_splits(tiny: Path) -> None:
         kind: {
             s["txt"] for s in shards.read_shards(tiny / f"evals/icons_tiny_{kind}/test", [f"{n}.tar" for n in range(4)])
         }
-        for kind in ("retrieval", "validation")
+        for kind in ("retrieval", "unseen_styles_retrieval", "validation")
     }
     read["train"] = {sample["txt"] for sample in train_samples(tiny)}
-    assert not read["train"] & read["retrieval"]
     assert not read["train"] & read["validation"]
-    assert not read["retrieval"] & read["validation"]
+    for kind in ("retrieval", "unseen_styles_retrieval"):
+        assert not read[kind] & (read["train"] | read["validation"])
 
 
-def test_unseen_styles_are_not_trained_on_but_their_concepts_are(table: list[dict[str, str]]) -> None:
+@pytest.mark.parametrize("kind", STYLES)
+def test_styles_are_never_trained_on_but_their_concepts_are(table: list[dict[str, str]], kind: str) -> None:
     train = [row for row in table if row["set"] == "train"]
-    unseen = [row for row in table if row["set"] == "icons_tiny_unseen_styles"]
-    assert {row["source"].split("/")[0] for row in unseen} == {"phosphor", "codicons"}
-    assert not {row["source"].split("/")[0] for row in train} & {"phosphor", "codicons"}
+    unseen = [row for row in table if row["set"] == f"icons_tiny_{kind}"]
+    assert {row["source"].split("/")[0] for row in unseen} <= UNSEEN
+    assert not {row["source"].split("/")[0] for row in train} & UNSEEN
     assert {row["concept"] for row in unseen} <= {row["concept"] for row in train}
+
+
+def test_every_set_of_styles_counts_a_drawing_once_and_has_classes_of_the_main_set(
+    tiny: Path, table: list[dict[str, str]]
+) -> None:
+    def classes(kind: str) -> set[str]:
+        return set((tiny / f"evals/icons_tiny_{kind}/classnames.txt").read_text().splitlines())
+
+    for kind in STYLES:
+        keys = [row["source"] for row in table if row["set"] == f"icons_tiny_{kind}"]
+        drawings = [re.sub(r"^phosphor/[a-z]+/(.*?)(-thin|-bold|-fill|-light)?$", r"phosphor/\1", key) for key in keys]
+        assert len(drawings) == len(set(drawings)) > 30
+        weights = {key.split("/")[1] for key in keys if key.startswith("phosphor/")}
+        assert weights == {kind if kind in ("thin", "bold", "filled") else "regular"}
+        assert classes(kind) <= classes("unseen_styles")
+
+
+def test_no_picture_of_a_test_set_looks_like_one_of_training_or_validation(
+    table: list[dict[str, str]], wheels: dict[str, zipfile.ZipFile]
+) -> None:
+    drawn = {row["source"] for row in table}
+    icons = [icon for icon in catalogue.read_icons(wheels) if icon.key in drawn]
+    rendered = render.render_all(icons, [""] * len(icons), catalogue.read_fonts(wheels), jobs=1)
+    look_of = {
+        icon.key: np.frombuffer(found[1], np.uint8) for icon, found in zip(icons, rendered, strict=True) if found
+    }
+
+    def looks(names: set[str]) -> np.ndarray:
+        keys = sorted({row["source"] for row in table if row["set"] in names})
+        return np.stack([look_of[key] for key in keys]).astype(float) / (render.LOOK_LEVELS - 1)
+
+    fitted = {"train", "icons_tiny_validation"}
+    against = looks(fitted)
+    tested = looks({row["set"] for row in table} - fitted)
+    nearest = min(np.sqrt(np.mean((against - look) ** 2, axis=1)).min() for look in tested)
+    assert 0.10 < nearest < 0.15
+
+
+def test_families_have_enough_pictures_each_and_carry_the_number_of_their_source(
+    tiny: Path, table: list[dict[str, str]]
+) -> None:
+    sources_of = [row["source"].split("/")[0] for row in table if row["set"] == "icons_tiny_families"]
+    samples = shards.read_shards(tiny / "evals/icons_tiny_families/test", [f"{n}.tar" for n in range(4)])
+    numbers = [int(np.load(io.BytesIO(sample["npy"]))[0]) for sample in samples]
+    names = sorted(set(sources_of))
+    assert numbers == [names.index(source) for source in sources_of]
+    assert min(np.bincount(numbers)) >= sets.MIN_PER_FAMILY
+    assert len(names) >= 3
+
+
+def test_tags_belong_to_the_associated_pictures_alone(
+    tiny: Path, table: list[dict[str, str]], wheels: dict[str, zipfile.ZipFile]
+) -> None:
+    icon_of = {icon.key: icon for icon in catalogue.read_icons(wheels)}
+    shown = {row["key"]: icon_of[row["source"]] for row in table if row["set"] == "icons_tiny_tags"}
+    tasks = [json.loads(line) for line in (tiny / "evals/icons_tiny_tags/instances.jsonl").read_text().splitlines()]
+    assert len(tasks) == len({json.dumps(task) for task in tasks}) == 40
+    for task in tasks:
+        assert len(task["candidates"]) == 10
+        assert len(task["associations"]) == 3
+        having = {key for key in task["candidates"] if task["cue"] in shown[key].tags}
+        assert having == set(task["associations"])
+        assert not [key for key in task["candidates"] if task["cue"] in shown[key].words]
 
 
 def test_retrieval_has_one_picture_per_concept(table: list[dict[str, str]]) -> None:
@@ -151,7 +236,9 @@ def test_clip_benchmark_reads_the_evaluation_sets(tiny: Path, manifest: dict, ki
     data = builder.build_wds_dataset(name, transform=np.asarray, split="test", data_dir=str(tiny / "evals" / name))
     samples = list(data)
     assert len(samples) == found["images"]
-    if "classes" in found:
+    if "tasks" in found:
+        assert data.classes is None
+    elif "classes" in found:
         assert len(data.classes) == found["classes"]
         assert {label for _, label in samples} == set(range(found["classes"]))
         assert data.templates == list(captions.ICON_TEMPLATES)
@@ -164,6 +251,7 @@ def test_licence_notes_name_every_source_of_a_picture(tiny: Path, table: list[di
     notes = (tiny / "LICENSES.md").read_text()
     titles = {
         "codicons": "Codicons",
+        "elusive": "Elusive Icons",
         "fontawesome": "Font Awesome Free",
         "material": "Material Design Icons",
         "octicons": "Octicons",
@@ -203,11 +291,10 @@ def test_a_build_that_differs_from_its_cards_is_refused(
     monkeypatch.setattr(cards, "FOLDER", tmp_path)
     for folder in ("datasets", "evals"):
         (tmp_path / folder).mkdir()
-    text = (tiny / "manifest.json").read_bytes()
-    cards.write(cards.cards(manifest, text))
-    cards.check(cards.cards(manifest, text))
+    cards.write(cards.cards(manifest))
+    cards.check(cards.cards(manifest))
     with pytest.raises(cards.CardError) as error:
-        cards.check(cards.cards(manifest, text + b" "))
+        cards.check(cards.cards(manifest | {"files": {"train/00000.tar": "another digest"}}))
     assert "datasets/icons_tiny.yaml: revision: the card says 1-" in str(error.value)
     assert "The cards were made with resvg-py" in str(error.value)
     assert "--update-cards" in str(error.value)
@@ -372,6 +459,45 @@ def test_a_look_ignores_place_and_size() -> None:
 
 def test_an_empty_drawing_is_no_picture() -> None:
     assert render.render(square(0, 0, 0)) is None
+
+
+@pytest.mark.parametrize("shift", render.SHIFTS)
+def test_a_shift_changes_the_picture_but_not_the_look(shift: render.Shift) -> None:
+    plain, shifted = render.render(square(4, 2, 9)), render.render(square(4, 2, 9), shift)
+    assert plain is not None
+    assert shifted is not None
+    assert plain[0] != shifted[0]
+    assert plain[1] == shifted[1]
+
+
+def test_coloured_pictures_keep_ink_and_paper_apart() -> None:
+    for number in range(40):
+        drawn = render.render(square(4, 2, 9, f"square {number}"), "coloured")
+        assert drawn is not None
+        grey = np.asarray(Image.frombytes("RGB", (32, 32), drawn[0]).convert("L")).astype(int)
+        assert abs(grey[16, 16] - grey[0, 0]) > 80
+        assert np.ptp(np.frombuffer(drawn[0], np.uint8).reshape(-1, 3), axis=1).max() > 10, "it has colour"
+
+
+def test_turned_pictures_are_turned_by_20_to_40_degrees() -> None:
+    bar = '<svg viewBox="0 0 24 24"><rect x="2" y="11" width="20" height="2"/></svg>'
+    for number in range(40):
+        drawn = render.render(catalogue.Icon("toy", "filled", f"bar {number}", ("bar",), (), bar), "turned")
+        assert drawn is not None
+        ink = np.abs(np.frombuffer(drawn[0], np.uint8).reshape(32, 32, 3)[..., 0] - float(drawn[0][0]))
+        rows, columns = np.nonzero(ink > 100)
+        slope = np.linalg.eigh(np.cov(columns, rows))[1][:, 1]
+        assert 18 < abs(np.degrees(np.arctan(slope[1] / slope[0]))) < 42
+
+
+def test_guessing_in_association_tasks_scores_what_the_card_calls_chance() -> None:
+    right = np.arange(10) < 3
+    scores = [
+        np.count_nonzero(right & chosen) / np.count_nonzero(right | chosen)
+        for some in itertools.combinations(range(10), 3)
+        for chosen in [np.isin(np.arange(10), some)]
+    ]
+    assert cards.jaccard_by_chance(10, 3) == pytest.approx(np.mean(scores))
 
 
 def test_look_alikes_are_those_within_the_limit() -> None:

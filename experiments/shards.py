@@ -1,0 +1,65 @@
+"""Write tar shards and PNG files whose bytes depend on their content only: built sets are compared by digest."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+Sample = dict[str, bytes]
+"""The members of a sample: extension to content."""
+_STORED_BLOCK_BYTES = 65535
+
+
+def png(pixels: bytes, height: int, width: int) -> bytes:
+    """Return a picture as PNG, uncompressed: a compressor's output would depend on the zlib at hand.
+
+    Args:
+        pixels: (height, width) grey or (height, width, 3) RGB, uint8 in C order.
+        height: In pixels.
+        width: In pixels.
+    """
+    stride = len(pixels) // height
+    rows = b"".join(b"\0" + pixels[start : start + stride] for start in range(0, len(pixels), stride))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if stride == 3 * width else 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", _stored(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def _stored(data: bytes) -> bytes:
+    """Return a zlib stream of stored blocks. Source: RFC 1950 and 1951."""
+    starts = range(0, len(data), _STORED_BLOCK_BYTES)
+    blocks = [data[start : start + _STORED_BLOCK_BYTES] for start in starts]
+    heads = [
+        struct.pack("<BHH", number == len(blocks), len(block), len(block) ^ 0xFFFF)
+        for number, block in enumerate(blocks, start=1)
+    ]
+    stream = b"".join(head + block for head, block in zip(heads, blocks, strict=True))
+    return b"\x78\x01" + stream + struct.pack(">I", zlib.adler32(data))
+
+
+def write_shards(folder: Path, samples: Iterable[Sample], count: int, names: Sequence[str]) -> None:
+    """Write samples, numbered in their order, evenly into the shards named.
+
+    Args:
+        folder: Where; made, and must not exist.
+        samples: What is written; taken one by one.
+        count: How many there are.
+        names: The shards' file names.
+    """
+    folder.mkdir(parents=True)
+    rest = enumerate(samples)
+    for part, name in enumerate(names):
+        first, last = (count * bound // len(names) for bound in (part, part + 1))
+        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for number, sample in itertools.islice(rest, last - first):
+                for extension, content in sorted(sample.items()):
+                    member = tarfile.TarInfo(f"{number:06d}.{extension}")  # owner and time are zero
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
