@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""What pictures in archives are decoded as: GIF and BMP occur under the names of others; of Pillow's other decoders
+some call programs."""
 _MAGIC, _MAGIC_OFFSET = b"ustar", 257
 _EXTENSION_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _LARGEST_EXTENSION_BYTES = 2**20
@@ -89,7 +92,13 @@ def _read_members(descriptor: int, end: int) -> Iterator[Member | Damage]:
     while offset < end:
         block = window.read(offset, BLOCK_BYTES)
         if len(block) == BLOCK_BYTES and not block.strip(b"\0"):
-            return
+            following = _find_header(descriptor, offset + BLOCK_BYTES, end)
+            if following >= end:
+                return
+            # The end mark is zeros too, but nothing follows that.
+            yield Damage(f"a hole of zeros at byte {offset}; {following - offset} bytes were skipped")
+            offset, long_name, long_size = following, None, None
+            continue
         try:
             info = _parse(block)
             data = b""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,14 +25,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from engine import order
+from engine.archive import IMAGE_FORMATS
 from engine.index import Index, caption_texts
 from engine.reader import PairReader
 from engine.spec import AugmentationSpec
 
 Tokenizer = Callable[[list[str]], Tensor]
 
-# GIF and BMP pictures occur under the names of others. Of Pillow's other decoders some call programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 # What Pillow's decoders raise for damaged files.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -158,7 +157,7 @@ class PairDataset(Dataset[Batch]):
 
     def _image(self, data: bytes, crop_key: int) -> NDArray[np.uint8]:
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS).convert("RGB")
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).convert("RGB")
         except _DECODING_ERRORS as error:
             # Pillow's own message names an object in memory.
             what = "unknown format" if isinstance(error, UnidentifiedImageError) else error
@@ -265,10 +264,15 @@ def build_loader(
             "use a number of processes that divides it"
         )
     sampler = _LocalBatches(dataset.index.shard_sizes, seed, global_batch_size, steps, rank, world_size)
+    return load(dataset, sampler, num_workers)
+
+
+def load(dataset: PairDataset, requests: Iterable[Request], num_workers: int) -> DataLoader[Batch]:
+    """Return a loader of the requested batches, in order."""
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=sampler,
+        sampler=requests,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         # Each worker computes on its own core; more threads per worker only fight.

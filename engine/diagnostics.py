@@ -1,26 +1,29 @@
 """How far a method's log-normalizers are from the exact ones over the whole training set.
 
-Shape suffixes: B local batch, G global batch, A anchors, N data set, K random pairs, D embedding.
+Shape suffixes: B local batch, G global batch, A anchors, C chunk of anchors, P pairs to add, K random pairs,
+D embedding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine import order
-from engine.contrastive import log_partitions
-from engine.data import PairDataset, Request
+from engine.data import PairDataset, Request, load
 from engine.method import Features, Method, Progress
 from engine.record import NormalizerError
 from engine.spec import NormalizerErrorSpec
 
 _ANCHOR_EPOCH = 1 << 40
 """A number no epoch reaches: anchors are drawn in an order of their own."""
+
+_CHUNK_ROWS = 1024
 
 Encode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -37,6 +40,7 @@ def measure_normalizer_error(
     global_batch_size: int,
     seed: int,
     device: torch.device,
+    num_workers: int = 0,
 ) -> NormalizerError:
     """Compare `method.log_normalizers` with the exact values at the method's current temperature.
 
@@ -53,46 +57,58 @@ def measure_normalizer_error(
         global_batch_size: Pairs per batch, over all processes.
         seed: The run's seed.
         device: Where to compute.
+        num_workers: Data loader processes.
     """
     collectives = method.env.collectives
-    num_pairs = dataset.index.pairs
-    permuted = np.concatenate(list(order.epoch_order(dataset.index.shard_sizes, seed=seed, epoch=_ANCHOR_EPOCH)))
-    # The last batch is filled up with pairs seen before, so that every batch is whole.
-    batches = [
-        permuted[i : i + global_batch_size] for i in range(0, num_pairs - global_batch_size + 1, global_batch_size)
-    ]
-    if num_pairs % global_batch_size:
-        batches.append(permuted[-global_batch_size:])
-    num_anchor_batches = min(math.ceil(spec.num_anchors / global_batch_size), num_pairs // global_batch_size)
-
-    buffers = {name: value.clone() for name, value in towers.named_buffers()}
+    num_pairs, whole_batches = dataset.index.pairs, dataset.index.pairs // global_batch_size
+    num_anchor_batches = min(math.ceil(spec.num_anchors / global_batch_size), whole_batches)
+    num_anchors = num_anchor_batches * global_batch_size
+    control = _draw_control(num_pairs, spec.control_size, method)
     local = global_batch_size // collectives.world_size
     rows = slice(collectives.rank * local, (collectives.rank + 1) * local)
-    image_parts, text_parts, estimate_parts = [], [], []
-    for number, positions in enumerate(batches):
-        batch = dataset[Request(progress.epoch, positions[rows])]
+    batches = _batches(dataset.index.shard_sizes, seed, global_batch_size)
+    requests = (Request(progress.epoch, positions[rows]) for positions in batches)
+
+    buffers = {name: value.clone() for name, value in towers.named_buffers()}
+    anchor_parts: list[tuple[Tensor, Tensor]] = []
+    estimate_parts: list[Tensor] = []
+    control_parts: list[tuple[Tensor, Tensor]] = []
+    sums: _LogSums | None = None
+    first = 0
+    for batch in load(dataset, requests, num_workers):
         image_BD, text_BD = encode(batch.image_BCHW.to(device), batch.tokens_BT.to(device))
-        image_parts.append(collectives.gather(image_BD))
-        text_parts.append(collectives.gather(text_BD))
-        if number < num_anchor_batches:
+        image_GD, text_GD = collectives.gather(image_BD), collectives.gather(text_BD)
+        # The last batch is filled up at its beginning, with pairs that were counted already.
+        fresh = min(global_batch_size, num_pairs - first)
+        image_GD, text_GD = image_GD[-fresh:], text_GD[-fresh:]
+        drawn = control[(control >= first) & (control < first + fresh)].to(device) - first
+        control_parts.append((image_GD[drawn], text_GD[drawn]))
+        first += fresh
+        if len(anchor_parts) < num_anchor_batches:
+            anchor_parts.append((image_GD, text_GD))
             features = Features(image_BD, text_BD, batch.index_B.to(device))
             estimates_2B = torch.stack(method.log_normalizers(features, progress))
             estimate_parts.append(collectives.gather(estimates_2B.T.contiguous()).T)
+            if len(anchor_parts) < num_anchor_batches:
+                continue
+            image_AD, text_AD = (torch.cat(side) for side in zip(*anchor_parts, strict=True))
+            sums = _LogSums(image_AD, text_AD, method.logit_scale)
+            for number, (image_GD, text_GD) in enumerate(anchor_parts):
+                sums.add(image_GD, text_GD, number * global_batch_size)
+        elif sums is not None:
+            sums.add(image_GD, text_GD, first - fresh)
     for name, value in towers.named_buffers():
         value.copy_(buffers[name])
 
-    # Anchors come first in `permuted`, so a pair's row is its rank there; the filled-up batch adds its new tail.
-    fresh = num_pairs - (len(batches) - 1) * global_batch_size
-    image_ND = torch.cat([*image_parts[:-1], image_parts[-1][-fresh:]])
-    text_ND = torch.cat([*text_parts[:-1], text_parts[-1][-fresh:]])
-    estimate_2A = torch.cat(estimate_parts, dim=1)
-    num_anchors = estimate_2A.shape[1]
-    anchors = slice(0, num_anchors)
-    exact_2A = torch.stack(
-        log_partitions(image_ND[anchors], text_ND[anchors], image_ND, text_ND, method.logit_scale, chunk_rows=256)
-    )
-    control_2A = _random_control(image_ND, text_ND, num_anchors, spec.control_size, method)
-    error_2A = estimate_2A.to(exact_2A.dtype) - exact_2A
+    assert sums is not None
+    exact_2A = sums.log_sum_2A - math.log(num_pairs - 1)
+    image_KD, text_KD = (torch.cat(side) for side in zip(*control_parts, strict=True))
+    control_sums = _LogSums(image_AD, text_AD, method.logit_scale)
+    control_sums.add(image_KD, text_KD, control.to(device))
+    # Never against itself: an anchor among the random pairs has one pair less.
+    control_count_A = len(control) - torch.isin(torch.arange(num_anchors), control).to(device, torch.float64)
+    control_2A = control_sums.log_sum_2A - control_count_A.log()
+    error_2A = torch.cat(estimate_parts, dim=1).double() - exact_2A
     known_2A = torch.isfinite(error_2A)
 
     def mean(values_A: Tensor, side: int) -> float | None:
@@ -113,18 +129,43 @@ def measure_normalizer_error(
     )
 
 
-def _random_control(image_ND: Tensor, text_ND: Tensor, num_anchors: int, size: int, method: Method) -> Tensor:
-    """Estimate with the mean over `size` fresh random other pairs: (2, A). Never includes the anchor itself."""
-    num_pairs = len(image_ND)
-    size = min(size, num_pairs - 1)
+class _LogSums:
+    """log of the sums over j != i of exp(s (x_i . y_j - d_i)) and exp(s (y_i . x_j - d_i)), added up part by part.
+
+    So neither all embeddings nor all similarities are ever held: memory is O(A * rows of a part).
+    """
+
+    def __init__(self, image_AD: Tensor, text_AD: Tensor, logit_scale: Tensor) -> None:
+        self._image_AD, self._text_AD, self._scale = image_AD, text_AD, logit_scale
+        self._positive_A = (image_AD * text_AD).sum(dim=1)
+        self._ids_A = torch.arange(len(image_AD), device=image_AD.device)
+        self.log_sum_2A = torch.full((2, len(image_AD)), -math.inf, dtype=torch.float64, device=image_AD.device)
+
+    def add(self, image_PD: Tensor, text_PD: Tensor, ids: int | Tensor) -> None:
+        """Add pairs; `ids` are their ranks in the order in which anchors come first, (P,), or the first of a row."""
+        ids_P = torch.arange(len(image_PD), device=image_PD.device) + ids if isinstance(ids, int) else ids
+        for side, (anchor_AD, other_PD) in enumerate(((self._image_AD, text_PD), (self._text_AD, image_PD))):
+            for start in range(0, len(anchor_AD), _CHUNK_ROWS):
+                rows = slice(start, start + _CHUNK_ROWS)
+                logits_CP = self._scale * (anchor_AD[rows] @ other_PD.T - self._positive_A[rows, None])
+                logits_CP.masked_fill_(self._ids_A[rows, None] == ids_P[None, :], -math.inf)
+                added_C = logits_CP.logsumexp(dim=1).double()
+                self.log_sum_2A[side, rows] = torch.logaddexp(self.log_sum_2A[side, rows], added_C)
+
+
+def _batches(shard_sizes: Sequence[int], seed: int, global_batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Yield all pairs in global batches, anchors first; the last batch is filled up with the pairs before it."""
+    last = rest = np.empty(0, dtype=np.int64)
+    for window in order.epoch_order(shard_sizes, seed=seed, epoch=_ANCHOR_EPOCH):
+        rest = np.concatenate([rest, window])
+        while len(rest) >= global_batch_size:
+            last, rest = rest[:global_batch_size], rest[global_batch_size:]
+            yield last
+    if len(rest):
+        yield np.concatenate([last, rest])[-global_batch_size:]
+
+
+def _draw_control(num_pairs: int, size: int, method: Method) -> Tensor:
+    """Draw ranks of random pairs, (K,) in ascending order, for an estimate that learns nothing."""
     generator = method.env.generator("random control")
-    drawn_K = torch.randperm(num_pairs, generator=generator)[:size].to(image_ND.device)
-    scale = method.logit_scale
-    positive_A = (image_ND[:num_anchors] * text_ND[:num_anchors]).sum(dim=1)
-    own_AK = torch.arange(num_anchors, device=image_ND.device)[:, None] == drawn_K[None, :]
-    count_A = size - own_AK.sum(dim=1)
-    sides = []
-    for anchor_ND, other_ND in ((image_ND, text_ND), (text_ND, image_ND)):
-        logits_AK = scale * (anchor_ND[:num_anchors] @ other_ND[drawn_K].T - positive_A[:, None])
-        sides.append(logits_AK.masked_fill(own_AK, -math.inf).logsumexp(dim=1) - count_A.log())
-    return torch.stack(sides)
+    return torch.randperm(num_pairs, generator=generator)[: min(size, num_pairs - 1)].sort().values

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from engine import eval_cards, paths
-from engine.archive import Damage, read_members
+from engine.archive import IMAGE_FORMATS, Damage, read_members
 from engine.evaluation import EvalCard
 from engine.spec import Frozen, parse
 
@@ -250,6 +250,8 @@ def _row(card: EvalCard, shard: Path, key: str, data: bytes) -> NDArray[np.float
         fail(card, f"{shard}, key {key!r}: .npy cannot be read ({error})")
     if row.shape != (len(card.metadata),):
         fail(card, f"{shard}, key {key!r}: .npy has shape {row.shape}, expected the columns {', '.join(card.metadata)}")
+    if not (np.isfinite(row) & (row == np.round(row))).all():
+        fail(card, f"{shard}, key {key!r}: .npy has {row.tolist()}, expected whole numbers")
     return row
 
 
@@ -290,16 +292,22 @@ def split_transform(transform: Any) -> tuple[Callable[[Image.Image], Tensor], Ca
     if not (len(steps) > 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize)):
         return transform, lambda batch: batch
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (steps[-1].mean, steps[-1].std))
-    draw = Compose(steps[:-2])
-
-    def pixels(image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(draw(image)))
 
     def finish(batch_BHWC: Tensor) -> Tensor:
         batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).contiguous().float() / 255
         return batch_BCHW.sub_(mean.to(batch_BCHW.device)).div_(std.to(batch_BCHW.device))
 
-    return pixels, finish
+    return _Pixels(Compose(steps[:-2])), finish
+
+
+class _Pixels:
+    """From a picture to uint8 (H, W, C); a class, since worker processes may get it pickled."""
+
+    def __init__(self, draw: Compose) -> None:
+        self.draw = draw
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(self.draw(image)))
 
 
 class _Images(Dataset[Any]):
@@ -316,7 +324,7 @@ class _Images(Dataset[Any]):
         with at.shard.open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), at.size, at.offset)
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
             image.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"{at.shard}, key {at.key!r}: the image cannot be decoded ({error})"

@@ -72,14 +72,15 @@ class PairReader:
     def _locate(self, position: int) -> tuple[_OpenShard, int, int, int, int]:
         """Return a pair's shard, and where image and caption lie in there (`engine.index.COLUMNS`)."""
         number = int(np.searchsorted(self.index.starts, position, side="right")) - 1
-        shard = self._open_shards.get(number) or self._open(number)
+        shard = self._open_shards.pop(number, None) or self._open(number)
+        self._open_shards[number] = shard  # now the last one to be closed
         image_offset, image_bytes, caption_offset, caption_bytes = shard.rows[
             position - int(self.index.starts[number])
         ].tolist()
         return shard, image_offset, image_bytes, caption_offset, caption_bytes
 
     def _open(self, number: int) -> _OpenShard:
-        # A batch lies in two windows at most.
+        # A batch lies in two windows at most, unless shards are smaller than its share of one.
         while len(self._open_shards) >= 2 * order.WINDOW_SHARDS:
             os.close(self._open_shards.pop(next(iter(self._open_shards))).descriptor)
         rows = self.index.read_rows(self.index_path, number)
@@ -92,8 +93,7 @@ class PairReader:
                 f"{path} has {found} bytes, its index says {known}: fetch it again, or index the data set again "
                 f"(`snakemake -f {self.index_path}`)"
             )
-        self._open_shards[number] = _OpenShard(path, descriptor, rows)
-        return self._open_shards[number]
+        return _OpenShard(path, descriptor, rows)
 
 
 def _pread(shard: _OpenShard, begin: int, end: int) -> bytes:

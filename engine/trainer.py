@@ -21,7 +21,7 @@ from engine.method import Features, LossOutput, MethodEnv, Progress
 from engine.metrics import Clock, peak_memory_bytes
 from engine.optim import Optimizer
 from engine.record import Attempt, Divergence, Milestone, NormalizerError, Record
-from engine.registry import method_class, resolve_config
+from engine.registry import build_method
 from engine.signatures import embedding_spread, find_signatures
 from engine.spec import DatasetSpec, Execution, RunSpec, fingerprint, parse
 from engine.towers import WEIGHTS_FILE, Towers, build_towers, embed_dim, export, tokenizer
@@ -88,7 +88,9 @@ class Trainer:
             tokenizer=tokenizer(spec.model.name),
             augmentation=spec.augmentation,
             seed=spec.seed,
-            cache_bytes=int(execution.cache_gib * 2**30) if execution.cache_decoded else 0,
+            cache_bytes=int(execution.cache_gib * 2**30 / max(1, execution.num_workers))
+            if execution.cache_decoded
+            else 0,
         )
         self.steps_per_epoch = index.pairs // spec.global_batch_size
         env = MethodEnv(
@@ -100,8 +102,7 @@ class Trainer:
             seed=spec.seed,
             collectives=collectives,
         )
-        config = resolve_config(spec.method.name, dict(spec.method.config))
-        self.method = method_class(spec.method.name)(config, env).to(device)
+        self.method = build_method(spec.method, env).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
         self.batch_norm_groups = self._share_batch_norm()
@@ -416,6 +417,7 @@ class Trainer:
                 global_batch_size=self.spec.global_batch_size,
                 seed=self.spec.seed,
                 device=self.device,
+                num_workers=self.execution.num_workers,
             )
         if self.collectives.rank == 0:
             path = paths.normalizer_error(self.spec.run_id, self.samples_seen)

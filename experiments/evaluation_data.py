@@ -61,7 +61,8 @@ class RemoteFile(Frozen):
     """In bytes; None where nobody says."""
     algorithm: Literal["sha256", "git", "md5"]
     """``git`` is the SHA-1 of git's blob: what the Hub states for small files."""
-    digest: str
+    digest: str = Field(pattern=r"^[0-9a-f]{32,64}$")
+    """In hexadecimal: it becomes a part of a file's name."""
 
 
 class Source(Frozen):

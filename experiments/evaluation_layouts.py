@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engine.archive import IMAGE_FORMATS
 from engine.eval_data import IMAGE_EXTENSIONS
 from engine.evaluation import EvalCard
 from experiments.shards import Sample, png, write_shards
@@ -98,7 +99,7 @@ def _pictures(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
 
 def _decode(card: EvalCard, data: bytes, where: PurePosixPath) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=(*IMAGE_FORMATS, "TIFF"))
         image.load()
     except (OSError, ValueError, SyntaxError) as error:
         raise LayoutError(f"evaluation set {card.name!r}: {where} cannot be decoded ({error})") from None

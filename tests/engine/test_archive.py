@@ -139,3 +139,14 @@ def test_a_member_is_named_by_its_offset(tmp_path):
         for member in read(path)[0]:
             assert member_name(file.fileno(), member.offset) == member.name
         assert member_name(file.fileno(), 4096) is None
+
+
+def test_a_hole_of_zeros_is_damage_and_what_follows_is_read(tmp_path):
+    path = tmp_path / "a.tar"
+    toy.write_tar(path, {f"{number}.txt": b"x" * 100 for number in range(10)})
+    data = bytearray(path.read_bytes())
+    data[3 * 1024 : 5 * 1024] = bytes(2 * 1024)
+    path.write_bytes(data + bytes(5000))
+    members, damage = read(path)
+    assert [member.name for member in members] == [f"{number}.txt" for number in (0, 1, 2, 5, 6, 7, 8, 9)]
+    assert damage == ["a hole of zeros at byte 3072; 2048 bytes were skipped"]
