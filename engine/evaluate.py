@@ -358,6 +358,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         execution = parse(Execution, args.execution, "execution")
         torch.set_num_threads(execution.threads)
+        torch.backends.cudnn.allow_tf32 = False
         device = distributed.choose_device(execution.device).type
         if args.open_clip is None:
             record = parse(Record, args.record.read_text(encoding="utf-8"), str(args.record))

@@ -64,6 +64,8 @@ class Trainer:
 
     def __init__(self, spec: RunSpec, execution: Execution, device: torch.device, collectives: Collectives) -> None:
         self.spec, self.execution, self.device, self.collectives = spec, execution, device, collectives
+        # cuDNN would round what is called fp32 to TF32.
+        torch.backends.cudnn.allow_tf32 = spec.precision != "fp32"
         self.folder = paths.run(spec.run_id)
         index_path = paths.index(spec.dataset.name)
         if not index_path.exists():
@@ -81,6 +83,7 @@ class Trainer:
         # Convolutions run faster with channels innermost, on CPUs and on GPUs; for other layers it changes nothing.
         self.towers = build_towers(spec.model.name, seed=spec.seed)
         self.towers.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        cache_gib = execution.cache_gib if execution.cache_decoded else 0.0
         self.dataset = PairDataset(
             index,
             index_path,
@@ -88,9 +91,8 @@ class Trainer:
             tokenizer=tokenizer(spec.model.name),
             augmentation=spec.augmentation,
             seed=spec.seed,
-            cache_bytes=int(execution.cache_gib * 2**30 / max(1, execution.num_workers))
-            if execution.cache_decoded
-            else 0,
+            # Every loader process has a cache of its own.
+            cache_bytes=int(cache_gib * 2**30 / max(1, execution.num_workers)),
         )
         self.steps_per_epoch = index.pairs // spec.global_batch_size
         env = MethodEnv(
