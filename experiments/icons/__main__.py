@@ -33,7 +33,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print(f"  train: {manifest['train']['pairs']} pairs, {manifest['train']['concepts']} concepts")
     for name, found in manifest["evals"].items():
-        counts = ", ".join(f"{found[count]} {count}" for count in ("images", "classes", "captions") if count in found)
+        counts = ", ".join(
+            f"{found[count]} {count}"
+            for count in ("images", "classes", "families", "captions", "tasks")
+            if count in found
+        )
         print(f"  {name}: {counts}")
     print(f"done in {time.monotonic() - start_sec:.0f} s")
 

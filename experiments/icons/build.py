@@ -19,6 +19,7 @@ from rich.progress import track
 from engine.paths import file_sha256, folder_sha256
 from experiments.icons import cards, catalogue, licences, render, sets, shards, sources
 from experiments.icons.sets import LOOK_ALIKE, SAME_DRAWING, EvalSet, Picture, Size
+from experiments.shards import Sample, write_shards
 
 RECIPE = "1"
 """Raised when the same wheels are to give another data set."""
@@ -65,10 +66,9 @@ def build(out: Path, *, size: Size, cache: Path, jobs: int, update_cards: bool =
         _write(folder, train, evals)
         (folder / "LICENSES.md").write_bytes(licences.licence_notes(wheels, side=render.SIDE_PX).encode())
         manifest = _manifest(folder, size, train)
-        text = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
-        (folder / "manifest.json").write_bytes(text)
+        (folder / "manifest.json").write_bytes((json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
-        made = cards.cards(manifest, text)
+        made = cards.cards(manifest)
         if update_cards:
             cards.write(made)
         else:
@@ -81,23 +81,33 @@ def build(out: Path, *, size: Size, cache: Path, jobs: int, update_cards: bool =
 
 def _draw(wheels: Mapping[str, ZipFile], size: Size, jobs: int) -> tuple[list[Picture], dict[str, EvalSet]]:
     parts = sets.split(catalogue.read_icons(wheels), size)
-    icons = list(parts)
-    rendered = render.render_all(icons, catalogue.read_fonts(wheels), jobs=jobs)
+    icons, shifts = zip(*parts.drawings(), strict=True)
+    rendered = render.render_all(icons, shifts, catalogue.read_fonts(wheels), jobs=jobs)
     console = Console(stderr=True)
     shown = track(rendered, "drawing", len(icons), console=console, disable=not sys.stderr.isatty())
-    pictures = {icon.key: Picture(icon, *drawn) for icon, drawn in zip(icons, shown, strict=True) if drawn}
+    pictures = {
+        (icon.key, shift): Picture(icon, *drawn)
+        for icon, shift, drawn in zip(icons, shifts, shown, strict=True)
+        if drawn
+    }
 
     def drawn_of(part: Sequence[catalogue.Icon]) -> list[Picture]:
-        return [pictures[icon.key] for icon in part if icon.key in pictures]
+        return [pictures[icon.key, ""] for icon in part if (icon.key, "") in pictures]
 
     train = sets.distinct(drawn_of(parts.train), SAME_DRAWING)
     validation = sets.unlike(drawn_of(parts.validation), LOOK_ALIKE, train)
     test = sets.unlike(drawn_of(parts.test), LOOK_ALIKE, train + validation)
-    styles = sets.unlike(drawn_of(parts.unseen_styles), LOOK_ALIKE, train)
+    styles = sets.unlike(drawn_of(parts.unseen_styles), LOOK_ALIKE, train + validation)
+    all_unseen = sets.unlike(drawn_of(parts.all_unseen), LOOK_ALIKE, train + validation)
     evals = {
-        "retrieval": sets.retrieval(test, size),
+        **sets.styles(styles, pictures, train, size),
         "unseen_concepts": sets.unseen_concepts(test, size),
-        "unseen_styles": sets.unseen_styles(styles, train, size),
+        "modifiers": sets.modifiers(test, size),
+        "characters": sets.characters(test, size),
+        "families": sets.families(test + all_unseen, size),
+        "retrieval": sets.retrieval(test, size),
+        "unseen_styles_retrieval": sets.retrieval(all_unseen, size),
+        "tags": sets.tags(test, train, size),
         "validation": sets.retrieval(validation, size),
     }
     return sets.shuffled(train), {f"{size.name}_{kind}": chosen for kind, chosen in evals.items()}
@@ -108,20 +118,31 @@ def _write(folder: Path, train: list[Picture], evals: dict[str, EvalSet]) -> Non
     captions = [sets.training_caption(picture.icon) for picture in train]
     samples = [_sample(picture, txt=caption) for picture, caption in zip(train, captions, strict=True)]
     names = [f"{shard:05d}.tar" for shard in range(max(1, round(len(samples) / shards.PAIRS_PER_SHARD)))]
-    shards.write_shards(folder / "train", samples, names)
+    write_shards(folder / "train", samples, len(samples), names)
     table += _rows("train", train)
     for name, chosen in evals.items():
-        if chosen.classes:
-            samples = [_sample(p, cls=str(label)) for p, label in zip(chosen.pictures, chosen.labels, strict=True)]
-        else:
-            samples = [_sample(p, txt=caption) for p, caption in zip(chosen.pictures, chosen.captions, strict=True)]
         target = folder / "evals" / name
-        shards.write_eval_set(target, samples, classes=chosen.classes, templates=chosen.templates)
+        shards.write_eval_set(
+            target, _eval_samples(chosen), classes=chosen.classes, templates=chosen.templates, tasks=chosen.tasks
+        )
         table += _rows(name, chosen.pictures)
     (folder / "pictures.tsv").write_bytes("".join("\t".join(row) + "\n" for row in table).encode())
 
 
-def _sample(picture: Picture, **texts: str) -> shards.Sample:
+def _eval_samples(chosen: EvalSet) -> list[Sample]:
+    samples = [_sample(picture) for picture in chosen.pictures]
+    columns = {
+        "cls": [str(label).encode() for label in chosen.labels],
+        "txt": [caption.encode() for caption in chosen.captions],
+        "npy": [shards.npy(family) for family in chosen.families],
+    }
+    for extension, column in columns.items():
+        for sample, content in zip(samples, column, strict=bool(column)):
+            sample[extension] = content
+    return samples
+
+
+def _sample(picture: Picture, **texts: str) -> Sample:
     return {"png": shards.png(picture.pixels)} | {extension: text.encode() for extension, text in texts.items()}
 
 

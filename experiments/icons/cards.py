@@ -3,26 +3,69 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from PIL import features
 
+from engine.evaluation import TASK_METRICS
 from experiments.icons.licences import SUMMARY
+from experiments.icons.sets import ASSOCIATED, CANDIDATES
 
 FOLDER = Path(__file__).resolve().parent.parent
 
-EVAL_WORDING = {
-    "unseen_styles": ("Unseen styles", "zero-shot by concept in two icon families that are never trained on"),
-    "unseen_concepts": ("Unseen concepts", "zero-shot by head word, of concepts that are never trained on"),
-    "retrieval": ("Retrieval", "pictures and captions of concepts that are never trained on"),
-    "validation": ("Validation", "retrieval on the validation concepts: the only set that tuning may look at"),
+
+class Kind(NamedTuple):
+    """What a card says of an evaluation set, beside its counts."""
+
+    title: str
+    description: str
+    metric: str = "acc1"
+
+
+KINDS = {
+    "unseen_styles": Kind("Unseen styles", "zero-shot by concept in icon families that are never trained on"),
+    "thin": Kind("Thin", "unseen styles, drawn in thin lines by their designers"),
+    "bold": Kind("Bold", "unseen styles, drawn in bold lines by their designers"),
+    "filled": Kind("Filled", "unseen styles, drawn as filled shapes by their designers"),
+    "coloured": Kind("Coloured", "the pictures of unseen styles in one colour on another"),
+    "sketched": Kind("Sketched", "the pictures of unseen styles as drawn by an unsteady hand"),
+    "turned": Kind("Turned", "the pictures of unseen styles turned by 20 to 40 degrees"),
+    "unseen_concepts": Kind("Unseen concepts", "zero-shot by head word, of concepts that are never trained on"),
+    "modifiers": Kind("Modifiers", "zero-shot by last word (off, plus, check), of concepts that are never trained on"),
+    "characters": Kind(
+        "Characters", "letters and digits, in concepts (a letter and its frame) that are never trained on"
+    ),
+    "families": Kind(
+        "Families", "head words of concepts that are never trained on: the icon family that is seen worst", "acc_wg"
+    ),
+    "retrieval": Kind("Icon retrieval", "pictures and captions of concepts that are never trained on", "mean_recall@1"),
+    "unseen_styles_retrieval": Kind(
+        "Unseen styles retrieval", "the same in icon families that are never trained on", "mean_recall@1"
+    ),
+    "tags": Kind("Tags", "which pictures go with a word that is not in their names", "jaccard_score_10-12"),
+    "validation": Kind(
+        "Validation", "retrieval on the validation concepts: the only set that tuning may look at", "mean_recall@1"
+    ),
 }
-"""Title and description of each evaluation set."""
+"""By the end of the set's name."""
 SOURCES = "icons and emoji of the wheels pinned in experiments/icons/wheels.txt"
-MEASURED = ("revision", "pairs", "task", "metric", "images", "classes", "captions", "chance", "sha256")
+MEASURED = (
+    "revision",
+    "pairs",
+    "task",
+    "metric",
+    "images",
+    "classes",
+    "captions",
+    "metadata",
+    "group_by",
+    "chance",
+    "sha256",
+)
 """What must be equal in a card and a build; the rest is wording."""
 
 Card = dict[str, Any]
@@ -37,7 +80,25 @@ def drawn_with() -> str:
     return f"resvg-py {version('resvg-py')}, Pillow {version('pillow')} with FreeType {features.version('freetype2')}"
 
 
-def cards(manifest: dict[str, Any], manifest_bytes: bytes) -> dict[Path, Card]:
+def _digest(manifest: dict[str, Any]) -> str:
+    """Digest of the training set alone: its runs stay what they are when evaluation sets are added."""
+    lines = [f"{name} {digest}\n" for name, digest in manifest["files"].items() if name.startswith("train/")]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def jaccard_by_chance(candidates: int, associated: int) -> float:
+    """Return the mean Jaccard index of as many candidates as are associated, chosen at random.
+
+    >>> jaccard_by_chance(4, 4), jaccard_by_chance(2, 1)
+    (1.0, 0.5)
+    """
+    ways = [
+        math.comb(associated, h) * math.comb(candidates - associated, associated - h) for h in range(associated + 1)
+    ]
+    return sum(way * h / (2 * associated - h) for h, way in enumerate(ways)) / math.comb(candidates, associated)
+
+
+def cards(manifest: dict[str, Any]) -> dict[Path, Card]:
     """Return the cards of a build by path: first the training set's, then those of its evaluation sets."""
     name, tiny = manifest["name"], manifest["name"].endswith("_tiny")
     home = f"data/{name}"
@@ -48,7 +109,7 @@ def cards(manifest: dict[str, Any], manifest_bytes: bytes) -> dict[Path, Card]:
         FOLDER / "datasets" / f"{name}.yaml": {
             "name": name,
             "title": "Icons and emoji with captions made of their names" + suffix,
-            "revision": f"{manifest['recipe']}-{hashlib.sha256(manifest_bytes).hexdigest()[:12]}",
+            "revision": f"{manifest['recipe']}-{_digest(manifest)[:12]}",
             "pairs": manifest["train"]["pairs"],
             "shards": f"{home}/train",
             "captions": {"member": "txt"},
@@ -59,19 +120,24 @@ def cards(manifest: dict[str, Any], manifest_bytes: bytes) -> dict[Path, Card]:
         }
     }
     for key, found in manifest["evals"].items():
-        title, description = EVAL_WORDING[key.removeprefix(f"{name}_")]
-        classification = "classes" in found
-        chance = 1 / (found["classes"] if classification else found["images"])
+        kind = KINDS[key.removeprefix(f"{name}_")]
+        task = next(task for task, metrics in TASK_METRICS.items() if kind.metric in metrics)
         counts = {count: found[count] for count in ("images", "classes", "captions") if count in found}
+        if task == "association":
+            counts = {"images": found["tasks"]}  # as WinoGAViL's are counted
+            chance = jaccard_by_chance(CANDIDATES, ASSOCIATED)
+        else:
+            chance = 1 / (counts["classes"] if "classes" in counts else counts["images"])
         made[FOLDER / "evals" / f"{key}.yaml"] = {
             "name": key,
-            "title": title,
-            "description": description + suffix,
-            "task": "zeroshot_classification" if classification else "zeroshot_retrieval",
-            "metric": "acc1" if classification else "mean_recall@1",
+            "title": kind.title,
+            "description": kind.description + suffix,
+            "task": task,
+            "metric": kind.metric,
             "path": f"{home}/evals/{key}",
             "split": "test",
             **counts,
+            **({"metadata": ["family"], "group_by": "family"} if "families" in found else {}),
             "chance": round(chance, 5),
             "sha256": found["sha256"],
             "licence": SUMMARY,

@@ -14,13 +14,16 @@ from zipfile import ZipFile
 
 from experiments.icons.captions import concept_of
 
-UNSEEN_SOURCES = frozenset({"phosphor", "codicons"})
+UNSEEN_SOURCES = frozenset({"phosphor", "codicons", "elusive"})
 """Sources that are never trained on."""
+WEIGHTS = {"thin": "thin", "light": "light", "bold": "bold", "fill": "filled"}
+"""Weights in which Phosphor draws again what it draws in its regular one: the end of a name, and the style."""
 
 FONTS = {
     "remix": ("remixicon-2.5.0.ttf", "remixicon-charmap-2.5.0.json"),
     "phosphor": ("phosphor-1.3.0.ttf", "phosphor-charmap-1.3.0.json"),
     "codicons": ("codicon-0.0.36.ttf", "codicon-charmap-0.0.36.json"),
+    "elusive": ("elusiveicons-webfont-2.0.ttf", "elusiveicons-webfont-charmap-2.0.json"),
 }
 
 # Brands that occur in several icons; the others go with the rare words (see `experiments.icons.sets`).
@@ -177,7 +180,7 @@ def _remix(name: str) -> tuple[str, tuple[str, ...]]:
 
 def _phosphor(name: str) -> tuple[str, tuple[str, ...]]:
     words = _words(name)
-    style = words[-1] if words[-1] in ("thin", "light", "bold", "fill") else "regular"
+    style = WEIGHTS.get(words[-1], "regular")
     words = words[:-1] if style != "regular" else words
     return style, tuple(word for word in words if word != "simple")
 
@@ -188,4 +191,8 @@ def _codicons(name: str) -> tuple[str, tuple[str, ...]]:
     return style, tuple(word for word in words if word not in ("filled", "small"))
 
 
-NAME_READERS = {"remix": _remix, "phosphor": _phosphor, "codicons": _codicons}
+def _elusive(name: str) -> tuple[str, tuple[str, ...]]:
+    return "filled", _words(name, "alt", "sign")
+
+
+NAME_READERS = {"remix": _remix, "phosphor": _phosphor, "codicons": _codicons, "elusive": _elusive}

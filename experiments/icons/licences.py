@@ -8,7 +8,10 @@ from zipfile import ZipFile
 
 from experiments.icons.sources import SourceError
 
-SUMMARY = "Apache-2.0, MIT, CC-BY-4.0, CC-BY-SA-4.0 and BSD-3-Clause by source; LICENSES.md of the built folder has all"
+SUMMARY = (
+    "Apache-2.0, MIT, CC-BY-4.0, CC-BY-SA-4.0, OFL-1.1 and BSD-3-Clause by source; LICENSES.md of the built folder "
+    "has all"
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ LICENCES = (
         "Codicons", "drawings", "Microsoft", "CC-BY-4.0",
         "qtawesome", _QTAWESOME,
         "Microsoft's Codicons are licensed under a [Creative Commons Attribution 4.0 International Public License]",
+        whole=False,
+    ),
+    Licence(
+        "Elusive Icons", "drawings", "Aristeides Stathopoulos, Team Redux", "OFL-1.1",
+        "qtawesome", _QTAWESOME,
+        "[Elusive Icons](http://elusiveicons.com/license/) fonts are licensed under the [SIL Open Font License]",
         whole=False,
     ),
 )  # fmt: skip

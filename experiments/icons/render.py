@@ -1,20 +1,22 @@
 """From a drawing to a 32 x 32 picture, and to its look: a small upright copy by which look-alikes are found.
 
 Everything is drawn as ink: 0 where the paper shows, 255 where it is fully covered (per colour for emoji). So whatever
-lies outside the drawing is paper without further care.
+lies outside the drawing is paper without further care. A shift draws the same icon as no training picture is drawn.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
+from typing import Literal
 
 import numpy as np
 import resvg_py
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageTransform
 
 from experiments.icons.captions import draw
 from experiments.icons.catalogue import Icon
@@ -31,17 +33,34 @@ INK_SIDE_PX = (22.0, 28.0)
 """Range of the longer side of what is drawn: leaves room for shifting a training picture by two pixels."""
 MAX_ENLARGEMENT = 1.5
 """So that a dot stays smaller than a disc."""
+TURN_DEG = (20.0, 40.0)
+"""Range of the turn, to either side, of the shift ``turned``: beyond training's, and below what makes up of left."""
+SKETCH_CELLS = 5
+"""Cells along a side of the grid whose corners the shift ``sketched`` moves."""
+SKETCH_SHARE = 0.22
+"""How far a corner moves at most in each direction, as a share of a cell."""
+COLOURS = ("#b3261e", "#1f5fbf", "#1b7a3d", "#7a3fb0", "#0b7285", "#a8480a")
+"""Dark colours of the shift ``coloured``; ink and paper are two of them, the paper made pale or the reverse."""
+PALE = 0.8
+"""Share of white in the pale one."""
 MIN_INK = 64
 """Ink below this counts as paper where the extent of a drawing is measured."""
+
+Shift = Literal["", "coloured", "sketched", "turned"]
+"""How a picture differs from those of training beyond its icon: not at all, or as the name says."""
+SHIFTS: tuple[Shift, ...] = ("coloured", "sketched", "turned")
 
 _fonts: Mapping[str, bytes] = {}
 
 
-def render_all(icons: list[Icon], fonts: Mapping[str, bytes], *, jobs: int) -> Iterator[tuple[bytes, bytes] | None]:
+def render_all(
+    icons: Sequence[Icon], shifts: Sequence[Shift], fonts: Mapping[str, bytes], *, jobs: int
+) -> Iterator[tuple[bytes, bytes] | None]:
     """Render icons in `jobs` processes; results come in the order of the icons.
 
     Args:
         icons: What to draw.
+        shifts: How, for each icon.
         fonts: Font files by the name the icons use.
         jobs: Processes, at least 1. The results do not depend on it.
 
@@ -50,20 +69,20 @@ def render_all(icons: list[Icon], fonts: Mapping[str, bytes], *, jobs: int) -> I
     """
     if jobs == 1:
         _use(fonts)
-        yield from map(render, icons)
+        yield from map(render, icons, shifts)
         return
     # Fresh processes instead of forks: the parent has a thread when it shows a progress bar.
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_use, initargs=(fonts,)) as pool:
-        yield from pool.map(render, icons, chunksize=64)
+        yield from pool.map(render, icons, shifts, chunksize=64)
 
 
-def render(icon: Icon) -> tuple[bytes, bytes] | None:
-    """Draw one icon, turned, scaled and perhaps inverted as its key decides.
+def render(icon: Icon, shift: Shift = "") -> tuple[bytes, bytes] | None:
+    """Draw one icon, turned, scaled and perhaps inverted as its key decides, and shifted.
 
     Returns:
         The pixels, (SIDE_PX, SIDE_PX, 3) uint8 in C order, and the look, (LOOK_PX, LOOK_PX, 3) uint8 below
-        LOOK_LEVELS. The look is the ink of the upright drawing cut out at its edges: neither place, size, turn nor
-        inversion enters it. None if nothing is drawn.
+        LOOK_LEVELS. The look is the ink of the upright drawing cut out at its edges: neither place, size, turn,
+        inversion nor a shift enters it. None if nothing is drawn.
     """
     ink, native_px = _ink_of(icon)
     upright = _cut_out(ink)
@@ -72,6 +91,11 @@ def render(icon: Icon) -> tuple[bytes, bytes] | None:
     look = np.asarray(upright.resize((LOOK_PX, LOOK_PX), Image.Resampling.BOX).convert("RGB")) // (256 // LOOK_LEVELS)
 
     angle_deg = (2 * draw("rotation", icon.key) - 1) * MAX_ROTATION_DEG
+    if shift == "turned":
+        least, most = TURN_DEG
+        angle_deg = (least + draw("turn", icon.key) * (most - least)) * (1 if angle_deg > 0 else -1)
+    if shift == "sketched":
+        ink = _wobbled(ink, icon.key)
     smallest, largest = INK_SIDE_PX
     side_px = smallest + draw("side", icon.key) * (largest - smallest)
     turned = _cut_out(
@@ -81,6 +105,8 @@ def render(icon: Icon) -> tuple[bytes, bytes] | None:
     )
     assert turned is not None, "what shows upright shows when turned"
     small = turned.resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).convert("RGB")
+    if shift == "coloured":
+        return _coloured(small.getchannel(0), icon.key).tobytes(), look.tobytes()
     if icon.style == "colour" or draw("inverted", icon.key) >= INVERTED_SHARE:
         small = ImageChops.invert(small)
     return small.tobytes(), look.tobytes()
@@ -109,6 +135,34 @@ def _ink_of(icon: Icon) -> tuple[Image.Image, int]:
         return picture.getchannel("A"), max(picture.size)
     paper = Image.new("RGBA", picture.size, "white")
     return ImageChops.invert(Image.alpha_composite(paper, picture).convert("RGB")), max(picture.size)
+
+
+def _wobbled(ink: Image.Image, key: str) -> Image.Image:
+    """Move the corners of a grid over what is drawn, as an unsteady hand would."""
+    left, top, right, bottom = ink.getbbox() or (0, 0, *ink.size)
+    side_px = max(right - left, bottom - top) / SKETCH_CELLS
+
+    def corner(column: int, row: int) -> tuple[float, float]:
+        moves = [(2 * draw(axis, str(column), str(row), key) - 1) * SKETCH_SHARE * side_px for axis in "xy"]
+        return left + column * side_px + moves[0], top + row * side_px + moves[1]
+
+    pieces = []
+    cells = range(-1, SKETCH_CELLS + 1)  # one more all around, into which the edges may move
+    for column, row in itertools.product(cells, cells):
+        box = tuple(round((place + 1) * side_px) for place in (column, row, column + 1, row + 1))
+        corners = [corner(column, row), corner(column, row + 1), corner(column + 1, row + 1), corner(column + 1, row)]
+        pieces.append((box, tuple(itertools.chain.from_iterable(corners))))
+    side = round((SKETCH_CELLS + 2) * side_px)
+    return ink.transform((side, side), ImageTransform.MeshTransform(pieces), resample=Image.Resampling.BICUBIC)
+
+
+def _coloured(ink: Image.Image, key: str) -> Image.Image:
+    """Draw in one colour on another: dark on pale, or pale on dark."""
+    first = int(draw("ink", key) * len(COLOURS))
+    second = (first + 1 + int(draw("paper", key) * (len(COLOURS) - 1))) % len(COLOURS)
+    dark, pale = Image.new("RGB", ink.size, COLOURS[first]), Image.new("RGB", ink.size, COLOURS[second])
+    pale = Image.blend(pale, Image.new("RGB", ink.size, "white"), PALE)
+    return Image.composite(dark, pale, ink if draw("dark", key) < 0.5 else ImageChops.invert(ink))
 
 
 def _cut_out(ink: Image.Image, *, enlarge: float = 1.0, min_side_px: float = 0.0) -> Image.Image | None:

@@ -1,24 +1,23 @@
-"""Tar shards and PNG files whose bytes depend on their content only, and the check of a written set."""
+"""The embedded data set's shards and pictures, and the check of a written set."""
 
 from __future__ import annotations
 
 import io
-import struct
+import json
 import tarfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from experiments import shards
 from experiments.icons.render import SIDE_PX
+from experiments.shards import Sample
 
 NUM_EVAL_SHARDS = 4
 """clip_benchmark's command line reads with four workers, and webdataset refuses more workers than shards."""
 PAIRS_PER_SHARD = 1000
-
-Sample = dict[str, bytes]
-"""The members of a sample: extension to content."""
 
 
 class LayoutError(ValueError):
@@ -26,34 +25,8 @@ class LayoutError(ValueError):
 
 
 def png(pixels: bytes) -> bytes:
-    """Return a picture as PNG, uncompressed: a compressor's output would depend on the zlib at hand.
-
-    Args:
-        pixels: (SIDE_PX, SIDE_PX, 3) uint8 in C order.
-    """
-    stride = SIDE_PX * 3
-    rows = b"".join(b"\0" + pixels[start : start + stride] for start in range(0, len(pixels), stride))
-    # A zlib stream of one stored block: RFC 1950 and 1951.
-    stored = struct.pack("<BHH", 1, len(rows), len(rows) ^ 0xFFFF) + rows
-    stream = b"\x78\x01" + stored + struct.pack(">I", zlib.adler32(rows))
-    header = struct.pack(">IIBBBBB", SIDE_PX, SIDE_PX, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", stream), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-
-
-def write_shards(folder: Path, samples: Sequence[Sample], names: Sequence[str]) -> None:
-    """Write samples, numbered in their order, evenly into the shards named."""
-    folder.mkdir(parents=True)
-    for part, name in enumerate(names):
-        first, last = (len(samples) * bound // len(names) for bound in (part, part + 1))
-        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as archive:
-            for number in range(first, last):
-                for extension, content in sorted(samples[number].items()):
-                    member = tarfile.TarInfo(f"{number:06d}.{extension}")  # owner and time are zero
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
+    """Return a picture, (SIDE_PX, SIDE_PX, 3) uint8 in C order, as PNG."""
+    return shards.png(pixels, SIDE_PX, SIDE_PX)
 
 
 def read_shards(folder: Path, names: Sequence[str]) -> list[Sample]:
@@ -68,14 +41,32 @@ def read_shards(folder: Path, names: Sequence[str]) -> list[Sample]:
     return list(samples.values())
 
 
+def npy(number: int) -> bytes:
+    """Return a row of metadata with one column, as .npy."""
+    file = io.BytesIO()
+    np.save(file, np.array([number], dtype="<i8"), allow_pickle=False)
+    return file.getvalue()
+
+
 def write_eval_set(
-    folder: Path, samples: Sequence[Sample], *, classes: Sequence[str] = (), templates: Sequence[str] = ()
+    folder: Path,
+    samples: Sequence[Sample],
+    *,
+    classes: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    tasks: Sequence[Mapping[str, object]] = (),
 ) -> None:
-    """Write a set in clip_benchmark's layout: for classification if there are classes, else for retrieval."""
-    write_shards(folder / "test", samples, [f"{shard}.tar" for shard in range(NUM_EVAL_SHARDS)])
+    """Write a set as `engine.eval_data` reads it: classification if there are classes, association if there are tasks.
+
+    Without either, it is for retrieval.
+    """
+    names = [f"{shard}.tar" for shard in range(NUM_EVAL_SHARDS)]
+    shards.write_shards(folder / "test", samples, len(samples), names)
     files: dict[str, Sequence[str]] = {"test/nshards.txt": [str(NUM_EVAL_SHARDS)]}
     if classes:
         files |= {"classnames.txt": classes, "zeroshot_classification_templates.txt": templates}
+    elif tasks:
+        files["instances.jsonl"] = [json.dumps(task, ensure_ascii=False) for task in tasks]
     else:
         files["dataset_type.txt"] = ["retrieval"]
     for name, lines in files.items():
@@ -86,7 +77,7 @@ def check_eval_set(folder: Path) -> dict[str, int]:
     """Read a set as clip_benchmark does and check all that it would pass over in silence.
 
     Returns:
-        Number of ``images``, and of ``classes`` or ``captions``.
+        Number of ``images``, and of ``classes`` (and ``families``, if they are compared), ``captions`` or ``tasks``.
 
     Raises:
         LayoutError: Naming the folder and what is wrong with it.
@@ -115,6 +106,14 @@ def check_eval_set(folder: Path) -> dict[str, int]:
         require(all(caption.strip() and "\n" not in caption for caption in captions), "a picture has not one caption")
         require(len(set(captions)) == len(captions), "two pictures have the same caption")
         return {"images": len(samples), "captions": len(captions)}
+    if (folder / "instances.jsonl").exists():
+        tasks = [json.loads(line) for line in lines("instances.jsonl")]
+        shown = [f"{number:06d}" for number in range(len(samples))]
+        for task in tasks:
+            right, among = set(task["associations"]), task["candidates"]
+            require(0 < len(right) < len(set(among)) == len(among) and right < set(among), f"a task is {task}")
+        require({key for task in tasks for key in task["candidates"]} == set(shown), "tasks and pictures differ")
+        return {"images": len(samples), "tasks": len(tasks)}
     classes, templates = lines("classnames.txt"), lines("zeroshot_classification_templates.txt")
     labels = {int(sample["cls"]) for sample in samples}
     require(all(name.strip() for name in classes) and len(set(classes)) == len(classes), "a class is blank or twice")
@@ -122,4 +121,11 @@ def check_eval_set(folder: Path) -> dict[str, int]:
     require(
         bool(templates) and all("{c}" in template for template in templates), f"a template without {{c}} in {templates}"
     )
-    return {"images": len(samples), "classes": len(classes)}
+    counts = {"images": len(samples), "classes": len(classes)}
+    if any("npy" in sample for sample in samples):
+        rows = [np.load(io.BytesIO(sample["npy"]), allow_pickle=False) for sample in samples]
+        require(all(row.shape == (1,) for row in rows), "a row of metadata has not one column")
+        families = np.unique(rows)
+        require(np.array_equal(families, np.arange(len(families))), f"families are numbered {families.tolist()}")
+        counts["families"] = len(families)
+    return counts
