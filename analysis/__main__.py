@@ -1,15 +1,16 @@
-"""Command line: collect results, write a table or a figure, show the main table in the terminal."""
+"""Command line: collect results, write a table or a figure, show, check and compare what there is."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as Grid
 
-from analysis import artifacts, collect, frame, rendering
+from analysis import artifacts, collect, comparison, frame, rendering, staleness
 from engine import paths
 
 CELL_WIDTH = 16
@@ -21,6 +22,8 @@ examples:
   python -m analysis table results/collected/quickstart.parquet main_results --out results/tables/quickstart
   python -m analysis figure results/collected/quickstart.parquet training_curves --out results/figures/quickstart
   python -m analysis show results
+  python -m analysis check
+  python -m analysis compare results /other/checkout/results
 """
 
 
@@ -43,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     one = commands.add_parser("show", help="print the main table, and where all tables and figures are")
     one.add_argument("path", type=Path, metavar="PARQUET_OR_RESULTS", help="a collected frame, or the results folder")
+    commands.add_parser(
+        "check", help="name every collected frame, table and figure that is older than its records; status 1 if any"
+    )
+    one = commands.add_parser("compare", help="say what differs between two results folders beyond noise, as Markdown")
+    one.add_argument("a", type=Path, metavar="RESULTS_A", help="a results folder")
+    one.add_argument("b", type=Path, metavar="RESULTS_B", help="another one: another commit, another cluster")
+    one.add_argument("--json", action="store_true", help="all numbers, for programs")
     return top
 
 
@@ -56,12 +66,24 @@ def main(argv: list[str] | None = None) -> int:
             rendering.write_table(frame.read(args.frame), args.id, args.out)
         elif args.command == "figure":
             rendering.write_figure(frame.read(args.frame), args.id, args.out)
-        else:
+        elif args.command == "show":
             show(args.path)
+        elif args.command == "compare":
+            found = comparison.compare(args.a, args.b)
+            print(json.dumps(comparison.to_json(found), indent=2) if args.json else comparison.report(found))
+        else:
+            return check()
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def check() -> int:
+    """Print what is out of date; status 1 if anything is."""
+    lines = staleness.stale()
+    print("\n".join(lines) or "every collected frame, table and figure shows what the records say")
+    return 1 if lines else 0
 
 
 def show(path: Path) -> None:

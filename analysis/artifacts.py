@@ -2,7 +2,7 @@
 
 A table is ``tables/<id>.py``, a figure ``figures/<id>.py``. Each defines ``build(frame)`` and may say, as literals,
 
-- ``KINDS``: the kinds of rows it is drawn from (`build` gets no others); all but costs, which never repeat, by default;
+- ``KINDS``: the kinds of rows it is drawn from (`build` gets no others); by default those of `rendering.DEFAULT_KINDS`;
 - ``SUITES``: patterns of the suites it is made for, e.g. ``("ablation_*",)``, or with ``!`` of those that it is not
   made for; all suites by default.
 """

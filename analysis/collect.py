@@ -58,14 +58,18 @@ def collect(suite_path: Path) -> pd.DataFrame:
             *_normalizer_rows(record),
             *_train_rows(run),
             *_cost_rows(record),
+            *_option_rows(run),
+            *_signature_rows(record),
         ):
             rows.append({**shared, "is_final": row["samples_seen"] == run.spec.samples_seen, **row})
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
-    origin = record.provenance
-    dirty = f"+{origin.dirty_sha256[:8]}" if origin.dirty_sha256 else ""
+    # A run that went on elsewhere names all places: its times are a mixture.
+    origins = [attempt.provenance for attempt in record.attempts]
+    commits = (f"{o.commit}+{o.dirty_sha256[:8]}" if o.dirty_sha256 else o.commit for o in origins)
+    devices = (f"{o.world_size} x {o.device}" if o.world_size > 1 else o.device for o in origins)
     return {
         "suite": suite,
         "run_id": run.spec.run_id,
@@ -76,8 +80,8 @@ def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
         "model": run.spec.model.name,
         "global_batch_size": run.spec.global_batch_size,
         "seed": run.spec.seed,
-        "commit": f"{origin.commit}{dirty}",
-        "device": origin.device,
+        "commit": ", ".join(dict.fromkeys(commits)),
+        "device": ", ".join(dict.fromkeys(devices)),
         "title": "",
         "metric": "",
         "chance": math.nan,
@@ -185,6 +189,22 @@ def _cost_rows(record: Record) -> Iterator[Row]:
     costs |= {"median_step_sec": record.median_step_sec, "peak_memory_bytes": record.peak_memory_bytes}
     for name, value in costs.items():
         yield {"kind": "cost", "samples_seen": record.samples_seen, "name": name, "value": value}
+
+
+def _option_rows(run: SuiteRun) -> Iterator[Row]:
+    """Give the method's numeric options, so that figures can have them as axes; "never" is an infinite period."""
+    for name, value in run.spec.method.config.items():
+        number = math.inf if value == "never" else value
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            yield {"kind": "option", "samples_seen": run.spec.samples_seen, "name": name, "value": number}
+
+
+def _signature_rows(record: Record) -> Iterator[Row]:
+    for signature in record.signatures:
+        for metric in ("first_step", "last_step"):
+            step = getattr(signature, metric)
+            seen = step * record.spec.global_batch_size
+            yield {"kind": "signature", "samples_seen": seen, "name": signature.name, "metric": metric, "value": step}
 
 
 def _load(model: type[ModelT], path: Path) -> ModelT:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
+from typing import TypeVar
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,10 +18,22 @@ from analysis import stats, style
 
 DASHED = (0, (3, 2))
 CAPTION_LETTERS_PER_IN = 21
+MAX_PANELS = 18
+"""Panels of one figure: more would not fit a page."""
 MAX_PLAIN_RATIO = 1e3
 """Largest over smallest value of a logarithmic axis up to which numbers are written out."""
 MEAN_AND_INTERVAL = " Marker: mean; bar: its 95 % interval (t, cut at the edge); dots: seeds."
 MEAN_AND_BAND = " Line: mean over seeds; band: lowest to highest seed."
+
+
+Item = TypeVar("Item")
+
+
+def fit(items: Sequence[Item], most: int, what: str) -> tuple[list[Item], str]:
+    """Keep what fits a page; returns it, and a sentence for the caption if something is left out."""
+    left_out = len(items) - most
+    note = f" Not drawn for want of room: {left_out} further {what}; tables have all." if left_out > 0 else ""
+    return list(items[:most]), note
 
 
 def nothing(reason: str) -> Figure:
@@ -168,6 +182,6 @@ def legend(figure: Figure, frame: pd.DataFrame, *others: Line2D) -> None:
 
 def caption(figure: Figure, frame: pd.DataFrame, text: str, *, over_seeds: str) -> None:
     """Say below all panels which runs are shown and how; `over_seeds` only if there are several."""
-    text = f"Runs: {tidy.describe(frame)}. {text}{over_seeds if frame['seed'].nunique() > 1 else ''}"
+    text = f"Runs: {tidy.describe(frame)}. {text}".strip() + (over_seeds if frame["seed"].nunique() > 1 else "")
     text = textwrap.fill(text, int(figure.get_figwidth() * CAPTION_LETTERS_PER_IN))
     figure.supxlabel(text, fontsize=6, color=style.MUTED, x=0.01, ha="left")

@@ -26,9 +26,9 @@ COLUMNS = {
     "model": "str",
     "global_batch_size": "int64",
     "seed": "int64",
-    "commit": "str",
-    "device": "str",
-    "kind": "str",  # eval | average | train | normalizer | cost
+    "commit": "str",  # of all attempts of the run, if they differ
+    "device": "str",  # likewise, with the number of processes if there are several
+    "kind": "str",  # eval | average | train | normalizer | cost | option (numeric, of the method) | signature
     "samples_seen": "int64",
     "is_final": "bool",  # at the end of training, not at an earlier milestone or step
     "name": "str",  # evaluation set, average, or logged value

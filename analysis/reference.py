@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import yaml
 
 from analysis import style
 from analysis.rendering import Cell, Table
 
 PAPER: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
+
+
+class PaperScores(NamedTuple):
+    """What the paper's methods reach on what a suite reproduces."""
+
+    score: str
+    """The average they belong to; only an average over all its sets has this name."""
+    values: dict[str, float]
+    """By method, in percent."""
+
+
+def of_suite(frame: pd.DataFrame) -> PaperScores | None:
+    """Return the paper's scores if all rows are of a suite that reproduces one of its columns."""
+    part = PAPER["results"]
+    suites = [style.DATASETS.get(suite) for suite in frame["suite"].unique()]
+    if len(suites) != 1 or suites[0] not in part["datasets"]:
+        return None
+    column = part["datasets"].index(suites[0])
+    return PaperScores(part["score"], {method: values[column] for method, values in part["methods"].items()})
+
+
+def increase(change: str) -> dict[str, float]:
+    """Return by method how much the paper's error of the log-normalizers grows by a change of the setting."""
+    part = PAPER["normalizer_error"]
+    column = part["changes"].index(change)
+    return {method: values[column] for method, values in part["methods"].items()}
 
 
 def by_method(section: str, columns: str) -> Table:

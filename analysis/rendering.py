@@ -27,7 +27,10 @@ from engine import paths
 
 MAX_COLUMNS = 6
 """Number columns side by side in Markdown and LaTeX; further ones follow in a panel below."""
-ALL_BUT_COST = ("eval", "average", "train", "normalizer")
+MAX_ROWS = 45
+"""Rows of one LaTeX float; what does not fit a page goes on in another."""
+DEFAULT_KINDS = ("eval", "average", "train", "normalizer")
+"""Without costs, which never repeat."""
 NO_VALUE = "\N{EN DASH}"
 
 
@@ -84,11 +87,16 @@ def three_digits(value: float) -> str:
     return f".{max(0, 2 - math.floor(math.log10(abs(value))))}f" if abs(value) >= 1e-3 else ".2e"
 
 
+def short(commits: str) -> str:
+    """Shorten each commit to twelve digits."""
+    return re.sub(r"\b(\w{12})\w*", r"\1", commits)
+
+
 def build_table(frame: pd.DataFrame, name: str) -> Table:
     """Build a table from the rows it may see, and say at its end what it was made from."""
-    rows = _rows("table", name, frame)
+    rows = select("table", name, frame)
     table: Table = importlib.import_module(f"analysis.tables.{name}").build(rows)
-    commits = [re.sub(r"^(\w{12})\w*", r"\1", commit) for commit in sorted(rows["commit"].unique())]
+    commits = map(short, sorted(rows["commit"].unique()))
     origin = f"Suite {', '.join(rows['suite'].unique())}; {rows['run_id'].nunique()} runs; commit {', '.join(commits)}."
     missing = () if table.rows else ("Nothing to show: this suite has no rows for this table.",)
     return dataclasses.replace(table, notes=(*missing, *table.notes, *((origin,) if len(rows) else ())))
@@ -105,7 +113,7 @@ def write_table(frame: pd.DataFrame, name: str, folder: Path) -> None:
 
 def build_figure(frame: pd.DataFrame, name: str) -> Figure:
     """Build a figure from the rows it may see."""
-    figure: Figure = importlib.import_module(f"analysis.figures.{name}").build(_rows("figure", name, frame))
+    figure: Figure = importlib.import_module(f"analysis.figures.{name}").build(select("figure", name, frame))
     return figure
 
 
@@ -160,7 +168,21 @@ def to_markdown(table: Table, level: int = 3) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return a booktabs table; panels are stacked."""
+    """Return a booktabs table (package booktabs); panels are stacked, a long table goes on in another float."""
+    if len(table.rows) > MAX_ROWS:
+        count = math.ceil(len(table.rows) / MAX_ROWS)
+        size = math.ceil(len(table.rows) / count)
+        floats = [
+            dataclasses.replace(
+                table,
+                title=f"{table.title} (part {part + 1} of {count})",
+                rows=table.rows[part * size : (part + 1) * size],
+                notes=table.notes if part == count - 1 else (),
+                reference=table.reference if part == count - 1 else None,
+            )
+            for part in range(count)
+        ]
+        return "\n".join(map(to_latex, floats))
     parts = [r"\begin{table}[t]", r"\centering", rf"\caption{{{_escape_latex(table.title)}.}}", r"\small"]
     for number, columns in enumerate(panels(table)):
         align = "".join("l" if i < table.num_keys else "r" for i in columns)
@@ -183,23 +205,24 @@ def to_terminal(item: str | Cell) -> str:
     return f"{text}{item.mark} {item.remark}".strip() or NO_VALUE
 
 
-def _rows(form: artifacts.Form, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+def select(form: artifacts.Form, name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Select what an artefact may see, so that its sidecar's digest covers exactly what it was drawn from."""
     known = artifacts.tables() if form == "table" else artifacts.figures()
     if name not in known:
         where = artifacts.source(form, name)
         raise ValueError(f"unknown {form} {name!r}; known: {', '.join(known)}; to add it, write {where}")
-    return frame[frame["kind"].isin(artifacts.literal(form, name, "KINDS", ALL_BUT_COST))]
+    return frame[frame["kind"].isin(artifacts.literal(form, name, "KINDS", DEFAULT_KINDS))]
 
 
 def _sidecar(form: artifacts.Form, name: str, frame: pd.DataFrame) -> str:
-    rows = _rows(form, name, frame)
+    rows = select(form, name, frame)
     origin = {
         "id": name,
         "form": form,
         **{f"{column}s": sorted(rows[column].unique()) for column in ("suite", "kind", "commit", "device", "run_id")},
         "num_rows": len(rows),
         "rows_sha256": digest(rows),
+        "code_sha256": artifacts.sources_sha256(form, name),
     }
     return json.dumps(origin, indent=2) + "\n"
 
@@ -247,6 +270,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "†": r"$\dagger$",
     "·": r"$\cdot$",
     "<": "$<$",
+    "|": "$|$",
     ">": "$>$",
     NO_VALUE: "--",
 }

@@ -6,6 +6,7 @@ The only place with display names. A method keeps its colour whatever else is dr
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ KNOWN = {
     "fastclip": MethodStyle("FastCLIP", "#009E73", "^"),
     "siglip": MethodStyle("SigLIP", "#56B4E9", "v"),
     "amorlip": MethodStyle("AmorLIP", "#CC79A7", "D"),
+    "memory_queue": MethodStyle("CLIP + queue", "#E69F00", "*"),
     OURS: MethodStyle("NeuCLIP", "#D55E00", "o"),
 }
 SPARE_COLORS = ("#7A5C99", "#8C6D31", "#5F6B6D", "#A23B72", "#3B7A57", "#B8860B", "#4B5D8A")
@@ -65,7 +67,10 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def dataset(name: str) -> str:
-    """Display name of a training set."""
+    """Display name of a training set, or of a part of one: ``cc3m-0.1`` is CC3M, 10 %."""
+    whole, _, share = name.rpartition("-")
+    if whole and re.fullmatch(r"0\.\d+", share):
+        return f"{dataset(whole)}, {100 * float(share):g} %"
     return DATASETS.get(name, name)
 
 

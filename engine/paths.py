@@ -100,6 +100,11 @@ def code() -> Path:
     return RESULTS / "code"
 
 
+def method(sha256: str) -> Path:
+    """The copy of a file that defines a method and is not in this repository, by its digest."""
+    return RESULTS / "methods" / f"{sha256}.py"
+
+
 def scheduler() -> Path:
     """What the launchers of this folder share: states of jobs, and who holds which GPU."""
     return RESULTS / "scheduler"

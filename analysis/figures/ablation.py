@@ -10,6 +10,9 @@ from analysis import frame as tidy
 
 SUITES = ("ablation_*", "quickstart")
 KINDS = ("average",)
+MAX_ROWS = 45
+MAX_SCORES = 3
+"""The first averages of a suite; more leave no room for intervals."""
 
 
 @style.paper
@@ -32,7 +35,9 @@ def build(frame: pd.DataFrame) -> Figure:
         for method in tidy.methods(part)
         for variant in reversed(tidy.variants(part[part["method"] == method]))
     ]
-    scores = tidy.scores(frame)
+    left_out = drawing.fit(rows, MAX_ROWS, "rows")[1]
+    rows = rows[-MAX_ROWS:]
+    scores = tidy.scores(frame)[:MAX_SCORES]
     figure = Figure(figsize=(style.PAGE_IN, 0.65 + 0.17 * len(rows)))
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False, sharey=True)[0], scores, strict=True):
         axes.set_title(f"{score.title}, %")
@@ -50,5 +55,6 @@ def build(frame: pd.DataFrame) -> Figure:
             shown.append(values)
         ours = [y for y, row in enumerate(rows) if row[1] == style.OURS and not row[2]]
         drawing.label_rows(axes, [label for label, *_ in rows], pd.concat(shown), ours)
-    drawing.caption(figure, frame, "Vertical line: main run of the same method.", over_seeds=drawing.MEAN_AND_INTERVAL)
+    text = f"Vertical line: main run of the same method.{left_out}"
+    drawing.caption(figure, frame, text, over_seeds=drawing.MEAN_AND_INTERVAL)
     return figure

@@ -16,6 +16,7 @@ from analysis import frame as tidy
 
 KINDS = ("normalizer",)
 GRIDS = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in the data set"}
+MAX_PANELS = 9
 SAME_TEMPERATURE = 0.02
 """Relative difference up to which temperatures count as equal."""
 CONTROL: dict[str, Any] = {"color": style.MUTED, "linestyle": drawing.DASHED, "linewidth": 1.0, "marker": "_"}
@@ -27,15 +28,22 @@ def build(frame: pd.DataFrame) -> Figure:
     frame = tidy.with_mean_error(frame)
     if frame.loc[frame["name"] == "mse", "value"].isna().all():
         return drawing.nothing("No errors of log-normalizers: no run of this suite measures them.")
-    parts = {variant: frame[frame["variant"] == variant] for variant in tidy.variants(frame)}
-    parts = {v: rows for v, rows in parts.items() if v == "" or rows["method"].nunique() > 1}
+    models = sorted(frame["model"].unique())
+    parts = {
+        ", ".join(filter(None, [variant.capitalize() or "Main runs", model if len(models) > 1 else ""])): rows
+        for variant in tidy.variants(frame)
+        for model in models
+        if len(rows := frame[(frame["variant"] == variant) & (frame["model"] == model)])
+        and (variant == "" or rows["method"].nunique() > 1)
+    }
     panels = []
-    for variant, rows in sorted(parts.items(), key=lambda item: not _has_one_temperature(item[1])):
+    for name, rows in sorted(parts.items(), key=lambda item: not _has_one_temperature(item[1])):
         largest = max(tidy.settings(rows), key=lambda setting: len(setting.rows)).rows
-        panels.append((_title(variant, largest), "samples_seen", largest))
+        panels.append((_title(name, largest), "samples_seen", largest))
         final = rows[rows["is_final"]]
-        panels += [(_title(variant, final), c, _slice(final, c)) for c in GRIDS if rows[c].nunique() > 1]
-    columns = min(3 if any(x in GRIDS for _, x, _ in panels) else 2, len(panels))
+        panels += [(_title(name, final), c, _slice(final, c)) for c in GRIDS if rows[c].nunique() > 1]
+    panels, left_out = drawing.fit(panels, MAX_PANELS, "panels")
+    columns = min(3 if len(panels) > 4 or any(x in GRIDS for _, x, _ in panels) else 2, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(style.PAGE_IN, 2.1 * lines + 0.4))
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
@@ -50,7 +58,7 @@ def build(frame: pd.DataFrame) -> Figure:
     drawing.caption(
         figure,
         frame,
-        "Errors compare at equal temperature \N{GREEK SMALL LETTER TAU} only.",
+        "Errors compare at equal temperature \N{GREEK SMALL LETTER TAU} only." + left_out,
         over_seeds=drawing.MEAN_AND_BAND,
     )
     return figure
@@ -80,10 +88,10 @@ def _has_one_temperature(rows: pd.DataFrame) -> bool:
     return bool(values.max() <= (1 + SAME_TEMPERATURE) * values.min())
 
 
-def _title(variant: str, rows: pd.DataFrame) -> str:
+def _title(name: str, rows: pd.DataFrame) -> str:
     values = _temperatures(rows)
     given = f"{values.min():.2g}" if _has_one_temperature(rows) else f"{values.min():.2g} to {values.max():.2g}"
-    return f"{variant.capitalize() or 'Main runs'} (\N{GREEK SMALL LETTER TAU} = {given})"
+    return f"{name} (\N{GREEK SMALL LETTER TAU} = {given})"
 
 
 def _slice(frame: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -17,15 +17,19 @@ KINDS = ("average",)
 def build(frame: pd.DataFrame) -> Figure:
     """Draw one panel per setting and average, one row per baseline."""
     frame = tidy.main_runs(tidy.final_scores(frame))
-    panels = []
-    for label, rows in tidy.settings(frame):
-        for score in tidy.scores(rows):
+    panels, settings = [], tidy.settings(frame)
+    scores = tidy.scores(frame)
+    if len(settings) * len(scores) > drawing.MAX_PANELS:
+        scores = scores[:1]
+    for label, rows in settings:
+        for score in scores:
             tests = stats.paired_differences(rows[rows["name"] == score.name], ["name"], first=style.OURS)
             if tests["n"].sum():
                 panels.append((", ".join(filter(None, [score.title, label])), tests.set_index("baseline")))
     ours = style.method(style.OURS).name
     if not panels:
         return drawing.nothing(f"No paired differences: {ours} and a baseline share no seed in this suite.")
+    panels, left_out = drawing.fit(panels, drawing.MAX_PANELS, "settings")
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     height = lines * (0.45 + 0.2 * max(len(tests) for _, tests in panels)) + 0.2
@@ -47,7 +51,7 @@ def build(frame: pd.DataFrame) -> Figure:
     drawing.caption(
         figure,
         frame,
-        f"{ours} minus each baseline in points, seed by seed.",
+        f"{ours} minus each baseline in points, seed by seed.{left_out}",
         over_seeds=" Marker: mean; bar: its 95 % interval (t, cut at the edge); p: paired t test, Holm-corrected.",
     )
     return figure

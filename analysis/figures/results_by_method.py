@@ -12,12 +12,17 @@ from analysis import drawing, style
 from analysis import frame as tidy
 
 KINDS = ("average", "eval")
+MAX_SETS = 16
+"""More are in the figure per_task."""
 Panel = tuple[str, tidy.Score, pd.DataFrame]
 
 
 @style.paper
 def build(frame: pd.DataFrame) -> Figure:
-    """Draw averages large with their numbers, sets small below; with several settings, only the averages of each."""
+    """Draw averages large with their numbers, sets small below.
+
+    With several settings only the averages of each, with more sets than fit below only the averages.
+    """
     frame = tidy.main_runs(tidy.final_scores(frame))
     if frame.empty:
         return drawing.nothing("No results by method: this suite evaluates no main runs.")
@@ -25,10 +30,14 @@ def build(frame: pd.DataFrame) -> Figure:
     panels = [(label, score, rows) for label, rows in settings for score in tidy.scores(rows)]
     large = [panel for panel in panels if panel[1].kind == "average"]
     small = [panel for panel in panels if panel[1].kind == "eval" and len(settings) == 1]
+    small = small if len(small) <= MAX_SETS else []
+    if len(large) > drawing.MAX_PANELS:
+        large = [panel for panel in large if panel[1].name == large[0][1].name]
+    large, left_out = drawing.fit(large, drawing.MAX_PANELS, "settings")
     # Panels, columns, height of a row of panels.
     blocks: list[tuple[list[Panel], int, float]] = [
         (large, min(3, len(large)), 0.45 + 0.2 * len(methods)),
-        (small, min(4 if len(small) <= 16 else 6, len(small)), 0.42 + 0.165 * len(methods)),
+        (small, min(4, len(small)), 0.42 + 0.165 * len(methods)),
     ]
     blocks = [block for block in blocks if block[0]]
     heights = [math.ceil(len(block) / columns) * height for block, columns, height in blocks]
@@ -39,10 +48,10 @@ def build(frame: pd.DataFrame) -> Figure:
         for axes in grid.flat[len(block) :]:
             axes.remove()
         for axes, (label, score, rows) in zip(grid.flat, block, strict=False):
-            axes.set_title(", ".join(filter(None, [score.title, label])), fontsize=6 if columns > 4 else None)
+            axes.set_title(", ".join(filter(None, [score.title, label])))
             _draw(axes, score, rows, methods, with_numbers=block is large)
     diverged = "".join(f" {style.method(name).name}: {count}." for name, count in _diverged(frame).items())
-    drawing.caption(figure, frame, f"Score in %.{diverged}", over_seeds=drawing.MEAN_AND_INTERVAL)
+    drawing.caption(figure, frame, f"Score in %.{diverged}{left_out}", over_seeds=drawing.MEAN_AND_INTERVAL)
     return figure
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import reference, stats, style
-from analysis.rendering import Cell, Row, Table
+from analysis.rendering import Cell, Row, Table, short
 
 KINDS = ("cost",)
 # The smoke suite is there to compare bytes, and says nothing about methods.
@@ -17,33 +17,48 @@ PHASES = ("data", "encoder", "method", "optimizer")
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per setting, method and device; runs on different devices are never averaged."""
+    """One row per setting, method, device and commit: times of different devices or code are never averaged."""
     frame = tidy.main_runs(frame[~frame["name"].str.startswith("time/")])
     settings = tidy.settings(frame)
-    keys = ("Setting", "Method", "Device") if len(settings) > 1 else ("Method", "Device")
+    commits = sorted(frame["commit"].unique())
+    names = {
+        "Setting": len(settings) > 1,
+        "Method": True,
+        "Device": True,
+        "Commit": len(commits) > 1,
+    }
+    keys = tuple(name for name, is_shown in names.items() if is_shown)
     clocks = [CLOCK + phase for phase in PHASES]
     rows: list[Row] = []
     for label, part in settings:
         for method in tidy.methods(part):
-            for device, one in part[part["method"] == method].groupby("device", sort=False):
+            for (device, commit), one in part[part["method"] == method].groupby(["device", "commit"], sort=False):
                 runs = one.pivot(index="run_id", columns="name", values="value").reindex(columns=frame["name"].unique())
                 shares = 100 * runs[clocks].div(runs[clocks].sum(axis=1), axis=0)
+                place = dict(
+                    zip(names, (label, style.method(method).name, str(device), short(str(commit))), strict=True)
+                )
                 rows.append(
                     (
-                        *(label, style.method(method).name, str(device))[-len(keys) :],
+                        *(place[name] for name in keys),
                         _cell(1e3 * runs["median_step_sec"]),
                         *(_cell(shares[clock]) for clock in clocks),
                         _cell(runs["peak_memory_bytes"] / 2**30, ".2f"),
                         Cell(len(runs), form="d"),
                     )
                 )
+    mixed = []
+    if len(commits) > 1 or frame["device"].nunique() > 1:
+        mixed.append("These runs are not of one device and commit: rows that differ in either do not compare.")
+    if frame[["device", "commit"]].apply(lambda column: column.str.contains(", ")).any(axis=None):
+        mixed.append("A row that names several devices or commits is of runs that moved: its times are a mixture.")
     titles = [f"{clock.removeprefix(CLOCK).capitalize()}, %" for clock in clocks]
     return Table(
         title="Cost of training, mean ± half-width of the 95 % interval over runs",
         header=(*keys, "Median step, ms", *titles, "Peak memory, GiB", "Runs"),
         rows=tuple(rows),
         num_keys=len(keys),
-        notes=("Percentages are shares of a training step. Compare rows of one device only.",),
+        notes=("Percentages are shares of a training step.", *mixed),
         reference=reference.npn_share(),
     )
 

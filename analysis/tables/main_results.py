@@ -1,34 +1,47 @@
-"""The main table: every method's final score on every average and evaluation set."""
+"""The main table: final scores on every average and evaluation set, beside the paper's where it has one."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from analysis import cells, reference, stats, style
 from analysis import frame as tidy
-from analysis import reference, stats, style
 from analysis.rendering import Cell, Row, Table
 
 KINDS = ("average", "eval")
 OURS = style.method(style.OURS).name
+MAX_SETS = 12
+"""Suites with more sets show averages here, and each set in the table per_task."""
 
 
 def build(frame: pd.DataFrame) -> Table:
     """One row per setting and method, one column per average and set, in percent."""
     frame = tidy.main_runs(tidy.final_scores(frame))
     scores, settings = tidy.scores(frame), tidy.settings(frame)
+    if sum(score.kind == "eval" for score in scores) > MAX_SETS:
+        scores = [score for score in scores if score.kind == "average"]
+    paper = reference.of_suite(frame)
     keys = ("Setting", "Method") if len(settings) > 1 else ("Method",)
     rows: list[Row] = []
     for label, part in settings:
-        columns = [_cells(part[(part["kind"] == score.kind) & (part["name"] == score.name)]) for score in scores]
+        columns = [cells.by_method(part[(part["kind"] == s.kind) & (part["name"] == s.name)]) for s in scores]
         runs = part.groupby("method")["run_id"].nunique()
         diverged = part[part["status"] == "diverged"].groupby("method")["run_id"].nunique()
         for method in tidy.methods(part):
             key = (label, style.method(method).name)[-len(keys) :]
+            shown: list[Cell] = []
+            for score, column in zip(scores, columns, strict=True):
+                shown.append(column[method])
+                if paper and score.name == paper.score:
+                    shown += _beside_paper(column[method], paper.values.get(method))
             counts = (Cell(runs[method], form="d"), Cell(diverged.get(method, 0), form="d"))
-            rows.append((*key, *(cells[method] for cells in columns), *counts))
+            rows.append((*key, *shown, *counts))
+    titles = []
+    for score in scores:
+        titles += [score.title, "Paper", "Minus paper"] if paper and score.name == paper.score else [score.title]
     return Table(
         title="Results in %, mean ± half-width of the 95 % interval over seeds",
-        header=(*keys, *(score.title for score in scores), "Runs", "Diverged"),
+        header=(*keys, *titles, "Runs", "Diverged"),
         rows=tuple(rows),
         num_keys=len(keys),
         notes=(
@@ -41,23 +54,7 @@ def build(frame: pd.DataFrame) -> Table:
     )
 
 
-def _cells(rows: pd.DataFrame) -> dict[str, Cell]:
-    """Fill one column of one setting: a cell per method."""
-    summary = stats.summarize(rows, ["method"]).set_index("method")
-    tests = stats.paired_differences(rows, ["name"], first=style.OURS).set_index("baseline")
-    # What is printed is ranked: means that look the same share a place.
-    printed = (100 * summary["mean"]).round(1)
-    places = sorted(printed.dropna().unique(), reverse=True)
-    cells = {}
-    for row in summary.reset_index().to_dict("records"):
-        method, n, runs = row["method"], row["n"], row["num_runs"]
-        cell = Cell(100 * row["mean"], 100 * row["half_width"], n)
-        if n < runs:
-            statuses = rows.loc[rows["method"] == method, "status"].unique()
-            cell = cell.but(remark=f"(n = {n})" if n else statuses[0] if len(statuses) == 1 else "absent")
-        if len(summary) > 1 and printed[method] in places[:2]:
-            cell = cell.but(emphasis="best" if printed[method] == places[0] else "second")
-        if method in tests.index and tests["p_holm"][method] < stats.SIGNIFICANCE:
-            cell = cell.but(mark="*" if tests["mean"][method] > 0 else "†")
-        cells[method] = cell
-    return cells
+def _beside_paper(ours: Cell, paper: float | None) -> list[Cell]:
+    if paper is None or ours.value is None:
+        return [Cell(paper, form=".2f"), Cell(None)]
+    return [Cell(paper, form=".2f"), Cell(ours.value - paper, form="+.2f")]

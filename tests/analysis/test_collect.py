@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,24 @@ def test_normalizer_errors_and_costs_are_rows(frame: pd.DataFrame) -> None:
 
 def test_times_are_costs_and_not_curves(frame: pd.DataFrame) -> None:
     assert set(frame.loc[frame["name"] == "time/step_sec", "kind"]) == {"cost"}
+
+
+def test_numeric_options_are_rows_and_never_is_an_infinite_period() -> None:
+    config = {"num_updates": 5, "restart_period": "never", "objective": "unified", "nested": {"a": 1}, "on": True}
+    frame = collect(synthetic.write_suite([synthetic.run_spec("neuclip", 0, config=config)]))
+    options = frame[frame["kind"] == "option"].set_index("name")["value"].to_dict()
+    assert options == {"num_updates": 5.0, "restart_period": math.inf}
+
+
+def test_signs_of_failure_are_rows_with_their_first_and_last_step(suite: Path) -> None:
+    sign = {"name": "embedding_collapse", "first_step": 3, "last_step": 30, "evidence": {}, "advice": "-"}
+    change(RECORD, "signatures", to=[sign])
+    rows = collect(suite)
+    rows = rows[rows["kind"] == "signature"]
+    assert list(rows["metric"]) == ["first_step", "last_step"]
+    assert list(rows["value"]) == [3, 30]
+    assert list(rows["samples_seen"]) == [3 * synthetic.BATCH, 30 * synthetic.BATCH]
+    assert set(rows["run_id"]) == {run_id("neuclip", 1)}
 
 
 def test_the_last_line_of_a_step_holds(suite: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import synthetic
 
 from analysis import artifacts
 from analysis.__main__ import main
@@ -34,7 +35,36 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_same_results_same_bytes_in_any_process(suite: Path) -> None:
+@pytest.fixture
+def everything() -> None:
+    """A suite of which every table and every figure has something to show."""
+    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(6)}
+    main = {"num_updates": 10, "restart_period": 500}
+    specs = [
+        synthetic.run_spec(method, seed, global_batch_size=size, config=main)
+        for method in ("neuclip", "openclip", "siglip")
+        for seed in range(2)
+        for size in (64, 32)
+    ]
+    variants = {
+        "1 update": [synthetic.run_spec("neuclip", seed, config={**main, "num_updates": 1}) for seed in range(2)],
+        "fixed temperature": [
+            synthetic.run_spec(method, 0, global_batch_size=size, config={**main, "fixed": True})
+            for method in ("neuclip", "openclip")
+            for size in (64, 32)
+        ],
+    }
+    synthetic.write_suite(
+        specs, cards=cards, averages={"Average": list(cards)}, variants=variants, diverged=(("siglip", 1),)
+    )
+    sign = {"name": "embedding_collapse", "first_step": 3, "last_step": 30, "evidence": {}, "advice": "-"}
+    for record in paths.RESULTS.glob("runs/siglip*/record.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"signatures": [sign]}))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("everything")
+def test_same_results_same_bytes_in_any_process() -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", ALL, f"out{seed}"],
@@ -42,12 +72,16 @@ def test_same_results_same_bytes_in_any_process(suite: Path) -> None:
         )
         for seed in ("1", "2")
     ]
-    assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
     first, second = digests(Path("out1")), digests(Path("out2"))
     assert first == second
     expected = {f"tables/{name}{suffix}" for name in artifacts.tables() for suffix in artifacts.TABLE_SUFFIXES}
     expected |= {f"figures/{name}{suffix}" for name in artifacts.figures() for suffix in artifacts.FIGURE_SUFFIXES}
     assert set(first) == {"frame.parquet", *expected}
+    nothing = [path for path in Path("out1/tables").glob("*.md") if "Nothing to show" in path.read_text()]
+    assert nothing == []
+    smallest = min(Path("out1/figures").glob("*.png"), key=lambda path: path.stat().st_size)
+    assert smallest.stat().st_size > 20_000, f"{smallest} shows nothing"
 
 
 def test_a_sidecar_changes_with_the_rows_it_covers_and_no_others(suite: Path) -> None:

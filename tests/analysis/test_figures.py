@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +15,7 @@ from matplotlib.figure import Figure
 from analysis import artifacts, style
 from analysis.collect import collect
 from analysis.rendering import build_figure
+from engine import paths
 
 NAMES = ["NeuCLIP", "AmorLIP", "SigLIP", "FastCLIP", "OpenCLIP"]
 
@@ -143,6 +149,137 @@ def test_an_ablation_has_a_row_per_variant() -> None:
     frame = collect(synthetic.write_suite(synthetic.main_specs(), variants={"period=20": variant}))
     axes = panel(build_figure(frame, "ablation"), "Average, %")
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["period=20", "NeuCLIP"]
+
+
+def variants_of(options: dict[str, list[Any]], main: dict[str, Any]) -> pd.DataFrame:
+    """NeuCLIP with three seeds for all combinations of options; `main` is the main run's."""
+    labelled = {}
+    for values in itertools.product(*options.values()):
+        config = dict(zip(options, values, strict=True))
+        labelled["" if config == main else str(config)] = [
+            synthetic.run_spec("neuclip", seed, config=config) for seed in range(3)
+        ]
+    return collect(synthetic.write_suite(labelled.pop(""), variants=labelled))
+
+
+def test_two_options_make_a_heat_map_with_the_main_run_outlined() -> None:
+    main = {"num_updates": 10, "restart_period": 500}
+    frame = variants_of({"num_updates": [10, 1], "restart_period": [500, "never", 100]}, main)
+    score = (frame["kind"] == "average") & (frame["variant"].str.contains("never"))
+    frame["value"] = frame["value"] - 0.1 * score
+    axes = panel(build_figure(frame, "sensitivity"), "Average, %")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "10"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["100", "500", "never"]
+    (image,) = axes.images
+    np.testing.assert_allclose(image.get_array(), [[42.5, 42.5], [42.5, 42.5], [32.5, 32.5]])
+    assert [text.get_text() for text in axes.texts][-1] == "32.5"
+    (outline,) = axes.patches
+    assert outline.get_xy() == pytest.approx((1 - 0.48, 1 - 0.46))
+
+
+def test_one_option_makes_a_curve_and_mixed_devices_have_no_step_time() -> None:
+    frame = variants_of({"num_prototypes": [4096, 256]}, {"num_prototypes": 4096})
+    figure = build_figure(frame, "sensitivity")
+    assert line(panel(figure, "Average, %"), "NeuCLIP") == pytest.approx(np.array([[0, 42.5], [1, 42.5]]))
+    assert line(panel(figure, "Median step, ms"), "NeuCLIP")[:, 1] == pytest.approx([11.0, 11.0])
+    frame.loc[frame["seed"] == 1, "device"] = "gpu"
+    figure = build_figure(frame, "sensitivity")
+    assert [axes.get_title(loc="left") for axes in figure.get_axes()] == ["Average, %"]
+    assert "No step times: they are of several devices" in texts(figure)
+
+
+def test_quality_by_time_is_steps_times_the_median_step(frame: pd.DataFrame) -> None:
+    (axes,) = build_figure(frame, "quality_by_time").get_axes()
+    # 20 and 40 steps of 10, 11 and 12 ms.
+    assert axes.get_xlabel() == "Training, s"
+    assert line(axes, "FastCLIP") == pytest.approx(np.array([[0.22, 27.375], [0.44, 36.5]]))
+
+
+@pytest.mark.parametrize("name", ["quality_by_time", "step_time"])
+def test_devices_have_panels_of_their_own(frame: pd.DataFrame, name: str) -> None:
+    moved = frame.assign(device=frame["device"].where(frame["seed"] != 1, "gpu"))
+    figure = build_figure(moved, name)
+    assert [axes.get_title(loc="left") for axes in figure.get_axes()] == ["cpu", "gpu"]
+    assert "do not compare" in texts(figure)
+
+
+def test_a_step_is_split_as_the_total_time_is(frame: pd.DataFrame) -> None:
+    (axes,) = build_figure(frame, "step_time").get_axes()
+    widths = [bar.patches[0].get_width() for bar in axes.containers[:4]]
+    assert widths == pytest.approx([11 * part / 9.5 for part in (1, 6, 2, 0.5)])
+
+
+def test_signs_of_failure_are_bars_over_the_share_of_training(suite: Path) -> None:
+    assert texts(build_figure(collect(suite), "failure_signatures")) == "No signs of failure were found in 15 runs."
+    sign = {"name": "embedding_collapse", "first_step": 10, "last_step": 30, "evidence": {}, "advice": "-"}
+    for record in paths.RESULTS.glob("runs/siglip*-s[01]-*/record.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"signatures": [sign]}))
+    figure = build_figure(collect(suite), "failure_signatures")
+    (axes,) = figure.get_axes()
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["SigLIP: embedding collapse"]
+    bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
+    assert bars == [pytest.approx((0.25, 0.5))] * 2
+    assert "2 of 3 runs" in texts(figure)
+
+
+def test_quality_by_batch_size_has_equal_samples_and_equal_steps_with_the_shared_run() -> None:
+    def specs(size: int, steps: int) -> list[dict[str, Any]]:
+        how = {"samples_seen": size * steps, "milestones": [size * steps], "normalizer_error": None}
+        return [synthetic.run_spec(m, 0, global_batch_size=size, **how) for m in ("neuclip", "openclip")]
+
+    equal_samples = specs(32, 80) + specs(64, 40) + specs(128, 20)
+    suite = synthetic.write_suite(equal_samples, variants={"equal steps": specs(32, 40) + specs(128, 40)})
+    figure = build_figure(collect(suite), "quality_by_size")
+    assert [axes.get_title(loc="left") for axes in figure.get_axes()] == ["Equal samples seen", "Equal steps"]
+    for axes in figure.get_axes():
+        assert line(axes, "NeuCLIP")[:, 0] == pytest.approx([32, 64, 128])
+
+
+def many_sets(num_settings: int = 1) -> pd.DataFrame:
+    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(20)}
+    averages = {f"Average {i}": list(cards) for i in range(5)}
+    specs = [
+        synthetic.run_spec(method, 0, model={"name": f"model{i}"})
+        for method in synthetic.METHODS
+        for i in range(num_settings)
+    ]
+    return collect(synthetic.write_suite(specs, cards=cards, averages=averages))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Far more settings, variants, sets and signs of failure than a page has room for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("large"))
+        frame = many_sets(num_settings=20)
+    variants = [frame.assign(variant=f"v{i}", run_id=frame["run_id"] + f"v{i}") for i in range(3)]
+    sign = frame.drop_duplicates("run_id").assign(kind="signature", name="embedding_collapse", value=1.0)
+    signs = [sign.assign(metric=metric) for metric in ("first_step", "last_step")]
+    return pd.concat([frame, *variants, *signs])
+
+
+def test_ranks_have_a_marker_per_method_and_a_bar_over_those_alike() -> None:
+    (axes,) = build_figure(many_sets(), "critical_difference").get_axes()
+    # On every set: NeuCLIP, FastCLIP, AmorLIP, OpenCLIP, SigLIP. CD = 2.728 * sqrt(5 * 6 / (6 * 20)) = 1.36.
+    places = {name: line(axes, name)[0, 0] for name in NAMES}
+    assert places == {"NeuCLIP": 1, "FastCLIP": 2, "AmorLIP": 3, "OpenCLIP": 4, "SigLIP": 5}
+    alike = [tuple(bar.get_xdata()) for bar in axes.get_lines() if bar.get_label() == "alike"]
+    assert alike == [pytest.approx((i - 0.04, i + 1.04)) for i in (1, 2, 3, 4)]
+    assert "CD = 1.36" in texts(axes.figure)
+
+
+def test_every_task_is_a_row_in_one_of_two_panels() -> None:
+    left, right = build_figure(many_sets(), "per_task").get_axes()
+    assert [tick.get_text() for tick in left.get_yticklabels()] == [f"Set {i}" for i in range(10)]
+    assert line(right, "FastCLIP")[:, 0] == pytest.approx([32.0] * 10)
+
+
+@pytest.mark.parametrize("name", artifacts.figures())
+def test_no_figure_is_taller_than_a_page(large: pd.DataFrame, name: str) -> None:
+    figure = build_figure(large, name)
+    assert figure.get_figheight() <= 9.3
+    if not texts(figure).startswith("No "):
+        assert "Not drawn for want of room" in texts(figure)
 
 
 @pytest.mark.parametrize("name", artifacts.figures())

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,6 +13,7 @@ import synthetic
 from analysis import artifacts
 from analysis.collect import collect
 from analysis.rendering import Cell, Table, build_table, three_digits, to_csv, to_latex, to_markdown
+from engine import paths
 
 
 def row(table: Table, *keys: str) -> dict[str, Cell]:
@@ -134,6 +139,94 @@ def test_the_cost_table_gives_shares_of_time(frame: pd.DataFrame) -> None:
     assert cells["Peak memory, GiB"].value == 1.0
 
 
+def test_times_of_different_devices_or_commits_are_not_averaged(frame: pd.DataFrame) -> None:
+    assert not any("do not compare" in note for note in build_table(frame, "cost").notes)
+    moved = frame.assign(
+        device=frame["device"].where(frame["seed"] != 1, "gpu"),
+        commit=frame["commit"].where(frame["seed"] != 2, "f" * 40),
+    )
+    table = build_table(moved, "cost")
+    assert table.header[:3] == ("Method", "Device", "Commit")
+    keys = ("cpu", "0123456789ab"), ("gpu", "0123456789ab"), ("cpu", "f" * 12)
+    assert [line[1:3] for line in table.rows if line[0] == "NeuCLIP"] == list(keys)
+    assert all(cell.value == 1 for line in table.rows for cell in line[-1:] if isinstance(cell, Cell))
+    assert any("rows that differ in either do not compare" in note for note in table.notes)
+
+
+def test_a_run_that_moved_between_devices_says_so() -> None:
+    suite = synthetic.write_suite(synthetic.main_specs(1))
+    record = next(paths.RESULTS.glob("runs/neuclip*/record.json"))
+    content = json.loads(record.read_text())
+    first = content["attempts"][0]
+    second = first | {"first_step": 3, "provenance": first["provenance"] | {"device": "gpu", "world_size": 2}}
+    record.write_text(json.dumps(content | {"attempts": [first, second]}))
+    table = build_table(collect(suite), "cost")
+    assert [line[1] for line in table.rows if line[0] == "NeuCLIP"] == ["cpu, 2 x gpu"]
+    assert any("its times are a mixture" in note for note in table.notes)
+
+
+def many_sets(name: str = "cc3m", seeds: int = 3) -> pd.DataFrame:
+    """Results of a suite on 14 sets."""
+    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(14)}
+    return collect(
+        synthetic.write_suite(synthetic.main_specs(seeds), name=name, cards=cards, averages={"DataComp": list(cards)})
+    )
+
+
+def test_the_papers_value_stands_beside_ours_in_the_suites_that_reproduce_it() -> None:
+    frame = many_sets()
+    table = build_table(frame, "main_results")
+    assert table.header == ("Method", "DataComp", "Paper", "Minus paper", "Runs", "Diverged")
+    # FastCLIP: 34 % here, 24.74 % in the paper's CC3M column.
+    cells = row(table, "FastCLIP")
+    assert (cells["Paper"].value, cells["Minus paper"].value) == (24.74, pytest.approx(34.0 - 24.74))
+    other = build_table(frame.assign(suite="scales"), "main_results")
+    assert other.header == ("Method", "DataComp", "Runs", "Diverged")
+    part = frame.assign(name=frame["name"].replace("DataComp", "DataComp (13 of 14 sets)"))
+    assert "Paper" not in build_table(part, "main_results").header
+
+
+def test_many_sets_have_a_table_with_a_row_each() -> None:
+    table = build_table(many_sets(), "per_task")
+    assert [line[0] for line in table.rows] == [f"Set {i}" for i in range(14)]
+    cells = row(table, "Set 3")
+    assert cells["FastCLIP"].text() == "34.0 ± 5.0"
+    assert (cells["NeuCLIP"].emphasis, cells["FastCLIP"].mark, cells["Chance"].value) == ("best", "*", 10.0)
+
+
+def test_ours_is_compared_with_each_baseline_over_sets() -> None:
+    frame = many_sets(seeds=1)
+    worse = (frame["method"] == "neuclip") & frame["name"].isin(["set0", "set1"])
+    frame["value"] = frame["value"] - 0.3 * worse
+    table = build_table(frame, "across_sets")
+    cells = row(table, "FastCLIP")
+    assert [cells[name].value for name in ("Wins", "Ties", "Losses")] == [12, 0, 2]
+    # NeuCLIP is first on twelve sets and last on two.
+    assert row(table, "NeuCLIP")["Mean rank"].value == pytest.approx((12 * 1 + 2 * 5) / 14)
+    assert row(table, "NeuCLIP")["Wins"].value is None
+    assert any("14 of 14 sets" in note for note in table.notes)
+
+
+def test_the_growth_of_the_error_is_beside_the_papers() -> None:
+    fixed = [
+        synthetic.run_spec(m, 0, global_batch_size=b, config={"fixed": True})
+        for m in ("neuclip", "openclip")
+        for b in (32, 64)
+    ]
+    frame = collect(synthetic.write_suite([], variants={"fixed temperature": fixed}))
+    harder = (frame["kind"] == "normalizer") & (frame["global_batch_size"] == 32) & (frame["method"] == "openclip")
+    frame["value"] = frame["value"] * harder.map({True: 3.0, False: 1.0})
+    table = build_table(frame, "normalizer_increase")
+    cells = row(table, "global batch size 64 to 32", "OpenCLIP, fixed temperature")
+    # Both sides' mean is 0.9 at batch 64.
+    assert [cells[name].value for name in ("MSE before", "MSE after", "Growth", "Ratio")] == pytest.approx(
+        [0.9, 2.7, 1.8, 3]
+    )
+    assert cells["Growth in the paper"].value == 8.2
+    assert cells["Growth"].half_width is not None
+    assert math.isnan(cells["Growth"].half_width)
+
+
 def test_the_ablation_compares_a_variant_with_its_main_run_by_seed() -> None:
     variant = [synthetic.run_spec("neuclip", seed, config={"period": 20}) for seed in (0, 1)]
     suite = synthetic.write_suite(synthetic.main_specs(), variants={"period=20": variant})
@@ -174,6 +267,30 @@ def test_latex_is_escaped_and_its_lines_have_as_many_cells_as_columns() -> None:
     assert r"p $<$ 0.05 $\pm$" in text
     assert all(line.count(" & ") == 2 for line in text.splitlines() if line.endswith(r"\\"))
     assert text.count("{") == text.count("}")
+
+
+def test_a_long_table_goes_on_in_another_float() -> None:
+    rows = tuple((f"r{i}", Cell(float(i))) for i in range(100))
+    text = to_latex(Table("Long", ("Key", "x"), rows, notes=("A note.",)))
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
+    assert "part 2 of 3" in text
+    assert text.count("A note.") == 1
+    assert [f"r{i} &" in text for i in range(100)] == [True] * 100
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_every_table_compiles(frame: pd.DataFrame) -> None:
+    tables = "\n".join(to_latex(build_table(frame, name)) for name in artifacts.tables())
+    Path("all.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\extrafloats{100}\n\\begin{document}\n"
+        f"{tables}\n\\end{{document}}\n",
+        encoding="utf-8",
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert Path("all.pdf").stat().st_size > 1000
 
 
 def test_many_columns_are_stacked_in_panels_but_not_in_the_csv() -> None:

@@ -1,0 +1,30 @@
+"""What several tables fill their cells with: a column of scores, ranked and marked."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import stats, style
+from analysis.rendering import Cell
+
+
+def by_method(rows: pd.DataFrame) -> dict[str, Cell]:
+    """Fill one column, the final scores of the main runs of one setting on one set: a cell per method, in percent."""
+    summary = stats.summarize(rows, ["method"]).set_index("method")
+    tests = stats.paired_differences(rows, ["name"], first=style.OURS).set_index("baseline")
+    # What is printed is ranked: means that look the same share a place.
+    printed = (100 * summary["mean"]).round(1)
+    places = sorted(printed.dropna().unique(), reverse=True)
+    cells = {}
+    for row in summary.reset_index().to_dict("records"):
+        method, n, runs = row["method"], row["n"], row["num_runs"]
+        cell = Cell(100 * row["mean"], 100 * row["half_width"], n)
+        if n < runs:
+            statuses = rows.loc[rows["method"] == method, "status"].unique()
+            cell = cell.but(remark=f"(n = {n})" if n else statuses[0] if len(statuses) == 1 else "absent")
+        if len(summary) > 1 and printed[method] in places[:2]:
+            cell = cell.but(emphasis="best" if printed[method] == places[0] else "second")
+        if method in tests.index and tests["p_holm"][method] < stats.SIGNIFICANCE:
+            cell = cell.but(mark="*" if tests["mean"][method] > 0 else "†")
+        cells[str(method)] = cell
+    return cells

@@ -1,0 +1,235 @@
+"""What differs between two results folders (two commits, two clusters) beyond the noise of seeds.
+
+Reads what both have collected. Numbers of the same suite, setting, method, variant and seed make a pair, whatever
+the runs' ids; where the folders share no seed, means are compared unpaired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis import frame as tidy
+from analysis import stats, style
+from analysis.rendering import Cell, Table, three_digits, to_markdown
+from engine import paths
+from engine.record import Record
+from engine.spec import parse
+
+CELL = ["suite", "dataset", "model", "global_batch_size", "method", "variant"]
+RUN = [*CELL, "seed"]
+QUANTITY = ["kind", "name", "metric"]
+COSTS = ("median_step_sec", "peak_memory_bytes")
+FACTS = ("lock_sha256", "dataset_sha256", "world_size", "threads", "python", "platform")
+VERDICTS = {
+    "differs": "beyond the noise of seeds",
+    "within noise": "not more than seeds differ",
+    "too few seeds": f"differs, and fewer than {stats.MIN_PAIRS_TO_TEST} seeds tell nothing about noise",
+    "equal": "every pair of seeds to the last bit",
+    "other device": "times and memory of different devices, not compared",
+}
+
+
+class Comparison(NamedTuple):
+    """Two results folders side by side, A and B."""
+
+    folders: tuple[str, str]
+    differences: pd.DataFrame
+    """One row per cell and quantity: `num_pairs` (0: unpaired), `mean_a`, `mean_b`, `difference` (B minus A),
+    `half_width` (95 %), `p`, `p_holm` (over the quantities of one kind in a suite), `verdict`."""
+    missing: pd.DataFrame
+    """Runs that only one side has: the columns of a run, and `missing_in`."""
+    outcomes: pd.DataFrame
+    """Runs that finished on one side and diverged on the other: the columns of a run, `status_a`, `status_b`."""
+    provenance: dict[str, tuple[list[str], list[str]]]
+    """What both sides say of code, data, devices and versions, where it differs."""
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Compare two results folders.
+
+    Raises:
+        FileNotFoundError: If one of them has nothing collected.
+        ValueError: If they have no run in common.
+    """
+    frames = (_load(a), _load(b))
+    runs = tuple(frame[[*RUN, "run_id", "finished"]].drop_duplicates(RUN) for frame in frames)
+    both = runs[0].merge(runs[1], on=RUN, how="outer", suffixes=("_a", "_b"), indicator="side")
+    if not frames[0].merge(frames[1], on=CELL).size:
+        raise ValueError(f"{a} and {b} have no setting in common: compare folders of the same suites")
+    missing = both[both["side"] != "both"]
+    missing = missing.assign(missing_in=missing["side"].map({"left_only": "B", "right_only": "A"}).astype(str))
+    outcomes = both[(both["side"] == "both") & (both["finished_a"] != both["finished_b"])]
+    outcomes = outcomes.rename(columns={"finished_a": "status_a", "finished_b": "status_b"})
+    return Comparison(
+        (str(a), str(b)),
+        _differences(*frames),
+        missing[[*RUN, "missing_in"]].reset_index(drop=True),
+        outcomes[[*RUN, "status_a", "status_b"]].reset_index(drop=True),
+        _provenance((a, b), frames),
+    )
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """Return all of it for programs; NaN is None."""
+
+    def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+        return [
+            {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+            for row in frame.to_dict("records")
+        ]
+
+    return {
+        "a": comparison.folders[0],
+        "b": comparison.folders[1],
+        "differences": records(comparison.differences),
+        "missing": records(comparison.missing),
+        "outcomes": records(comparison.outcomes),
+        "provenance": {name: {"a": a, "b": b} for name, (a, b) in comparison.provenance.items()},
+    }
+
+
+def report(comparison: Comparison) -> str:
+    """Return what a person wants to see as Markdown: what differs, all averages, what is missing, where from."""
+    differences = comparison.differences
+    counts = Counter(differences["verdict"])
+    lines = [f"# A: {comparison.folders[0]}, B: {comparison.folders[1]}", f"{len(differences)} numbers compared:"]
+    lines.append("\n".join(f"- {counts[name]} {name}: {what}" for name, what in VERDICTS.items() if counts[name]))
+    shown = differences[(differences["verdict"] == "differs") | (differences["kind"] == "average")]
+    parts = ["\n\n".join(lines) + "\n", to_markdown(_difference_table(shown), 2)]
+    for title, rows in {
+        "Runs that only one side has": comparison.missing,
+        "Runs that finished on one side and diverged on the other": comparison.outcomes,
+    }.items():
+        if len(rows):
+            body = tuple(tuple(map(str, row)) for row in rows.itertuples(index=False, name=None))
+            parts.append(to_markdown(Table(title, tuple(rows.columns), body, num_keys=len(rows.columns)), 2))
+    body = tuple((name, ", ".join(a), ", ".join(b)) for name, (a, b) in comparison.provenance.items())
+    notes = () if body else ("Both are of the same code, data, devices and versions.",)
+    parts.append(to_markdown(Table("Where they come from, if that differs", ("", "A", "B"), body, 3, notes), 2))
+    return "\n".join(parts)
+
+
+def _load(folder: Path) -> pd.DataFrame:
+    """Read the final numbers of all suites of a folder; `finished` says how each run ended."""
+    files = sorted((folder / "collected").glob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: no collected/*.parquet here; give a results folder, and run snakemake there"
+        )
+    frames = []
+    for file in files:
+        frame = tidy.read(file)
+        finished = frame[frame["kind"] == "cost"].drop_duplicates("run_id").set_index("run_id")["status"]
+        errors = tidy.with_mean_error(frame[(frame["kind"] == "normalizer") & frame["is_final"]])
+        costs = frame[(frame["kind"] == "cost") & frame["name"].isin(COSTS)]
+        rows = pd.concat([tidy.final_scores(frame), errors[errors["name"] == "mse"], costs])
+        frames.append(rows.assign(finished=rows["run_id"].map(finished)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _differences(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    columns = [*RUN, *QUANTITY]
+    kept = [*columns, "title", "value", "device"]
+    both = a[kept].merge(b[kept], on=columns, how="outer", suffixes=("_a", "_b"), sort=False)
+    rows = []
+    for keys, group in both.groupby([*CELL, *QUANTITY], sort=False):
+        # What only one side has would move its mean: pairs alone are compared, where there are any.
+        pairs = group.dropna(subset=["value_a", "value_b"])
+        group = pairs if len(pairs) else group
+        values_a, values_b = group["value_a"].dropna(), group["value_b"].dropna()
+        if len(values_a) and len(values_b):
+            place = dict(zip([*CELL, *QUANTITY], keys, strict=True))
+            title = group["title_a"].dropna().iloc[0] or place["name"]
+            rows.append({**place, "title": title, **_compare(group, values_a, values_b, kind=str(place["kind"]))})
+    found = pd.DataFrame(rows)
+    found["p_holm"] = found.groupby(["suite", "kind"], sort=False)["p"].transform(stats.holm)
+    found.loc[(found["verdict"] == "") & (found["p_holm"] < stats.SIGNIFICANCE), "verdict"] = "differs"
+    return found.replace({"verdict": {"": "within noise"}})
+
+
+def _compare(group: pd.DataFrame, a: pd.Series, b: pd.Series, *, kind: str) -> dict[str, Any]:
+    """Compare one quantity; the verdict is empty where the test decides."""
+    change = (group["value_b"] - group["value_a"]).dropna()
+    n, p, verdict = len(change), float("nan"), ""
+    if kind == "cost" and set(group["device_a"].dropna()) != set(group["device_b"].dropna()):
+        verdict = "other device"
+    elif n and (change == 0).all():
+        verdict = "equal"
+    elif (n or min(len(a), len(b))) < stats.MIN_PAIRS_TO_TEST:
+        verdict = "too few seeds"
+    elif n and change.nunique() == 1:
+        verdict = "differs"  # All by the same amount: seeds add no noise at all.
+    else:
+        p = stats.paired_t_test(change) if n else stats.welch_t_test(a, b)
+    return {
+        "num_pairs": n,
+        "mean_a": float(a.mean()),
+        "mean_b": float(b.mean()),
+        "difference": float(change.mean() if n else b.mean() - a.mean()),
+        "half_width": stats.half_width(change),
+        "p": p,
+        "verdict": verdict,
+    }
+
+
+def _difference_table(rows: pd.DataFrame) -> Table:
+    lines = []
+    for row in rows.to_dict("records"):
+        # Scores are fractions, shown in percent as everywhere; the rest is shown in its own unit.
+        factor = 100 if row["kind"] in ("average", "eval") else 1
+        form = ".2f" if factor > 1 else three_digits(row["mean_a"])
+        setting = [style.setting(column, row[column]) for column in ("dataset", "model", "global_batch_size")]
+        lines.append(
+            (
+                row["suite"],
+                f"{style.variant(row['method'], row['variant'])} ({', '.join(setting)})",
+                row["title"],
+                Cell(factor * row["mean_a"], form=form),
+                Cell(factor * row["mean_b"], form=form),
+                Cell(factor * row["difference"], factor * row["half_width"], form=f"+{form}"),
+                Cell(row["num_pairs"], form="d"),
+                Cell(row["p_holm"], form=".2g"),
+                row["verdict"],
+            )
+        )
+    return Table(
+        title="All averages, and whatever else differs",
+        header=("Suite", "Method", "Number", "A", "B", "B minus A", "Pairs", "p (Holm)", ""),
+        rows=tuple(lines),
+        num_keys=3,
+        notes=(
+            "Scores in %. Mean ± half-width of the 95 % interval over pairs of seeds; paired t test, or Welch's where "
+            "no seed is shared (0 pairs), Holm-corrected over the numbers of one kind in a suite.",
+        ),
+    )
+
+
+def _provenance(
+    folders: tuple[Path, Path], frames: tuple[pd.DataFrame, pd.DataFrame]
+) -> dict[str, tuple[list[str], list[str]]]:
+    facts = [_facts(folder, frame) for folder, frame in zip(folders, frames, strict=True)]
+    names = dict.fromkeys([*facts[0], *facts[1]])
+    sides = {name: (sorted(facts[0].get(name, ())), sorted(facts[1].get(name, ()))) for name in names}
+    return {name: (a, b) for name, (a, b) in sides.items() if a != b}
+
+
+def _facts(folder: Path, frame: pd.DataFrame) -> dict[str, set[str]]:
+    """Collect what the runs say; of runs whose records are not in the folder, only what is in the frame."""
+    facts: dict[str, set[str]] = {name: set(frame[name].unique()) for name in ("commit", "device")}
+    for run_id in frame["run_id"].unique():
+        path = folder / paths.record(run_id).relative_to(paths.RESULTS)
+        if not path.exists():
+            facts.setdefault("records that are not there", set()).add(run_id)
+            continue
+        origin = parse(Record, path.read_text(encoding="utf-8"), str(path)).provenance
+        for name in FACTS:
+            key = f"{name} of {frame.loc[frame['run_id'] == run_id, 'dataset'].iloc[0]}" if "dataset" in name else name
+            facts.setdefault(key, set()).add(str(getattr(origin, name)))
+        for name, version in origin.packages.items():
+            facts.setdefault(name, set()).add(version)
+    return facts

@@ -1,0 +1,65 @@
+"""Every evaluation set in a row, every method a marker: for suites with more sets than the main figure has room for."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import drawing, style
+from analysis import frame as tidy
+
+KINDS = ("eval",)
+SUITES = ("cc3m", "cc12m", "dfn*", "scales")
+ROW_IN = 0.155
+MAX_ROWS = 50
+"""Per panel."""
+
+
+@style.paper
+def build(frame: pd.DataFrame) -> Figure:
+    """Draw two panels with half of the sets each, of the first setting if there are several."""
+    frame = tidy.main_runs(tidy.final_scores(frame))
+    if frame.empty:
+        return drawing.nothing("No results by task: this suite evaluates no main runs.")
+    settings, left_out = drawing.fit(tidy.settings(frame), 1, "settings")
+    ((label, rows),) = settings
+    scores = tidy.scores(rows)
+    means = rows.groupby(["name", "method"])["value"].mean().unstack("method").mul(100)
+    half = min(math.ceil(len(scores) / 2), MAX_ROWS)
+    figure = Figure(figsize=(style.PAGE_IN, ROW_IN * half + 0.95))
+    for axes, part in zip(figure.subplots(1, 2), (scores[:half], scores[half : 2 * half]), strict=True):
+        _draw(axes, part, means)
+    drawing.legend(figure, rows, Line2D([], [], label="chance", color=style.MUTED, marker="|", linestyle=""))
+    text = f"Main metric in %.{f' {label}.' if label else ''}{left_out}"
+    drawing.caption(figure, rows, text, over_seeds=" Markers: means over seeds.")
+    return figure
+
+
+def _draw(axes: Axes, scores: list[tidy.Score], means: pd.DataFrame) -> None:
+    names = [score.name for score in scores]
+    rows = range(len(names))
+    values = means.reindex(names)
+    axes.hlines(rows, values.min(axis=1), values.max(axis=1), color="#d0d0d0", linewidth=1.0, zorder=1)
+    axes.plot([100 * score.chance for score in scores], rows, "|", color=style.MUTED, markersize=5, label="chance")
+    for method in style.ordered(str(name) for name in means):
+        look = style.method(method)
+        axes.plot(
+            values[method],
+            rows,
+            look.marker,
+            color=look.color,
+            markersize=4.2 if method == style.OURS else 3.4,
+            markeredgecolor="white",
+            markeredgewidth=0.3,
+            label=look.name,
+            zorder=style.emphasis(method)["zorder"],
+        )
+    axes.set_yticks(list(rows), [score.title for score in scores], fontsize=6)
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 100))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")

@@ -1,0 +1,58 @@
+"""What methods reach with smaller and larger batches, and with less data."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from analysis import drawing, style
+from analysis import frame as tidy
+
+KINDS = ("average",)
+SUITES = ("ablation_batch_size*", "ablation_dataset_size*")
+SIZES = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in the data set"}
+MAX_PANELS = 3
+
+
+@style.paper
+def build(frame: pd.DataFrame) -> Figure:
+    """Draw one panel per size that varies and variant: the first average against it. Main runs are in all panels."""
+    frame = tidy.final_scores(frame)
+    panels = []
+    for score in tidy.scores(frame)[:1]:
+        rows = frame[frame["name"] == score.name].assign(value=lambda r: 100 * r["value"])
+        for size, label in SIZES.items():
+            if rows[size].nunique() < 2:
+                continue
+            shared = rows[(rows["variant"] == "") & (rows[size] == _shared_size(rows, size))]
+            for variant in tidy.variants(rows):
+                part = rows[rows["variant"] == variant]
+                shown = pd.concat([part, shared]) if variant else part
+                if shown[size].nunique() > 1:
+                    panels.append((variant.capitalize() or "Equal samples seen", score.title, size, label, shown))
+    if not panels:
+        return drawing.nothing("No quality by size: neither batch nor data size varies in this suite.")
+    panels, left_out = drawing.fit(panels, MAX_PANELS, "panels")
+    width = style.PAGE_IN if len(panels) > 1 else style.COLUMN_IN
+    figure = Figure(figsize=(width, 2.5))
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, score_title, size, label, rows) in zip(grid, panels, strict=True):
+        for method in tidy.methods(rows):
+            drawing.curve(axes, rows[rows["method"] == method], method, x=size, marked=True)
+        axes.set(title=title, xlabel=label)
+        axes.set_xscale("log", base=2 if size == "global_batch_size" else 10)
+        values = sorted(rows[size].unique())
+        axes.set_xticks(values, [EngFormatter(sep="", places=1)(value).replace(".0", "") for value in values])
+        axes.minorticks_off()
+        grid[0].set_ylabel(f"{score_title}, %")
+    drawing.legend(figure, frame)
+    drawing.caption(figure, frame, left_out.strip(), over_seeds=drawing.MEAN_AND_BAND)
+    return figure
+
+
+def _shared_size(rows: pd.DataFrame, size: str) -> float:
+    """Return the size of the suite's own runs: the one that no other variant repeats."""
+    varied = set(rows.loc[rows["variant"] != "", size])
+    others = [value for value in rows.loc[rows["variant"] == "", size].unique() if value not in varied]
+    return float(others[0]) if others else float("nan")

@@ -1,0 +1,98 @@
+"""How much NeuCLIP's result and step time depend on the network's updates, restarts and size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from analysis import drawing, stats, style
+from analysis import frame as tidy
+
+KINDS = ("average", "option", "cost")
+SUITES = ("ablation_acceleration*", "ablation_num_prototypes*", "ablation_num_updates*", "ablation_restart_period*")
+OPTIONS = {
+    "num_updates": "Updates per step, $T_u$",
+    "restart_period": "Restart period in steps, $T_r$",
+    "num_prototypes": "Prototypes, $m$",
+}
+
+
+@style.paper
+def build(frame: pd.DataFrame) -> Figure:
+    """Draw a heat map over the two options that vary, or a curve over the only one; beside it the step time."""
+    frame = frame[frame["method"] == style.OURS]
+    runs = _runs(frame)
+    varied = [name for name in OPTIONS if name in runs and runs[name].nunique() > 1][:2]
+    if not varied or runs["score"].isna().all():
+        return drawing.nothing("No sensitivity: no option of NeuCLIP's network varies in this suite.")
+    title = next(score.title for score in tidy.scores(frame) if score.kind == "average")
+    panels = {"score": f"{title}, %"}
+    if not runs["step"].isna().any() and frame["device"].nunique() == 1 and frame["commit"].nunique() == 1:
+        panels["step"] = "Median step, ms"
+    figure = Figure(figsize=(style.PAGE_IN if len(panels) > 1 else style.COLUMN_IN, 2.4))
+    for axes, (column, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.set_title(name)
+        draw = _curve if len(varied) == 1 else _heat_map
+        draw(axes, runs, varied, column)
+    text = "Outlined: main run." if len(varied) > 1 else "Larger marker: main run."
+    if "step" not in panels:
+        text += " No step times: they are of several devices or commits, or missing."
+    interval = " Bar: 95 % interval of the mean over seeds." if len(varied) == 1 else " Means over seeds."
+    drawing.caption(figure, frame, text, over_seeds=interval)
+    return figure
+
+
+def _runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: its options, `score` in percent, `step` in ms, `variant`."""
+    averages = [score.name for score in tidy.scores(frame) if score.kind == "average"][:1]
+    final = frame[frame["is_final"] & frame["name"].isin(averages) & (frame["kind"] == "average")].set_index("run_id")
+    options = frame[frame["kind"] == "option"].pivot(index="run_id", columns="name", values="value")
+    step_sec = frame[frame["name"] == "median_step_sec"].set_index("run_id")["value"]
+    runs = options.assign(score=100 * final["value"], step=1e3 * step_sec, variant=final["variant"])
+    return runs.dropna(subset=["variant"])
+
+
+def _labels(values: list[float]) -> list[str]:
+    return ["never" if math.isinf(value) else f"{value:g}" for value in values]
+
+
+def _curve(axes: Axes, runs: pd.DataFrame, varied: list[str], column: str) -> None:
+    (option,) = varied
+    look = style.method(style.OURS)
+    groups = runs.groupby(option)[column]
+    means, reach = groups.mean(), groups.agg(stats.half_width)
+    places = range(len(means))
+    axes.plot(places, means, color=look.color, marker=look.marker, label=look.name)
+    axes.errorbar(places, means, reach, color=look.color, linestyle="", alpha=0.4, elinewidth=2.0, label="interval")
+    for main in runs.loc[runs["variant"] == "", option].unique():
+        axes.plot(list(means.index).index(main), means[main], look.marker, color=look.color, markersize=7.5, zorder=4)
+    axes.set_xticks(list(places), _labels(list(means.index)))
+    axes.set_xlabel(OPTIONS[option])
+
+
+def _heat_map(axes: Axes, runs: pd.DataFrame, varied: list[str], column: str) -> None:
+    x, y = varied
+    table = runs.pivot_table(index=y, columns=x, values=column)
+    columns, lines = (axis.astype(float).tolist() for axis in (table.columns, table.index))
+    # Lightness alone carries the value, so it survives grey.
+    colors = colormaps["cividis"]
+    low, high = np.nanmin(table.to_numpy()), np.nanmax(table.to_numpy())
+    image = axes.imshow(table, cmap=colors, vmin=low, vmax=high, aspect="auto", origin="lower")
+    for (row, place), value in np.ndenumerate(table.to_numpy()):
+        if not math.isnan(value):
+            is_dark = float(np.mean(image.cmap(image.norm(value))[:3])) < 0.5
+            axes.text(place, row, f"{value:.1f}", ha="center", va="center", color="white" if is_dark else "black")
+    for _, main in runs[runs["variant"] == ""].drop_duplicates([x, y]).iterrows():
+        corner = (columns.index(main[x]) - 0.48, lines.index(main[y]) - 0.46)
+        axes.add_patch(Rectangle(corner, 0.96, 0.92, fill=False, edgecolor=style.method(style.OURS).color, linewidth=2))
+    axes.set_xticks(range(table.shape[1]), _labels(columns))
+    axes.set_yticks(range(table.shape[0]), _labels(lines))
+    axes.set(xlabel=OPTIONS[x], ylabel=OPTIONS[y])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)

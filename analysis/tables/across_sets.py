@@ -1,0 +1,55 @@
+"""Methods over all evaluation sets: mean ranks, and NeuCLIP against each baseline set by set."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import frame as tidy
+from analysis import stats, style
+from analysis.rendering import Cell, Row, Table
+
+KINDS = ("eval",)
+# Suites with sets enough for a test over sets.
+SUITES = ("cc3m", "cc12m", "dfn*", "scales")
+OURS = style.method(style.OURS).name
+
+
+def build(frame: pd.DataFrame) -> Table:
+    """One row per setting and method."""
+    frame = tidy.main_runs(tidy.final_scores(frame))
+    settings = tidy.settings(frame)
+    keys = ("Setting", "Method") if len(settings) > 1 else ("Method",)
+    rows: list[Row] = []
+    friedman = []
+    for label, part in settings:
+        scores = stats.by_set(part, ["name"])
+        scores = scores.reindex(columns=tidy.methods(part))
+        ranks = stats.rank(scores)
+        tests = stats.set_differences(scores, first=style.OURS).set_index("baseline")
+        for method in scores:
+            key = (label, style.method(str(method)).name)[-len(keys) :]
+            rows.append((*key, Cell(float(ranks.mean[str(method)]), form=".2f"), *_cells(tests, str(method))))
+        where = f"{label}: " if label else ""
+        test = f"p = {ranks.p:.2g}, critical difference {ranks.critical_difference:.2f}" if ranks.p == ranks.p else "-"
+        friedman.append(f"{where}{ranks.num_sets} of {part['name'].nunique()} sets, {test}")
+    return Table(
+        title="Methods over all evaluation sets, main metrics, means over seeds",
+        header=(*keys, "Mean rank", f"{OURS} minus it, points", "Wins", "Ties", "Losses", "p (Holm)"),
+        rows=tuple(rows),
+        num_keys=len(keys),
+        notes=(
+            f"Wins, ties, losses: sets on which {OURS} is above, at and below the baseline. p: two-sided Wilcoxon "
+            f"signed-rank test over sets, from {stats.MIN_SETS_TO_TEST} sets on, Holm-corrected over baselines. Sets "
+            "count alike, and as if they were drawn independently, which related ones are not.",
+            "Friedman's test of the ranks, and Nemenyi's critical difference, over the sets on which every method has "
+            f"a value: {'; '.join(friedman) or 'none'}.",
+        ),
+    )
+
+
+def _cells(tests: pd.DataFrame, method: str) -> list[Cell]:
+    if method not in tests.index:
+        return [Cell(None)] * 5
+    test = tests.loc[[method]].astype(float).to_dict("records")[0]
+    counts = [Cell(int(test[name]), form="d") for name in ("wins", "ties", "losses")]
+    return [Cell(100 * test["mean"], form="+.2f"), *counts, Cell(test["p_holm"], form=".2g")]
