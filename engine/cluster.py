@@ -237,6 +237,11 @@ def _check(cluster: Cluster, kind: Kind, request: Request, execution: Execution)
         raise ValueError(
             f"device 'cuda' with {kind}.gpus_per_node = 0: a job sees no GPU then; set {kind}.gpus_per_node too"
         )
+    if 0 < request.gpus_per_node < request.tasks:
+        raise ValueError(
+            f"{kind} asks for {request.tasks} tasks and {request.gpus_per_node} GPUs on each node: a process needs a "
+            "GPU of its own; use as many tasks as GPUs"
+        )
     if kind != "train" and request.nodes * request.tasks > 1:
         raise ValueError(
             f"{kind} asks for {request.nodes} nodes with {request.tasks} tasks: this is done by one process; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import signal
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from engine.archive import IMAGE_FORMATS
 from engine.index import Index, caption_texts
 from engine.reader import PairReader
 from engine.spec import AugmentationSpec
+from engine.stop import SIGNALS
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -283,3 +285,6 @@ def load(dataset: PairDataset, requests: Iterable[Request], num_workers: int) ->
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # Signals to a whole process group are for the training process: it saves, and ends its workers itself.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -105,7 +106,8 @@ def start(device: torch.device) -> Collectives:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Collectives()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # nccl's own ten minutes are short for a first process that writes a large checkpoint to a slow disk.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return ProcessGroup()
 
 
@@ -125,6 +127,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch sees no GPU: use device 'cpu' or 'auto'")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    # Some schedulers show every process its own GPU only.
+    alone = torch.cuda.device_count() == 1
+    device = torch.device("cuda", 0 if alone else int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device

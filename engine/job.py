@@ -63,7 +63,7 @@ class ModuleJob:
         process = _Process()
         with contextlib.ExitStack() as held:
             for path in self.gpu_locks:
-                fcntl.flock(held.enter_context(Path(path).open("a")), fcntl.LOCK_SH)
+                fcntl.flock(held.enter_context(Path(path).open("a+")), fcntl.LOCK_SH)
             try:
                 if self.scratch is not None:
                     _use_scratch(self.scratch)
@@ -97,6 +97,9 @@ class _Process:
         leftovers = [self.ending, job_paths.result_pickle, _half_of(job_paths.result_pickle)]
         for path in (*leftovers, *([_half_of(job_paths.submitted_pickle)] if self.rank == 0 else [])):
             path.unlink(missing_ok=True)
+        # What the submitting shell was part of is nothing to this job.
+        for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         os.environ["NEUCLIP_JOB_ID"] = environment.job_id
         # Modules that save between steps put their own handlers in place of these.

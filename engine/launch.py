@@ -258,9 +258,11 @@ class Launcher:
                     return "COMPLETED"
             # A process that failed says so itself: no need to wait for the next poll then.
             first = _first_ending(job)
-            if first is not None or time.monotonic() >= ask_at:
+            # Not for ever, though: the job may have been queued again, and its last words are then of an earlier start.
+            hurried = first is not None and time.time() - first[1].at < _LEAVING_SEC
+            if hurried or time.monotonic() >= ask_at:
                 ask_at = time.monotonic() + poll_sec
-                status = scheduler.status(job, not_before=time.time() - (_SLURM_POLL_SEC if first else poll_sec))
+                status = scheduler.status(job, not_before=time.time() - (_SLURM_POLL_SEC if hurried else poll_sec))
                 if said != (said := _worth_saying(status)):
                     _say(f"job {job.job_id} {' '.join(filter(None, said))}")
                 may_come_back = status.word in scheduler.COMES_BACK
@@ -301,7 +303,7 @@ class Launcher:
         for gpu in gpus:
             path = _gpu_lock(gpu)
             path.parent.mkdir(parents=True, exist_ok=True)
-            file: IO[str] = self._gpus.enter_context(path.open("a"))
+            file: IO[str] = self._gpus.enter_context(path.open("a+"))
             fcntl.flock(file, fcntl.LOCK_SH)
 
 
@@ -421,7 +423,8 @@ def _in_new_session(action: Callable[[], None], log: Path) -> str | None:
         except BaseException as error:
             message = str(error) or type(error).__name__
         finally:
-            os.write(writing, message.encode()[-4000:])
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                os.write(writing, message.encode()[-4000:])
             os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:
@@ -494,7 +497,7 @@ def main(argv: list[str] | None = None) -> None:
     except JobCancelledError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_CANCELLED)
-    except (JobFailedError, ValueError) as error:
+    except (JobFailedError, ValueError, OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
 
 

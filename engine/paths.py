@@ -50,6 +50,11 @@ def record(run_id: str) -> Path:
     return run(run_id) / "record.json"
 
 
+def outcome(run_id: str) -> Path:
+    """What came out, under a name that no workflow knows: one that runs a rule again removes `record` first."""
+    return run(run_id) / "outcome.json"
+
+
 def metrics(run_id: str) -> Path:
     """One JSON line per logged step."""
     return run(run_id) / "metrics.jsonl"

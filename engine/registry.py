@@ -1,54 +1,166 @@
-"""Finds methods by where their file lies: `baselines/<name>.py` or `<name>/method.py`. Nothing to register."""
+"""Finds methods: ours by where their file lies, `baselines/<name>.py` or `<name>/method.py`; others by their file.
+
+Nothing to register. A file that is not in this repository is copied below `paths.method()` when a suite names it, and
+a run executes that copy: its digest is part of what the run is.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import sys
+import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
 
-from engine.method import Method, MethodConfig
-from engine.spec import explain_validation_error, unknown_name
+from engine import paths
+from engine.method import Method, MethodConfig, MethodEnv
+from engine.spec import MethodSource, MethodSpec, explain_validation_error, unknown_name
 
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 def method_names() -> tuple[str, ...]:
-    """Return the names of all methods, sorted."""
+    """Return the names of all methods of this repository, sorted."""
     files = [p.stem for p in (_ROOT / "baselines").glob("*.py") if not p.stem.startswith("_")]
     packages = [p.parent.name for p in _ROOT.glob("*/method.py") if p.parent.name != "engine"]
     return tuple(sorted(files + packages))
 
 
-def method_class(name: str) -> type[Method]:
+def method_class(name: str, source: MethodSource | None = None) -> type[Method]:
     """Import the file of a method and return its class.
 
+    Args:
+        name: The method.
+        source: Where it comes from, if it is not in this repository; a copy must have been kept.
+
     Raises:
-        ValueError: If there is no such method, or its file does not define exactly one `Method`.
+        ValueError: If there is no such method, or its file does not define exactly one `Method` (or not the class
+            that `source` names), or if the copy has another content than it should.
     """
+    if source is not None:
+        return _class_in(_kept_module(source), source.class_name)
     if name not in method_names():
         raise ValueError(unknown_name("method", name, method_names()))
     in_package = (_ROOT / name / "method.py").exists()
     module = importlib.import_module(f"{name}.method" if in_package else f"baselines.{name}")
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
+    found = _methods_in(module)
     if len(found) != 1:
         raise ValueError(f"{module.__file__}: expected exactly one subclass of Method, found {len(found)}")
-    return found[0]
+    return next(iter(found.values()))
 
 
-def resolve_config(name: str, options: dict[str, Any]) -> MethodConfig:
-    """Validate a method's options and fill in its defaults.
+def keep(reference: str, folder: Path = Path()) -> MethodSource:
+    """Take up a method from a file of one's own, and keep a copy of the file for the runs.
+
+    Args:
+        reference: ``path/to/file.py:ClassName``.
+        folder: What a relative path is relative to.
+
+    Raises:
+        ValueError: As `examine`.
+    """
+    source, content = examine(reference, folder)
+    copy = paths.method(source.sha256)
+    if not copy.exists() or copy.read_bytes() != content:
+        with paths.atomic_write(copy) as temporary:
+            temporary.write_bytes(content)
+    return source
+
+
+def examine(reference: str, folder: Path = Path()) -> tuple[MethodSource, bytes]:
+    """Import a method from a file of one's own, see `keep`; also returns the file's content.
+
+    Raises:
+        ValueError: If there is no such file or class, if importing the file fails, or if the class is no method.
+    """
+    file, colon, class_name = reference.rpartition(":")
+    if not colon or not file.endswith(".py") or not class_name.isidentifier():
+        raise ValueError(f"class: {reference!r}: allowed is path/to/file.py:ClassName")
+    path = folder / Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"class: {reference}: there is no file {path.absolute()}")
+    content = path.read_bytes()
+    source = MethodSource(class_name=class_name, sha256=hashlib.sha256(content).hexdigest())
+    _class_in(_module(content, source.sha256, path), class_name)
+    return source, content
+
+
+def resolve_config(name: str, options: dict[str, Any], source: MethodSource | None = None) -> MethodConfig:
+    """Validate a method's options and fill in its defaults; `name` and `source` as in `method_class`.
 
     Raises:
         ValueError: If an option is unknown or has a wrong value; the message names it.
     """
-    config_class = method_class(name).Config
+    config_class = method_class(name, source).Config
     try:
         return config_class.model_validate(options)
     except ValidationError as error:
         raise ValueError(explain_validation_error(f"method {name!r}", error, config_class)) from None
+
+
+def build_method(spec: MethodSpec, env: MethodEnv) -> Method:
+    """Return the method of a run."""
+    config = resolve_config(spec.name, dict(spec.config), spec.source)
+    return method_class(spec.name, spec.source)(config, env)
+
+
+def _methods_in(module: ModuleType) -> dict[str, type[Method]]:
+    """The methods that a file defines itself, by the names of their classes."""
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    }
+
+
+def _class_in(module: ModuleType, name: str) -> type[Method]:
+    found = _methods_in(module)
+    if name not in found:
+        why = (
+            "" if getattr(module, name, None) is None else f"{name} is no subclass of engine.method.Method made here; "
+        )
+        raise ValueError(f"{module.__file__}: {why}" + unknown_name("method class", name, found))
+    method = found[name]
+    if not (isinstance(method.Config, type) and issubclass(method.Config, MethodConfig)):
+        raise ValueError(f"{module.__file__}: {name}.Config is {method.Config!r}: make it a subclass of MethodConfig")
+    for member in ("loss", "logit_scale"):
+        if getattr(method, member) is getattr(Method, member):
+            raise ValueError(f"{module.__file__}: {name} does not define {member!r}: see engine.method.Method")
+    return method
+
+
+def _kept_module(source: MethodSource) -> ModuleType:
+    path = paths.method(source.sha256)
+    if _module_name(source.sha256) in sys.modules:
+        return sys.modules[_module_name(source.sha256)]
+    if not path.exists():
+        raise ValueError(f"{source.class_name}: its file was kept as {path}, which is gone: expand the suite again")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != source.sha256:
+        raise ValueError(f"{path} has been changed and is not what the run was to execute: remove it, and expand again")
+    return _module(content, source.sha256, path)
+
+
+def _module_name(sha256: str) -> str:
+    return f"method_{sha256}"
+
+
+def _module(content: bytes, sha256: str, path: Path) -> ModuleType:
+    """Execute a file, once in a process; what is executed is what the digest was taken of."""
+    name = _module_name(sha256)
+    if name not in sys.modules:
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        sys.modules[name] = module  # dataclasses and pydantic look a class's module up while it is made
+        try:
+            exec(compile(content, str(path), "exec"), vars(module))
+        except Exception as error:  # whatever it was: the file is the user's, who needs to know where
+            del sys.modules[name]
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+            line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+            raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+    return sys.modules[name]

@@ -105,7 +105,8 @@ def write(folder: Path, job: Job) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file, which other processes wait for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    # For reading too: network file systems ask for that.
+    with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -114,7 +115,7 @@ def is_locked(path: Path) -> bool:
     """Whether another process holds the lock of a file, alone or with others."""
     if not path.exists():
         return False
-    with path.open("a") as file:
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,7 +13,16 @@ import json
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a `RunSpec` field changes, so that old results are never taken for new ones."""
@@ -29,11 +38,26 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class MethodSource(Frozen):
+    """The class of a method that is no file of this repository, and the file's content, of which a copy is kept."""
+
+    class_name: str
+    sha256: str
+    """Of the file."""
+
+
 class MethodSpec(Frozen):
     """A training method by name, with every option of its `Config` written out."""
 
     name: str = Field(pattern=ID_PATTERN)
     config: dict[str, JsonValue]
+    source: MethodSource | None = None
+    """None for a method of this repository: then it does not enter the run's id either."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if key != "source" or value is not None}
 
 
 class CaptionSource(Frozen):
@@ -211,10 +235,11 @@ def explain_validation_error(where: str, error: ValidationError, model: type[Bas
         if item["type"] == "extra_forbidden":
             owner: Any = model
             for part in parents:
-                if isinstance(part, str):  # a number is a place in a list of what `owner` already is
-                    field = getattr(owner, "model_fields", {}).get(part)
-                    owner = field and _model_in(field.annotation)
-            message = unknown_name("key", str(last), getattr(owner, "model_fields", {}))
+                field = getattr(owner, "model_fields", {}).get(part)
+                if field is not None:  # otherwise a place in a list or a mapping of what `owner` already is
+                    owner = _model_in(field.annotation)
+            fields = getattr(owner, "model_fields", {}).items()
+            message = unknown_name("key", str(last), [field.alias or name for name, field in fields])
         else:
             message = item["msg"].removeprefix("Value error, ")
             message += "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"

@@ -23,3 +23,5 @@ class ExpandedSuite(Frozen):
     title: str
     runs: tuple[SuiteRun, ...] = Field(min_length=1)
     evaluation: Evaluation
+    file: str | None = None
+    """The suite's file as it was named, where that is none of this repository."""

@@ -21,10 +21,11 @@ import torch
 
 from engine import checkpoint, distributed, paths
 from engine.data import Batch, build_loader
+from engine.index import read_index
 from engine.metrics import Reporter
 from engine.provenance import provenance
 from engine.record import Attempt, Divergence, Record
-from engine.spec import Execution, RunSpec, parse
+from engine.spec import Execution, RunSpec, fingerprint, parse
 from engine.stop import SIGNALS, Stopped, StopRequest
 from engine.trainer import Trainer, Wishes, read_attempts
 
@@ -42,15 +43,18 @@ def train(spec: RunSpec, execution: Execution) -> Record:
     """
     device = distributed.choose_device(execution.device)
     torch.set_num_threads(execution.threads)
-    collectives = distributed.start(device)
-    with _only_trainer(spec.run_id) if collectives.rank == 0 else contextlib.nullcontext():
-        if collectives.rank == 0:
+    # The first process waits for its turn before it joins the others: a collective must not wait for a training.
+    is_first_process = os.environ.get("RANK", "0") == "0"
+    with _only_trainer(spec.run_id) if is_first_process else contextlib.nullcontext():
+        collectives = distributed.start(device)
+        if is_first_process:
             paths.remove_temporaries(paths.run(spec.run_id))
+            _restore_record(spec)
         done = torch.tensor(float(paths.record(spec.run_id).exists()), device=device)
         if not collectives.broadcast(done):
             with StopRequest() as request:
                 _train(Trainer(spec, execution, device, collectives), request)
-        elif collectives.rank == 0:
+        elif is_first_process:
             checkpoint.remove_checkpoints(paths.checkpoints(spec.run_id))
     path = paths.record(spec.run_id)
     return parse(Record, path.read_text(encoding="utf-8"), str(path))
@@ -67,6 +71,27 @@ def _only_trainer(run_id: str) -> Iterator[None]:
             sys.stderr.write(f"{run_id}: another process is at it; waiting for it to end\n")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _restore_record(spec: RunSpec) -> None:
+    """Put back the record of a run that is finished: a workflow that runs a rule again removes its output first.
+
+    Only if it is of this spec and of these data, and if its weights are still there.
+    """
+    path, index = paths.outcome(spec.run_id), paths.index(spec.dataset.name)
+    if paths.record(spec.run_id).exists() or not path.exists() or not index.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    record = parse(Record, text, str(path))
+    weights = [
+        (paths.run(spec.run_id) / milestone.weights, milestone.sha256) for milestone in record.milestones.values()
+    ]
+    if (
+        record.fingerprint == fingerprint(spec)
+        and record.provenance.dataset_sha256 == read_index(index).sha256
+        and all(file.exists() and paths.file_sha256(file) == sha256 for file, sha256 in weights)
+    ):
+        paths.write_text(paths.record(spec.run_id), text)
 
 
 def _train(trainer: Trainer, request: StopRequest) -> None:
@@ -88,7 +113,8 @@ def _train(trainer: Trainer, request: StopRequest) -> None:
         divergence = _take_steps(trainer, request, reporter)
     if is_first_process:
         record = trainer.record(divergence)
-        paths.write_text(paths.record(run_id), record.model_dump_json(indent=1) + "\n")
+        for path in (paths.outcome(run_id), paths.record(run_id)):
+            paths.write_text(path, record.model_dump_json(indent=1) + "\n")
         checkpoint.remove_checkpoints(paths.checkpoints(run_id))
     collectives.barrier()
 
@@ -177,9 +203,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         record = train(read_spec(args.spec), parse(Execution, args.execution, "execution"))
     except (FileNotFoundError, paths.DiskFullError, ValueError) as error:
+        # The group is left as it is: to end it in order takes the other processes, which know nothing of this.
         sys.exit(f"error: {error}")
-    finally:
+    except Stopped:
         distributed.stop()
+        raise
+    distributed.stop()
     if os.environ.get("RANK", "0") != "0":
         return  # The first process says it for all.
     sys.stderr.write(f"{record.run_id}: {record.status} after {record.samples_seen:,} samples\n")

@@ -107,15 +107,15 @@ class Trainer:
         self.method = build_method(spec.method, env).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-        self.batch_norm_groups = self._share_batch_norm()
-        """Parts of this process's rows that batch norm sees apart."""
-        # A copy of the weights, taken before anything wraps them.
+        # A copy of the weights, taken before anything wraps them: process groups cannot be copied.
         decay = spec.optimizer.ema_decay
         self.averaged = (
             AveragedModel(self.towers, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
             if decay
             else None
         )
+        self.batch_norm_groups = self._share_batch_norm()
+        """Parts of this process's rows that batch norm sees apart."""
         self.encoder: nn.Module = torch.compile(self.towers) if execution.compile else self.towers  # type: ignore[assignment]
         if collectives.world_size > 1:
             self.encoder = DistributedDataParallel(

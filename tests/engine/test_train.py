@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 import toy
+from methods import method_names
 
 from engine import paths
 from engine.checkpoint import newest_step
@@ -15,7 +16,6 @@ from engine.distributed import Collectives
 from engine.method import LossOutput
 from engine.metrics import forget_after
 from engine.record import Record
-from engine.registry import method_names
 from engine.spec import Execution
 from engine.towers import WEIGHTS_FILE
 from engine.train import read_spec, train
@@ -248,7 +248,8 @@ def test_two_processes_train_as_one_does(root, method):
     together = lines(spec)
     for one, two in zip(alone, together, strict=True):
         # Sums run in another order: float32 rounding, carried on by ten steps of AdamW.
-        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4)
+        # A loss may pass through zero.
+        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4, abs=1e-5)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
     for one, two in zip(error, read_record(spec).normalizer_error, strict=True):
         assert two.image_mse == pytest.approx(one.image_mse, rel=1e-2, abs=1e-6)
@@ -257,3 +258,23 @@ def test_two_processes_train_as_one_does(root, method):
 
 def read_record(spec):
     return Record.model_validate_json(paths.record(spec.run_id).read_text())
+
+
+def test_a_finished_run_whose_record_a_workflow_removed_is_not_trained_again(root):
+    spec = toy.run_spec("openclip", steps=4)
+    record = train(spec, Execution())
+    paths.record(spec.run_id).unlink()
+    assert train(spec, Execution()) == record
+
+
+def test_a_finished_run_whose_weights_or_data_changed_is_trained_again(root):
+    spec = toy.run_spec("openclip", steps=4)
+    train(spec, Execution())
+    paths.record(spec.run_id).unlink()
+    (paths.weights(spec.run_id, spec.samples_seen) / WEIGHTS_FILE).unlink()
+    assert len(train(spec, Execution()).attempts) == 2
+    paths.record(spec.run_id).unlink()
+    shard = root / "data" / "toy" / "train" / "00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"a red square", b"a RED square"))
+    toy.index(root)
+    assert len(train(spec, Execution()).attempts) == 3

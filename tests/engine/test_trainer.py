@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 import toy
+from methods import method_names
 from safetensors.torch import load_file
 from spawn import run_in_processes
 
@@ -13,7 +14,6 @@ from engine import paths
 from engine.checkpoint import newest_step
 from engine.data import build_loader
 from engine.distributed import Collectives, ProcessGroup
-from engine.registry import method_names
 from engine.spec import Execution
 from engine.stop import Stopped
 from engine.towers import WEIGHTS_FILE
