@@ -105,6 +105,10 @@ def one_of(kind, known, name):
 PREPARATION_CORES = (
     workflow.cores if CLUSTER.prepare is None or CLUSTER.scheduler == "local" else 0
 )
+if CLUSTER.scheduler != "local":
+    # Snakemake has cores + 5 threads for all rules, those that take no core and only wait as well. How many compute at
+    # a time is settled by then.
+    workflow.resource_settings.cores += 1000
 
 
 def request(kind, run=None):

@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, Field
+
 from engine import paths
 from engine.spec import parse
 from engine.suite import ExpandedSuite
-from experiments import names
+from experiments import cards, names
 
 ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = ("*/*.py", "experiments/*/*.yaml", "engine/models/*.json")
@@ -23,7 +25,7 @@ _UNRELATED = ("analysis", "benchmarks", "tests")
 
 
 def sources_sha256() -> str:
-    """Digest of everything that an expansion can depend on."""
+    """Digest of everything in this repository that an expansion can depend on."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in _SOURCES for path in ROOT.glob(pattern)):
         if path.relative_to(ROOT).parts[0] in _UNRELATED:
@@ -41,17 +43,40 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
     Raises:
         ValueError: If a suite is unknown or cannot be expanded; the message is the one for the user.
     """
-    suites = names.resolve(asked)
-    digest = sources_sha256()
-    stale = [name for name in suites if _digest_of(name) != digest or not _is_whole(name)]
+    suites: dict[str, names.Asked] = {}
+    for suite in map(names.split, names.resolve(asked)):
+        other = suites.setdefault(suite.name, suite)
+        if other.file != suite.file:
+            raise ValueError(f"two suites are called {suite.name!r}: {other.file} and {suite.file}; rename one of them")
+    ours = sources_sha256()
+    digests = {name: _digest(ours, suite) for name, suite in suites.items()}
+    stale = [name for name in suites if _digest_of(name) != digests[name] or not _is_whole(name)]
     if stale:
-        command = [sys.executable, "-m", "experiments", "expand", *stale]
+        command = [sys.executable, "-m", "experiments", "expand", *(suites[name].reference for name in stale)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise ValueError(result.stderr.strip())
         for name in stale:
-            paths.write_text(_digest_path(name), digest + "\n")
+            paths.write_text(_digest_path(name), digests[name] + "\n")
     return {name: _read(name) for name in suites}
+
+
+class _Entry(BaseModel):
+    class_: str | None = Field(default=None, alias="class")
+
+
+class _Classes(BaseModel):
+    """What a suite says of files of methods."""
+
+    methods: dict[str, _Entry]
+
+
+def _digest(ours: str, suite: names.Asked) -> str:
+    """Digest of all that a suite's expansion depends on, `ours` being that of this repository."""
+    references = [entry.class_ for entry in cards.read_yaml(suite.file, _Classes).methods.values() if entry.class_]
+    files = [suite.file, *(suite.file.parent / reference.rpartition(":")[0] for reference in references)]
+    lines = [f"{file}\0{paths.file_sha256(file) if file.is_file() else None}\n" for file in files]
+    return hashlib.sha256("".join([ours, *lines]).encode()).hexdigest()
 
 
 def _read(name: str) -> ExpandedSuite:
@@ -64,7 +89,9 @@ def _is_whole(name: str) -> bool:
         return False
     suite = _read(name)
     specs = all(paths.spec(run.spec.run_id).exists() for run in suite.runs)
-    return specs and paths.evaluation(suite.evaluation.key).exists()
+    sources = {run.spec.method.source for run in suite.runs} - {None}
+    methods = all(paths.method(source.sha256).exists() for source in sources if source)
+    return specs and methods and paths.evaluation(suite.evaluation.key).exists()
 
 
 def _digest_path(name: str) -> Path:

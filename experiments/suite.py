@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import Field, JsonValue, ValidationError
 
-from engine.registry import method_names, resolve_config
+from engine.registry import keep, method_names, resolve_config
 from engine.spec import (
     AugmentationSpec,
     DatasetSpec,
     Frozen,
+    MethodSource,
     MethodSpec,
     ModelSpec,
     OptimizerSpec,
@@ -56,6 +57,8 @@ class Training(Frozen):
 class MethodEntry(Frozen):
     """A method of a suite: its options, and where its training differs from the suite's."""
 
+    class_: str | None = Field(default=None, alias="class")
+    """``file.py:ClassName``, relative to the suite's file, for a method that is not in this repository."""
     options: Options = Field(default_factory=dict)
     training: Options = Field(default_factory=dict)
 
@@ -141,19 +144,20 @@ def _times(values: Options, factors: Factors, where: str) -> Options:
     return changed
 
 
-def _changed(suite: Suite, method: str, variant: Variant) -> tuple[Options, Options]:
+def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Variant) -> tuple[Options, Options]:
     """Return a method's resolved options and its training, with a variant's changes."""
     entry = suite.methods[method]
+    known = {*method_names(), *suite.methods}
     factors: Factors = {}
     for key, factor in variant.options_times.items():
         owner, _, option = key.rpartition(".")
-        if owner and owner not in method_names():
-            raise ValueError(f"options_times: {key}: " + unknown_name("method", owner, method_names()))
+        if owner and owner not in known:
+            raise ValueError(f"options_times: {key}: " + unknown_name("method", owner, known))
         if owner in ("", method):
             factors[option] = factor
-    options = resolve_config(method, entry.options).model_dump(mode="json")
+    options = resolve_config(method, entry.options, source).model_dump(mode="json")
     changes = merge(variant.options, _times(options, factors, "options"))
-    config = resolve_config(method, merge(entry.options, changes)).model_dump(mode="json")
+    config = resolve_config(method, merge(entry.options, changes), source).model_dump(mode="json")
 
     training = merge(suite.training, entry.training)
     plan = Training.model_validate(training).model_dump()
@@ -168,8 +172,8 @@ def _label(variant: Variant, values: Options) -> str:
         raise ValueError(f"label {variant.label!r}: " + unknown_name("key", str(error.args[0]), values)) from None
 
 
-def _run(suite: Suite, variant: Variant, method: str, seed: int) -> SuiteRun:
-    config, training = _changed(suite, method, variant)
+def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | None, seed: int) -> SuiteRun:
+    config, training = _changed(suite, method, source, variant)
     plan = Training.model_validate(training)
     card = cards.dataset(suite.dataset)
     if variant.data_fraction is not None:
@@ -196,7 +200,7 @@ def _run(suite: Suite, variant: Variant, method: str, seed: int) -> SuiteRun:
     error = plan.normalizer_error
     spec = RunSpec.model_validate(
         {
-            "method": MethodSpec(name=method, config=config),
+            "method": MethodSpec(name=method, config=config, source=source),
             "dataset": DatasetSpec(name=card.name, revision=card.revision, pairs=card.pairs, captions=card.captions),
             "model": _model(variant.model or suite.model),
             "global_batch_size": batch,
@@ -213,9 +217,9 @@ def _run(suite: Suite, variant: Variant, method: str, seed: int) -> SuiteRun:
     return SuiteRun(variant=_label(variant, {**training, **config}), spec=spec)
 
 
-def _read(what: str | None, base: str) -> Suite:
+def _read(what: str | None, file: Path) -> Suite:
     """Read a suite; with an ablation, put that in the place of its variants."""
-    suite = cards.read_yaml(cards.FOLDER / "suites" / f"{base}.yaml", Suite)
+    suite = cards.read_yaml(file, Suite)
     if what is None:
         return suite
     ablation = cards.read_yaml(cards.FOLDER / "ablations" / f"{what}.yaml", Ablation)
@@ -233,6 +237,20 @@ def _read(what: str | None, base: str) -> Suite:
     )
 
 
+def _sources(suite: Suite, folder: Path) -> dict[str, MethodSource | None]:
+    """Find a suite's methods; of those that are not in this repository, a copy is kept."""
+    sources: dict[str, MethodSource | None] = {}
+    for method, entry in suite.methods.items():
+        is_ours = method in method_names()
+        if entry.class_ is None and not is_ours:
+            message = unknown_name("method", method, method_names())
+            raise ValueError(f"{message} A method of your own needs its file: class: file.py:ClassName")
+        if entry.class_ is not None and is_ours:
+            raise ValueError(f"method {method!r} has a class, but that name is one of this repository's: take another")
+        sources[method] = None if entry.class_ is None else keep(entry.class_, folder)
+    return sources
+
+
 def expand(name: str) -> ExpandedSuite:
     """Read a suite, or an ablation of one, and return its runs, sorted by id.
 
@@ -240,12 +258,11 @@ def expand(name: str) -> ExpandedSuite:
         name: As in `experiments.names`, but one suite, no group of them.
 
     Raises:
-        ValueError: If anything in the suite or its cards is unknown or wrong, or if two runs are the same.
+        ValueError: If anything in the suite, its cards or its methods is unknown or wrong, or if two runs are the same.
     """
-    what, base = names.split(name)
-    name = base if what is None else f"{names.PREFIX}{what}@{base}"
-    where = f"suite {name!r}"
-    suite = _read(what, base)
+    asked = names.split(name)
+    what, where = asked.ablation, f"suite {asked.name!r}"
+    suite = _read(what, asked.file)
     for variant in suite.variants:
         for method in variant.methods or ():
             if method not in suite.methods:
@@ -254,14 +271,12 @@ def expand(name: str) -> ExpandedSuite:
                 )
     runs: dict[str, SuiteRun] = {}
     try:
-        for method in suite.methods:
-            if method not in method_names():
-                raise ValueError(unknown_name("method", method, method_names()))
+        sources = _sources(suite, asked.file.parent)
         evaluation = cards.evaluation(suite.evaluation)
         for variant in suite.variants:
             for method in variant.methods or tuple(suite.methods):
                 for seed in variant.seeds or suite.seeds:
-                    run = _run(suite, variant, method, seed)
+                    run = _run(suite, variant, method, sources[method], seed)
                     known = runs.setdefault(run.spec.run_id, run)
                     # At this scale, an ablation's variant may be what the main run already is.
                     if known is not run and not (what and known.variant == "" and run.variant):
@@ -271,4 +286,10 @@ def expand(name: str) -> ExpandedSuite:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     ordered = tuple(runs[run_id] for run_id in sorted(runs))
-    return ExpandedSuite(name=name, title=suite.title, runs=ordered, evaluation=evaluation)
+    return ExpandedSuite(
+        name=asked.name,
+        title=suite.title,
+        runs=ordered,
+        evaluation=evaluation,
+        file=None if asked.is_ours else str(asked.file),
+    )

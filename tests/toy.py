@@ -6,12 +6,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from methods import resolve_config, source
 from PIL import Image
 
 from engine import paths
 from engine.evaluation import EvalCard, Evaluation
 from engine.index import build_index
-from engine.registry import resolve_config
 from engine.spec import CaptionSource, RunSpec
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
@@ -113,6 +113,7 @@ def run_spec(method: str, *, steps: int = 10, batch: int = 16, seed: int = 0, **
         "method": {
             "name": method,
             "config": resolve_config(method, dict(OPTIONS.get(method, {}))).model_dump(mode="json"),
+            "source": source(method),
         },
         "dataset": {"name": "toy", "revision": "1", "pairs": NUM_PAIRS},
         "model": {"name": "tiny-vit"},

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from methods import method_class, method_names, resolve_config
 from pydantic import BaseModel
 from small import features_of, make_method, opposite_features, progress_of, random_features, train_step
 from torch import Tensor
@@ -16,7 +17,6 @@ from variants import SMALL, VARIANTS, Options, alternatives, at_temperature, few
 from variants import train as train_on
 
 from engine.method import Features, nested_tensors
-from engine.registry import method_class, method_names, resolve_config
 
 every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=map(label, VARIANTS))
 every_small_variant = pytest.mark.parametrize(("name", "options"), SMALL, ids=map(label, SMALL))
@@ -98,7 +98,7 @@ class LargestTensor(TorchDispatchMode):
 
 @every_small_variant
 def test_no_tensor_holds_all_pairs_of_a_batch(name: str, options: Options) -> None:
-    num_pairs = 64
+    num_pairs = 128
     method = make_method(name, embed_dim=8, dataset_size=num_pairs, global_batch_size=num_pairs, **options)
     for step in range(2):
         features = random_features(step, num_pairs=num_pairs, dim=8, dataset_size=num_pairs, dtype=torch.float32)

@@ -33,7 +33,14 @@ class Pull(Method):
 
 
 def test_a_new_file_is_found_and_tested_and_a_careless_one_fails(tmp_path: Path) -> None:
-    for name in ("engine", "tests/contract", "tests/small.py", "tests/conftest.py", "pyproject.toml"):
+    for name in (
+        "engine",
+        "tests/contract",
+        "tests/methods.py",
+        "tests/small.py",
+        "tests/conftest.py",
+        "pyproject.toml",
+    ):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         (tmp_path / name).parent.mkdir(exist_ok=True)
         copy(ROOT / name, tmp_path / name)

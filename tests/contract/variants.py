@@ -1,4 +1,4 @@
-"""Every method that the registry finds, under every choice that its options offer: read off each `Config`, no list."""
+"""Every method that there is, under every choice that its options offer: read off each `Config`, no list."""
 
 import io
 import types
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
+from methods import method_class, method_names, resolve_config
 from pydantic import BaseModel
 from small import random_features, train_step
 from torch import Tensor
 
 from engine.method import Method
-from engine.registry import method_class, method_names, resolve_config
 
 Options = dict[str, Any]
 

@@ -1,0 +1,277 @@
+"""Methods and suites from files outside the repository, as `docs/add-a-method.md` shows them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import paths
+from engine.method import MethodEnv
+from engine.registry import build_method, keep
+from engine.spec import MethodSpec, RunSpec
+from experiments import cards, expansion, names
+from experiments.__main__ import main
+from experiments.suite import expand
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+METHOD, CHECK, SUITE, RUN = re.findall(r"^```\w*\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The page's two files, in a folder beside the one that is worked in."""
+    folder = tmp_path / "path" / "to"
+    folder.mkdir(parents=True)
+    (folder / "dcl.py").write_text(METHOD)
+    (folder / "mine.yaml").write_text(SUITE)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def runs(reference: str = "path/to/mine.yaml") -> dict[str, RunSpec]:
+    return {run.spec.method.name: run.spec for run in expand(reference).runs}
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+# What a run is ------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_of_the_file_is_another_run_and_leaves_those_of_our_methods(mine):
+    before = runs()
+    edit(mine / "dcl.py", ".mean() / 2", ".mean()")
+    after = runs()
+
+    assert {name for name in before if before[name].run_id != after[name].run_id} == {"dcl"}
+    assert before["dcl"].method.config == after["dcl"].method.config
+    assert before["dcl"].method.config["temperature"]["init"] == 0.05
+
+
+def test_our_own_methods_have_no_source_in_what_their_runs_are(mine):
+    dumped = {name: spec.model_dump(mode="json")["method"] for name, spec in runs().items()}
+    assert {name: set(method) for name, method in dumped.items()} == {
+        "dcl": {"name", "config", "source"},
+        "neuclip": {"name", "config"},
+        "openclip": {"name", "config"},
+    }
+
+
+def test_where_the_file_lies_is_not_part_of_a_run(mine):
+    before = runs()
+    shutil.move(mine, mine.with_name("elsewhere"))
+    assert runs("path/elsewhere/mine.yaml") == before
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from engine.method import MethodEnv
+from engine.registry import build_method
+from engine.spec import MethodSpec, parse
+env = MethodEnv(embed_dim=4, dataset_size=20, global_batch_size=8, steps_per_epoch=2, num_steps=4)
+print(type(build_method(parse(MethodSpec, sys.argv[1], "argument"), env)).version)
+"""
+
+
+def built(spec: MethodSpec) -> subprocess.CompletedProcess[str]:
+    """Build a run's method in a new process, as a job does."""
+    command = [sys.executable, "-c", BUILD, spec.model_dump_json()]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_run_executes_the_file_as_it_was_when_the_suite_was_expanded(mine):
+    edit(mine / "dcl.py", "class DCL(Method):", "class DCL(Method):\n    version = 1")
+    first = runs()["dcl"].method
+    edit(mine / "dcl.py", "version = 1", "version = 2")
+    second = runs()["dcl"].method
+    (mine / "dcl.py").unlink()
+
+    assert [built(spec).stdout for spec in (first, second)] == ["1\n", "2\n"]
+
+
+def test_a_copy_that_was_changed_or_removed_is_refused(mine):
+    spec = runs()["dcl"].method
+    copy = paths.method(spec.source.sha256)
+    edit(copy, ".mean() / 2", ".mean()")
+    assert f"{copy} has been changed and is not what the run was to execute" in built(spec).stderr
+    copy.unlink()
+    assert f"its file was kept as {copy}, which is gone: expand the suite again" in built(spec).stderr
+
+
+def test_a_method_may_build_on_one_of_ours(mine):
+    (mine / "mild.py").write_text(
+        "from baselines.fastclip import FastCLIP\n"
+        "class Mild(FastCLIP):\n"
+        "    def gamma(self, epoch):\n"
+        "        return 0.5\n"
+    )
+    spec = MethodSpec(name="mild", config={"version": "v1"}, source=keep("mild.py:Mild", mine))
+    env = MethodEnv(embed_dim=4, dataset_size=20, global_batch_size=8, steps_per_epoch=2, num_steps=4)
+    assert build_method(spec, env).gamma(0) == 0.5
+
+
+# What can be wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("dcl.py", r"class: 'dcl\.py': allowed is path/to/file\.py:ClassName"),
+        ("dcl:DCL", r"allowed is path/to/file\.py:ClassName"),
+        ("dlc.py:DCL", r"class: dlc\.py:DCL: there is no file .*/path/to/dlc\.py"),
+        ("dcl.py:DLC", r"dcl\.py: unknown method class 'DLC'; did you mean 'DCL'"),
+        ("dcl.py:Temperature", r"Temperature is no subclass of engine\.method\.Method made here; unknown method class"),
+    ],
+)
+def test_a_wrong_reference_says_what_is_allowed(mine, reference, message):
+    edit(mine / "mine.yaml", "dcl.py:DCL", reference)
+    with pytest.raises(ValueError, match=f"suite 'mine': .*{message}"):
+        runs()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("def loss(", "def lost(", r"dcl\.py: DCL does not define 'loss': see engine\.method\.Method"),
+        ("def logit_scale(", "def scale(", "DCL does not define 'logit_scale'"),
+        ("(MethodConfig):", ":", r"DCL\.Config is <class .*DCL\.Config'>: make it a subclass of MethodConfig"),
+        ("import LossOutput", "import LossOutputs", r"dcl\.py, line 1: ImportError: cannot import name 'LossOutputs'"),
+        ("super().", "super(.", r"dcl\.py, line \d+: SyntaxError"),
+        ("chunk_rows: int = 1024", "chunk_rows: int = ROWS", r"dcl\.py, line 7: NameError: name 'ROWS'"),
+        (
+            "temperature: Temp",
+            "heat: Temp",
+            r"method 'dcl': temperature: unknown key 'temperature'.* Known: chunk_rows",
+        ),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong_and_where(mine, old, new, message):
+    edit(mine / "dcl.py", old, new)
+    with pytest.raises(ValueError, match=message):
+        runs()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("dcl:\n", "fastclip:\n", "method 'fastclip' has a class, but that name is one of this repository's"),
+        ("dcl:\n", "My Method:\n", "name: String should match pattern"),
+        ("    class: dcl.py:DCL\n", "", r"unknown method 'dcl'.*needs its file: class: file\.py:ClassName"),
+        ("class:", "clas:", r"methods\.dcl\.clas: unknown key 'clas'; did you mean 'class'"),
+    ],
+)
+def test_a_wrong_entry_of_the_suite_is_one_clear_error(mine, old, new, message):
+    edit(mine / "mine.yaml", old, new)
+    with pytest.raises(ValueError, match=message):
+        runs()
+
+
+# Suites by file -----------------------------------------------------------------------------------------------------
+
+
+def test_a_suite_that_was_named_by_its_file_is_known_by_its_name_there(mine):
+    with pytest.raises(ValueError, match=r"unknown suite 'mine'.*One of your own: its file, path/to/NAME\.yaml"):
+        names.split("mine")
+    expansion.load(["path/to/mine.yaml"])
+    assert names.resolve(["mine"]) == ["path/to/mine.yaml"]
+    assert set(expansion.load(["mine"])) == {"mine"}
+    main(["watch", "--once"])
+
+
+def test_ablations_apply_to_a_suite_that_is_named_by_its_file(mine):
+    suite = expand("ablation_num_updates@path/to/mine.yaml")
+    assert suite.name == "ablation_num_updates@mine"
+    assert {run.spec.dataset.name for run in suite.runs} == {"icons_tiny"}
+    whats = cards.names("ablations")
+    assert names.resolve(["ablations@path/to/mine.yaml"]) == [f"ablation_{what}@path/to/mine.yaml" for what in whats]
+    edit(mine / "mine.yaml", "seeds: [0]", "seeds: [0]\nablations: [updates]")
+    assert names.resolve(["path/to/mine.yaml"]) == ["path/to/mine.yaml", "ablation_updates@path/to/mine.yaml"]
+
+
+def test_our_own_suites_may_be_named_by_their_files_too():
+    assert names.resolve([str(cards.FOLDER / "suites" / "smoke.yaml")]) == ["smoke"]
+
+
+@pytest.mark.parametrize("name", ["smoke", "ablation_mine", "Mine"])
+def test_a_suite_cannot_take_a_name_that_results_would_not_be_told_apart_by(mine, name):
+    (mine / "mine.yaml").rename(mine / f"{name}.yaml")
+    with pytest.raises(ValueError, match=f"its results would be called '{name}'.*rename the file"):
+        names.split(f"path/to/{name}.yaml")
+
+
+def test_two_suites_of_one_name_are_refused_together(mine):
+    (mine.parent / "mine.yaml").write_text(SUITE)
+    with pytest.raises(ValueError, match="two suites are called 'mine': path/to/mine"):
+        expansion.load(["path/to/mine.yaml", "path/mine.yaml"])
+
+
+def test_a_suite_is_expanded_again_when_its_file_a_methods_file_or_a_copy_has_changed(mine):
+    def ids() -> set[str]:
+        return {run.spec.run_id for run in expansion.load(["path/to/mine.yaml"])["mine"].runs}
+
+    first = ids()
+    written = paths.suite("mine").stat().st_mtime_ns
+    assert ids() == first
+    assert paths.suite("mine").stat().st_mtime_ns == written
+    edit(mine / "dcl.py", ".mean() / 2", ".mean()")
+    second = ids()
+    assert len(first - second) == 1
+    edit(mine / "mine.yaml", "init: 0.05", "init: 0.06")
+    assert len(second - ids()) == 1
+    (copy,) = [
+        path for path in paths.method("").parent.iterdir() if path.read_bytes() == (mine / "dcl.py").read_bytes()
+    ]
+    copy.unlink()
+    ids()
+    assert copy.exists()
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_check_holds_a_method_of_ones_own_to_the_contract(mine):
+    (mine / "careless.py").write_text("import torch\n" + METHOD.replace(".mean() / 2", ".mean() + torch.rand(())"))
+    outcomes = {}
+    for name in ("dcl", "careless"):
+        options = ["-q", "-p", "no:cacheprovider", "-k", "global_random_state or finite_scalar"]
+        command = [sys.executable, "-m", "pytest", *options, "tests/contract/test_methods.py"]
+        environment = {"CHECK_METHOD": str(mine / f"{name}.py:DCL"), "PATH": "", "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        outcomes[name] = result.stdout.splitlines()[-1]
+    assert re.search(r"^10 passed", outcomes["dcl"])
+    assert re.search(r"^5 failed, 5 passed", outcomes["careless"])
+
+
+@pytest.mark.slow
+def test_the_pages_check_passes(mine, monkeypatch):
+    monkeypatch.chdir(mine)
+    command = [sys.executable, *CHECK.split()[1:]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert re.search(r"^\d{3} passed", result.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_the_pages_suite_runs_into_the_tables_beside_ours(mine):
+    command = [sys.executable, "-m", *RUN.split(), "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--workflow-profile", str(ROOT / "profiles" / "default")]
+
+    def snakemake(*args: str) -> str:
+        result = subprocess.run([*command, *args], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+        return result.stdout + result.stderr
+
+    snakemake()
+    table = (paths.tables("mine") / "main_results.md").read_text()
+    assert all(name in table for name in ("dcl", "OpenCLIP", "NeuCLIP"))
+    assert all(file.stat().st_size > 100 for file in paths.figures("mine").iterdir())
+    assert "Nothing to be done" in snakemake()
+    edit(mine / "dcl.py", ".mean() / 2", ".mean()")
+    assert "train 1" in " ".join(snakemake("-n").split())
