@@ -124,6 +124,14 @@ def test_two_runs_from_nothing_give_the_same_tables_to_the_byte(finished, killed
     assert not missing
 
 
+def test_a_training_rule_that_is_run_again_puts_back_what_was_finished(finished):
+    run = next(path for path in sorted((finished / paths.RESULTS / "runs").glob("openclip-*")))
+    before = (run / "record.json").read_bytes()
+    # As after Ctrl-C, when a job finished while no Snakemake was there: Snakemake removes the output and starts anew.
+    snakemake(finished, "--config", "suites=smoke", "--force", str((run / "record.json").relative_to(finished)))
+    assert (run / "record.json").read_bytes() == before
+
+
 def test_how_a_run_is_carried_out_retrains_nothing(finished):
     how = ['execution={"log_every_steps": 3}', 'train={"timeout_min": 99}', "on_interrupt=leave"]
     assert "Nothing to be done" in snakemake(finished, "-n", "--config", "suites=smoke", *how).stdout
