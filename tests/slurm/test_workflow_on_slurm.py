@@ -1,0 +1,41 @@
+"""The smoke suite through the Slurm profile, undisturbed but for an edit of the checkout."""
+
+import filecmp
+
+import pytest
+from login_node import CONFIG, METHODS, output_of, wait_for
+
+from engine import paths
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+def same_tables(checkout, reference):
+    """Whether all tables that a checkout has are equal to the reference's, byte by byte; returns their names."""
+    first, second = (one.folder / paths.tables("smoke") for one in (reference, checkout))
+    names = [path.name for path in second.glob("*.*") if path.suffix != ".json" and path.stem != "cost"]
+    _, different, missing = filecmp.cmpfiles(first, second, names, shallow=False)
+    assert not different
+    assert not missing
+    return names
+
+
+@pytest.fixture(scope="module")
+def finished(checkout, slurm):
+    """The whole suite; while its trainings are queued, the checkout is edited so that none could start from it."""
+    checkout.write_cluster()
+    with slurm.held():
+        process = checkout.start("--profile", "slurm", "all", *CONFIG)
+        wait_for("5 queued jobs", lambda: list(checkout.states().values()) == ["PENDING"] * 5)
+        with (checkout.folder / "engine" / "train.py").open("a") as file:
+            file.write('\nraise RuntimeError("edited while jobs were queued")\n')
+    return output_of(process)
+
+
+def test_all_tables_are_equal_to_the_local_runs_to_the_byte(finished, checkout, reference):
+    assert len(same_tables(checkout, reference)) >= 9
+
+
+def test_editing_the_checkout_does_not_change_a_queued_job(finished, checkout):
+    assert "edited while jobs were queued" in (checkout.folder / "engine" / "train.py").read_text()
+    assert all(len(checkout.training(method).attempts) == 1 for method in METHODS)
