@@ -101,6 +101,8 @@ WRITING = {
 
 ENDING = {
     "record": Phase("engine.trainer:Trainer.record"),
+    "write the outcome": Phase("engine.paths:write_text", "outcome.json"),
+    "half an outcome": Phase("os:fsync", "outcome.json", cut=True),
     "write the record": Phase("engine.paths:write_text", "record.json"),
     "half a record": Phase("os:fsync", "record.json", cut=True),
     "clean up": Phase("engine.checkpoint:remove_checkpoints"),

@@ -154,7 +154,7 @@ def run_and_kill(server: Server, spec: RunSpec, world_size: int, kills: list[Kil
     path, folder = toy.write_spec(Path(), spec), paths.checkpoints(spec.run_id)
     for kill in [*kills, None]:
         begin, before = newest_step(folder) or 0, read_attempts(spec.run_id)
-        is_done = paths.record(spec.run_id).exists()
+        is_done = paths.outcome(spec.run_id).exists()
         codes = server.run(Path.cwd(), path, world_size=world_size, kill=kill, execution=EXECUTION)
         if kill is None:
             assert codes == [0] * world_size
