@@ -1,5 +1,6 @@
 """The workflow as a user on a login node starts it: in a copy of the checkout, with a Slurm as its cluster."""
 
+import filecmp
 import json
 import os
 import signal
@@ -224,3 +225,13 @@ def environment(pid):
         return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
     except OSError:
         return []
+
+
+def same_tables(checkout, reference):
+    """Whether all tables that a checkout has are equal to the reference's, byte by byte; returns their names."""
+    first, second = (one.folder / paths.tables("smoke") for one in (reference, checkout))
+    names = [path.name for path in second.glob("*.*") if path.suffix != ".json" and path.stem != "cost"]
+    _, different, missing = filecmp.cmpfiles(first, second, names, shallow=False)
+    assert not different
+    assert not missing
+    return names

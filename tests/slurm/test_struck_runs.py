@@ -3,7 +3,7 @@
 from datetime import datetime
 
 import pytest
-from login_node import CONFIG, METHODS, freeze, output_of, wait_for
+from login_node import CONFIG, METHODS, freeze, output_of, same_tables, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -69,3 +69,8 @@ def test_every_run_kept_its_one_job(struck, checkout):
     for record in checkout.records().values():
         (job,) = checkout.training(record["spec"]["method"]["name"]).jobs
         assert {attempt["job_id"] for attempt in record["attempts"]} == {job}
+
+
+def test_all_tables_are_equal_to_those_of_the_undisturbed_runs_to_the_byte(struck, checkout, reference):
+    checkout.run("--profile", "slurm", "all", *CONFIG)
+    assert len(same_tables(checkout, reference)) >= 9

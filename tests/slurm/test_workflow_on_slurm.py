@@ -1,23 +1,9 @@
 """The smoke suite through the Slurm profile, undisturbed but for an edit of the checkout."""
 
-import filecmp
-
 import pytest
-from login_node import CONFIG, METHODS, output_of, wait_for
-
-from engine import paths
+from login_node import CONFIG, METHODS, output_of, same_tables, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
-
-
-def same_tables(checkout, reference):
-    """Whether all tables that a checkout has are equal to the reference's, byte by byte; returns their names."""
-    first, second = (one.folder / paths.tables("smoke") for one in (reference, checkout))
-    names = [path.name for path in second.glob("*.*") if path.suffix != ".json" and path.stem != "cost"]
-    _, different, missing = filecmp.cmpfiles(first, second, names, shallow=False)
-    assert not different
-    assert not missing
-    return names
 
 
 @pytest.fixture(scope="module")
