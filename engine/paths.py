@@ -80,6 +80,11 @@ def normalizer_error(run_id: str, samples_seen: int) -> Path:
     return run(run_id) / "normalizer_error" / f"{samples_seen}.json"
 
 
+def log_normalizers(run_id: str, samples_seen: int) -> Path:
+    """Estimated and exact log-normalizers of some of the anchors behind `normalizer_error`."""
+    return run(run_id) / "normalizer_error" / f"{samples_seen}.safetensors"
+
+
 def jobs(run_id: str) -> Path:
     """Logs and records of the scheduler's jobs."""
     return run(run_id) / "jobs"
@@ -138,6 +143,11 @@ def tables(suite_name: str) -> Path:
 def figures(suite_name: str) -> Path:
     """Folder of a suite's figures."""
     return RESULTS / "figures" / suite_name
+
+
+def report(name: str) -> Path:
+    """The report of a suite and what it brings along, or of a group of ablations."""
+    return RESULTS / "reports" / f"{name}.html"
 
 
 def tensorboard() -> Path:
@@ -238,8 +248,10 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
 
 def remove_temporaries(folder: Path) -> None:
     """Delete what killed processes left half written anywhere in a folder that no other process writes to."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    # safetensors writes to a `.tmp<letters>` beside the file that it is asked for, and renames that.
+    for pattern in (".*.tmp", ".tmp*"):
+        for path in folder.rglob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
+import zlib
 
 import killing
 import pytest
@@ -39,6 +41,18 @@ def test_the_newest_checkpoint_is_loaded_and_the_last_two_are_kept(tmp_path):
     assert newest_step(tmp_path) == 3
     assert load_checkpoint(tmp_path, 3, CPU)["step"] == 3
     assert names(tmp_path) == [f"step-00000000{step}.{suffix}" for step in (2, 3) for suffix in ("json", "pt")]
+
+
+def test_the_manifest_has_the_only_checksum_and_others_files_keep_theirs(tmp_path):
+    x = torch.arange(3.0)
+    save_checkpoint(tmp_path, 1, {"x": x})
+    torch.save({"x": x}, tmp_path / "other.pt")
+    ours, others = (
+        {part.filename.partition("/")[2]: part.CRC for part in zipfile.ZipFile(path).infolist()}
+        for path in (data(tmp_path, 1), tmp_path / "other.pt")
+    )
+    assert ours["data/0"] == 0
+    assert others["data/0"] == zlib.crc32(x.numpy().tobytes())
 
 
 # Damage -----------------------------------------------------------------------------------------------------------
@@ -256,3 +270,25 @@ def test_equal_text_is_not_written_again(tmp_path):
     before = path.stat().st_mtime_ns
     paths.write_text(path, "x")
     assert path.stat().st_mtime_ns == before
+
+
+def test_nothing_half_written_stays_of_a_process_that_was_killed(tmp_path):
+    (tmp_path / "weights").mkdir()
+    code = (
+        "import os, sys; from pathlib import Path; import torch; from safetensors.torch import save_file\n"
+        "from engine import paths\n"
+        "weights = {'x': torch.zeros(1 << 29, dtype=torch.uint8)}\n"
+        "with paths.atomic_write(Path(sys.argv[1])) as path: path.touch(); print('writing', flush=True);"
+        " save_file(weights, path)"
+    )
+    for name in ("weights/model.safetensors", "record.json"):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / name)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "writing\n"
+            while len(list((tmp_path / name).parent.glob(".*"))) < 2:  # safetensors' own temporary file
+                assert process.poll() is None
+            process.kill()
+    (tmp_path / "kept.json").touch()
+    paths.remove_temporaries(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["kept.json", "weights"]

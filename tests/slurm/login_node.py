@@ -113,10 +113,11 @@ class Training:
         (job,) = self.jobs
         return job
 
-    def had_one_job(self):
-        """Whether the run had a single job, which has completed; a job ends a moment after its result is there."""
-        wait_for(f"{self.run_id} has ended", lambda: self.state not in ("RUNNING", "COMPLETING"))
-        return list(self.jobs.values()) == ["COMPLETED"]
+    @property
+    def final_states(self):
+        """Last states of all training jobs that this run ever had; a job ends a moment after its result is there."""
+        wait_for(f"{self.run_id} has ended", lambda: self.state not in ("PENDING", "RUNNING", "COMPLETING"))
+        return list(self.jobs.values())
 
     @property
     def state(self):
