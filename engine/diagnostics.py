@@ -6,10 +6,13 @@ D embedding.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -24,8 +27,18 @@ _ANCHOR_EPOCH = 1 << 40
 """A number no epoch reaches: anchors are drawn in an order of their own."""
 
 _CHUNK_ROWS = 1024
+_SAMPLE_SIZE = 2048
 
 Encode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Measurement(NamedTuple):
+    """The error of a method's log-normalizers, and what it is made of for some anchors."""
+
+    error: NormalizerError
+    sample: bytes
+    """A safetensors file: `estimate` and `exact`, float32, (2, at most 2048): the image and the text side of the first
+    anchors, which were drawn at random. An estimate that the method lacks is not finite."""
 
 
 @torch.no_grad()
@@ -41,7 +54,8 @@ def measure_normalizer_error(
     seed: int,
     device: torch.device,
     num_workers: int = 0,
-) -> NormalizerError:
+    is_over: Callable[[], bool] = lambda: False,
+) -> Measurement | None:
     """Compare `method.log_normalizers` with the exact values at the method's current temperature.
 
     Embeddings are those of training: train-mode features of whole global batches, augmented as in the current epoch.
@@ -58,6 +72,10 @@ def measure_normalizer_error(
         seed: The run's seed.
         device: Where to compute.
         num_workers: Data loader processes.
+        is_over: Asked before every batch: whether to give up. Every process must get the same answer.
+
+    Returns:
+        The error with its sample; None if the measurement was given up.
     """
     collectives = method.env.collectives
     num_pairs, whole_batches = dataset.index.pairs, dataset.index.pairs // global_batch_size
@@ -74,8 +92,11 @@ def measure_normalizer_error(
     estimate_parts: list[Tensor] = []
     control_parts: list[tuple[Tensor, Tensor]] = []
     sums: _LogSums | None = None
-    first = 0
+    first, given_up = 0, False
     for batch in load(dataset, requests, num_workers):
+        given_up = is_over()
+        if given_up:
+            break
         image_BD, text_BD = encode(batch.image_BCHW.to(device), batch.tokens_BT.to(device))
         image_GD, text_GD = collectives.gather(image_BD), collectives.gather(text_BD)
         # The last batch is filled up at its beginning, with pairs that were counted already.
@@ -99,6 +120,8 @@ def measure_normalizer_error(
             sums.add(image_GD, text_GD, first - fresh)
     for name, value in towers.named_buffers():
         value.copy_(buffers[name])
+    if given_up:
+        return None
 
     assert sums is not None
     exact_2A = sums.log_sum_2A - math.log(num_pairs - 1)
@@ -108,14 +131,18 @@ def measure_normalizer_error(
     # Never against itself: an anchor among the random pairs has one pair less.
     control_count_A = len(control) - torch.isin(torch.arange(num_anchors), control).to(device, torch.float64)
     control_2A = control_sums.log_sum_2A - control_count_A.log()
-    error_2A = torch.cat(estimate_parts, dim=1).double() - exact_2A
+    estimate_2A = torch.cat(estimate_parts, dim=1).double()
+    error_2A = estimate_2A - exact_2A
     known_2A = torch.isfinite(error_2A)
 
     def mean(values_A: Tensor, side: int) -> float | None:
         selected = values_A[known_2A[side]]
         return float(selected.mean()) if len(selected) else None
 
-    return NormalizerError(
+    sides = {"estimate": estimate_2A, "exact": exact_2A}
+    sample = {name: values[:, :_SAMPLE_SIZE].float().cpu().contiguous() for name, values in sides.items()}
+    sample_bytes = safetensors.torch.save(sample)
+    error = NormalizerError(
         samples_seen=(progress.step + 1) * global_batch_size,
         temperature=1 / float(method.logit_scale),
         num_anchors=num_anchors,
@@ -126,7 +153,9 @@ def measure_normalizer_error(
         text_bias=mean(error_2A[1], 1),
         control_mse=float((control_2A - exact_2A).square().mean()),
         control_size=spec.control_size,
+        sample_sha256=hashlib.sha256(sample_bytes).hexdigest(),
     )
+    return Measurement(error, sample_bytes)
 
 
 class _LogSums:

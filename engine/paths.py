@@ -90,6 +90,11 @@ def jobs(run_id: str) -> Path:
     return run(run_id) / "jobs"
 
 
+def evaluate_jobs(run_id: str, milestone: int | str, key: str) -> Path:
+    """Logs and records of the jobs of one evaluation of one milestone; `key` as in `evaluation`."""
+    return jobs(run_id) / f"evaluate-{milestone}-{key}"
+
+
 def prepare_jobs(name: str) -> Path:
     """Logs and records of the jobs that build or index data."""
     return RESULTS / "jobs" / name
@@ -130,6 +135,17 @@ def evaluated(run_id: str, milestone: int | str, key: str) -> Path:
     return RESULTS / "evals" / run_id / str(milestone) / f"all-{key}.done"
 
 
+def digest(folder: Path) -> Path:
+    """What is remembered of the digest of a folder of data."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return RESULTS / "digests" / f"{folder.name}-{name}.json"
+
+
+def pixels() -> Path:
+    """Decoded pictures of evaluation sets, where they are kept."""
+    return RESULTS / "pixels"
+
+
 def collected(suite_name: str) -> Path:
     """The tidy frame of a suite."""
     return RESULTS / "collected" / f"{suite_name}.parquet"
@@ -166,14 +182,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_sha256(folder: Path) -> str:
-    """Return a digest of a folder's content: of the line ``<path> <SHA-256>`` of every file, sorted by path.
+def folder_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by their paths in it, sorted.
 
     Names that begin with a dot are left out: downloaders keep times of their own there.
     """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    seen = [name for name in sorted(files) if not f"/{name}".count("/.")]
-    lines = [f"{name} {file_sha256(files[name])}\n" for name in seen]
+    return {name: files[name] for name in sorted(files) if not f"/{name}".count("/.")}
+
+
+def folder_sha256(folder: Path) -> str:
+    """Return a digest of a folder's content: of the line ``<path> <SHA-256>`` of every file, sorted by path."""
+    lines = [f"{name} {file_sha256(path)}\n" for name, path in folder_files(folder).items()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -62,6 +62,8 @@ class NormalizerError(Frozen):
     control_mse: float
     """Error of the plain mean over as many fresh random pairs as `control_size`, both sides together."""
     control_size: int
+    sample_sha256: str | None = None
+    """Of the file with the estimates and exact values of some anchors; None in records from before there was one."""
 
 
 class Divergence(Frozen):

@@ -104,7 +104,7 @@ class StandaloneLoss(nn.Module):
             logit_scale: exp(t) = 1 / temperature, one number.
             logit_bias: Changes no contrastive loss: its gradient is zero, as with `ClipLoss`.
             output_dict: Return ``{"contrastive_loss": loss}``.
-            index: Data set positions of the pairs, (B,), integers; only FastCLIP needs them.
+            index: Data set positions of the pairs, (B,), integers; only FastCLIP and NeuCLIP's queue need them.
 
         Raises:
             ValueError: If the batch has another size than was announced, lies on another device than the loss, or

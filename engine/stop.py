@@ -1,4 +1,5 @@
-"""Signals that ask a training to stop: noticed between steps, agreed on by all processes, obeyed after a save.
+"""Signals that ask a training to stop: noticed between steps (and between batches of a measurement), agreed on by all
+processes, obeyed after a save.
 
 What each signal means to a scheduler is not decided here: a run that stopped has saved, and goes on when it is
 started again.

@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ def train(spec: RunSpec, execution: Execution) -> Record:
     Returns at once if the run is done already, and waits while another job is at it: a run is never trained twice.
 
     Raises:
-        Stopped: If a signal asked for it; on every process, after the step was saved.
+        Stopped: If a signal asked for it; on every process, after the step was saved. A measurement is given up for it.
         ValueError: If the spec, the data or the checkpoint cannot be used as they are.
     """
     device = distributed.choose_device(execution.device)
@@ -142,6 +142,13 @@ def _take_steps(trainer: Trainer, request: StopRequest, reporter: Reporter) -> D
         is_time_to_save = is_first_process and time.monotonic() - last_save >= 60 * execution.save_every_min
         return Wishes(tuple(request.seen), is_time_to_save, len(batch.replaced))
 
+    def stopped(signals: Sequence[bool]) -> Stopped:
+        return Stopped([n for n, sent in zip(SIGNALS, signals, strict=True) if sent][-1], trainer.step_number)
+
+    if first and trainer.is_measurement_missing():
+        signals = trainer.measure_normalizers(request.seen)
+        if any(signals):
+            raise stopped(signals)
     for step in range(first, spec.num_steps):
         logged = (step + 1) % execution.log_every_steps == 0 or step + 1 == spec.num_steps
         trainer.clock.start_step(timing=logged)
@@ -150,7 +157,7 @@ def _take_steps(trainer: Trainer, request: StopRequest, reporter: Reporter) -> D
         if len(trainer.first_indices) < _FIRST_INDICES:
             indices = collectives.gather(batch.index_B.to(device)).tolist()
             trainer.first_indices += indices[: _FIRST_INDICES - len(trainer.first_indices)]
-        progress = trainer.progress()
+        epoch = trainer.progress().epoch
         metrics, agreed = trainer.step(batch, functools.partial(wishes, batch), timing=logged)
         if metrics is None:
             divergence = Divergence(
@@ -161,20 +168,22 @@ def _take_steps(trainer: Trainer, request: StopRequest, reporter: Reporter) -> D
             )
             break
         times = trainer.clock.end_step()
-        place = {"step": step + 1, "samples_seen": trainer.samples_seen, "epoch": progress.epoch}
+        place = {"step": step + 1, "samples_seen": trainer.samples_seen, "epoch": epoch}
         reporter.step(step + 1, {**place, **metrics, **times} if logged else None)
         trainer.count_replaced(agreed.num_replaced, batch)
         if trainer.samples_seen in spec.milestones:
             trainer.export_weights()
-        if spec.normalizer_error is not None and trainer.samples_seen in spec.normalizer_error.at:
-            trainer.measure_normalizers(progress)
-        if step + 1 == spec.num_steps:
+        signals, is_measured = agreed.stop, True
+        if trainer.is_measurement_due:
+            signals = trainer.measure_normalizers(request.seen)
+            is_measured = not any(signals)
+        if step + 1 == spec.num_steps and is_measured:
             break
-        if agreed.save or any(agreed.stop):
+        if agreed.save or any(signals):
             trainer.save()
             last_save = time.monotonic()
-        if any(agreed.stop):
-            raise Stopped([number for number, sent in zip(SIGNALS, agreed.stop, strict=True) if sent][-1], step + 1)
+        if any(signals):
+            raise stopped(signals)
     return divergence
 
 

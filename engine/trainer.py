@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -401,29 +402,66 @@ class Trainer:
             towers = self.towers if self.averaged is None else cast(Towers, self.averaged.module)
             export(towers, self.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
 
-    def measure_normalizers(self, progress: Progress) -> None:
-        """Compare the method's log-normalizers with the exact ones after the step of `progress`, and write it down."""
+    @property
+    def is_measurement_due(self) -> bool:
+        """Whether the error of the log-normalizers is measured after the last step."""
+        return self.spec.normalizer_error is not None and self.samples_seen in self.spec.normalizer_error.at
+
+    def is_measurement_missing(self) -> bool:
+        """Whether it is due and not written down, as after a resume from where it was given up."""
+        path = paths.normalizer_error(self.spec.run_id, self.samples_seen)
+        # The first process writes it; others may not see it yet.
+        is_there = self.collectives.broadcast(torch.tensor(float(path.exists()), device=self.device))
+        return self.is_measurement_due and not is_there
+
+    def measure_normalizers(self, signals: Sequence[bool]) -> tuple[bool, ...]:
+        """Compare the method's log-normalizers with the exact ones after the last step, and write it down.
+
+        Given up once any process gets a signal: it takes long, and is the same when it is made again.
+
+        Args:
+            signals: Those that this process got, kept up to date; one for each of `engine.stop.SIGNALS`.
+
+        Returns:
+            Signals that any process got and that ended the measurement; none if it was made.
+        """
         assert self.spec.normalizer_error is not None
+        path = paths.normalizer_error(self.spec.run_id, self.samples_seen)
+        if self.collectives.rank == 0:
+            path.unlink(missing_ok=True)  # of an attempt that went back to before it
+        agreed = [0.0] * len(signals)
+
+        def is_over() -> bool:
+            nonlocal agreed
+            mine = torch.tensor(signals, device=self.device, dtype=torch.float32)
+            agreed = self.collectives.all_reduce(mine, "sum").tolist()
+            return any(agreed)
+
+        self._seed_draws(0)
         if self.spec.batch_norm_groups > 1:
             # Running statistics are those of the first process.
             for buffer in self.running_statistics():
                 self.collectives.broadcast(buffer)
         with self.clock.phase("diagnostics"):
-            error = measure_normalizer_error(
+            measured = measure_normalizer_error(
                 self.spec.normalizer_error,
                 towers=self.towers,
                 encode=self.encode,
                 dataset=self.dataset,
                 method=self.method,
-                progress=progress,
+                progress=dataclasses.replace(self.progress(), step=self.step_number - 1),
                 global_batch_size=self.spec.global_batch_size,
                 seed=self.spec.seed,
                 device=self.device,
                 num_workers=self.execution.num_workers,
+                is_over=is_over,
             )
-        if self.collectives.rank == 0:
-            path = paths.normalizer_error(self.spec.run_id, self.samples_seen)
-            paths.write_text(path, error.model_dump_json() + "\n")
+        if measured is not None and self.collectives.rank == 0:
+            sample = paths.log_normalizers(self.spec.run_id, self.samples_seen)
+            with paths.atomic_write(sample, num_bytes=len(measured.sample)) as temporary:
+                temporary.write_bytes(measured.sample)
+            paths.write_text(path, measured.error.model_dump_json() + "\n")
+        return tuple(map(bool, agreed))
 
     def record(self, divergence: Divergence | None) -> Record:
         """Describe what came out."""

@@ -18,6 +18,9 @@ Choices that the paper leaves open, and ours:
   the NPN block. With one update and `npn_gradient: full` that is one joint gradient step.
 - `objective: separate` and `architecture: mlp` are the paper's ablations, see `neuclip.objective.regression_slope`
   and `neuclip.normalizer.MLP`. The latter's weights are drawn once: its restarts only reset AdaGrad.
+- `architecture: queue`, ours, is the embeddings of the last batches in place of a network, see
+  `neuclip.normalizer.Queue`: no block 2. What it has no use for (`num_updates`, `npn_lr`, `restart_period`,
+  `objective`, `updates`) changes nothing, as `num_prototypes` does with `mlp`.
 - A weight exp(log(eps + g) - alpha) is capped at exp(40), see `neuclip.objective.MAX_GAP`.
 
 Shape suffixes: 2 sides (image anchors, text anchors), B local batch, G global batch, D embedding.
@@ -45,7 +48,7 @@ from engine.method import (
     TemperatureConfig,
 )
 from engine.signatures import Log, Signature
-from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes
+from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes, Queue
 from neuclip.objective import MAX_GAP, add_eps, conjugate_slope, regression_slope, unified
 from neuclip.signatures import find_signatures
 
@@ -60,13 +63,16 @@ class NeuCLIPTemperature(TemperatureConfig):
 
 
 class NeuCLIP(Method):
-    """NeuCLIP. Its state: the temperature, the network, AdaGrad's accumulator, embeddings kept for a restart."""
+    """NeuCLIP. Its state: the temperature, the network, AdaGrad's accumulator, embeddings kept for a restart.
+
+    With `architecture: queue`, the temperature and the queue.
+    """
 
     class Config(MethodConfig):
         """Options. Source of the defaults: the paper, where nothing else is said."""
 
         num_prototypes: int = Field(default=4096, ge=1)
-        """m, per side."""
+        """m, per side. ``queue``: embeddings in the queue, rounded up to whole batches."""
         restart_period: Annotated[int, Field(ge=1)] | Literal["never"] = 500
         """T_r in steps; ``never`` leaves only the first draw, at step 0."""
         num_updates: int = Field(default=10, ge=0)
@@ -75,13 +81,15 @@ class NeuCLIP(Method):
         """AdaGrad's learning rate; assumed, the paper does not state it. The first step after a restart moves every
         row by npn_lr * sqrt(D): keep that under about 0.3 (here 0.26 at D = 1024), or it undoes the restart."""
         rho: float = 6.5
-        """Budget in nats for the divergence of an anchor's softmax over the others from uniform: keep it below
-        log(G - 1), or the temperature runs to its minimum. Source: FastCLIP-v3's CC3M script."""
+        """Budget in nats for KL, the mean divergence of an anchor's softmax over the others from uniform: at alpha =
+        log g the temperature's gradient is rho - KL. Keep it below log(G - 1), or the temperature runs to its minimum.
+        With the authors' `temperature_gradient` it is rho - (2 KL + log g), so about twice that: a rho that was tuned
+        with one gradient is none for the other. Source: FastCLIP-v3's CC3M script, tuned with the authors'."""
         eps: float = Field(default=1e-14, gt=0)
         """The constant inside the logarithm; a floor under alpha, so keep it far below a typical g at the smallest
         temperature. Source: as rho."""
         objective: Literal["unified", "separate"] = "unified"
-        architecture: Literal["prototypes", "mlp"] = "prototypes"
+        architecture: Literal["prototypes", "mlp", "queue"] = "prototypes"
         updates: Literal["alternating", "simultaneous"] = "alternating"
         npn_gradient: Literal["detached", "full"] = "detached"
         temperature: NeuCLIPTemperature = NeuCLIPTemperature()
@@ -105,8 +113,16 @@ class NeuCLIP(Method):
         self.temperature = Temperature(config.temperature)
         self.normalizer = self._build_normalizer()
 
-    def _build_normalizer(self) -> Normalizer:
+    def _build_normalizer(self) -> Normalizer | Queue:
         config, env = self.config, self.env
+        if config.architecture == "queue":
+            return Queue(
+                config.num_prototypes,
+                env.embed_dim,
+                global_batch_size=env.global_batch_size,
+                eps=config.eps,
+                chunk_rows=config.chunk_rows,
+            )
         if config.architecture == "mlp":
             return MLP(env.embed_dim, eps=config.eps, collectives=env.collectives)
         missing = config.num_prototypes - env.global_batch_size
@@ -133,7 +149,7 @@ class NeuCLIP(Method):
         self.temperature.clamp()
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
-        """Restart the network if it is due, train it, and return UNIFIED with its alphas."""
+        """Restart the network if it is due, train it (or let the batch into the queue); UNIFIED with its alphas."""
         return self.loss_at(features, self.logit_scale, progress)
 
     def loss_at(self, features: Features, logit_scale: Tensor, progress: Progress) -> LossOutput:
@@ -158,11 +174,14 @@ class NeuCLIP(Method):
         pair_G2D = collectives.gather_with_grad(torch.stack((features.image_BD, features.text_BD), dim=1))
         log_gamma_2B = self._log_gamma(features, pair_G2D, logit_scale, local.start)
         embedding_2GD = pair_G2D.detach().transpose(0, 1)
-        self._restart_or_remember(embedding_2GD, progress.step)
+        if isinstance(self.normalizer, Queue):
+            self.normalizer.push(embedding_2GD, collectives.gather(features.index_B), progress.step)
+        else:
+            self._restart_or_remember(self.normalizer, embedding_2GD, progress.step)
 
         stale_2B = self._alpha(features, logit_scale) if config.updates == "simultaneous" else None
-        metrics = {}
-        if config.num_updates:
+        metrics, before_2G = {}, None
+        if config.num_updates and isinstance(self.normalizer, Normalizer):
             before_2G, metrics["npn/gradient_norm"] = self.normalizer.fit(
                 Anchors(
                     embedding_2GD=embedding_2GD,
@@ -179,7 +198,7 @@ class NeuCLIP(Method):
         total = unified(log_gamma_2B, alpha_2B, 1 / logit_scale, rho=config.rho)
 
         with torch.no_grad():
-            alphas = {"before": before_2G[:, local], "after": fresh_2B} if config.num_updates else {"after": fresh_2B}
+            alphas = {"after": fresh_2B} if before_2G is None else {"before": before_2G[:, local], "after": fresh_2B}
             lowest = log_gamma_2B.mean() + config.rho
             for when, each_2B in alphas.items():
                 objective = unified(log_gamma_2B, each_2B, 1 / logit_scale, rho=config.rho)
@@ -195,9 +214,9 @@ class NeuCLIP(Method):
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Return the network's prediction; NaN before the first restart."""
+        """Return the network's prediction, or the queue's; NaN before the first step."""
         alpha_2B = self._alpha(features, self.logit_scale)
-        alpha_image_B, alpha_text_B = alpha_2B.where(self.normalizer.weights.any(), math.nan)
+        alpha_image_B, alpha_text_B = alpha_2B.where(self.normalizer.is_ready(), math.nan)
         return alpha_image_B, alpha_text_B
 
     def signatures(self, log: Log) -> list[Signature]:
@@ -220,17 +239,19 @@ class NeuCLIP(Method):
         return add_eps(torch.stack(log_g), self.config.eps)
 
     def _alpha(self, features: Features, logit_scale: Tensor) -> Tensor:
-        """The network's log-normalizers of the local anchors, (2, B)."""
+        """The log-normalizers that the local anchors get, (2, B)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.npn_gradient == "full"):
+            if isinstance(self.normalizer, Queue):
+                return self.normalizer.forward(features, logit_scale)
             embedding_2BD = torch.stack((features.image_BD, features.text_BD))
             positive_B = (features.image_BD * features.text_BD).sum(dim=1)
             return self.normalizer.forward(embedding_2BD, positive_B, logit_scale)
 
-    def _restart_or_remember(self, embedding_2GD: Tensor, step: int) -> None:
+    def _restart_or_remember(self, normalizer: Normalizer, embedding_2GD: Tensor, step: int) -> None:
         period = math.inf if self.config.restart_period == "never" else self.config.restart_period
         if step % period == 0:
-            self.normalizer.restart(embedding_2GD, step, self.env.generator("restart", step))
-        self.normalizer.remember(embedding_2GD, period - step % period)
+            normalizer.restart(embedding_2GD, step, self.env.generator("restart", step))
+        normalizer.remember(embedding_2GD, period - step % period)
 
 
 def _gap_of_a_constant(log_sum_2B: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """The networks that predict log-normalizers, and how they are trained inside a step and restarted.
 
-`Prototypes` is the paper's normalizer-prediction network (NPN); `MLP` is what its ablation puts in its place.
-Both keep all their state in buffers: the engine's optimiser never sees it.
+`Prototypes` is the paper's normalizer-prediction network (NPN); `MLP` is what its ablation puts in its place. `Queue`
+predicts without a network: nothing in it is learned. All keep their state in buffers: the engine's optimiser never
+sees it.
 Shape suffixes: 2 sides (image anchors, text anchors), B local anchors, G global batch, C chunk of anchors,
-M prototypes (S: this process's share of them), D embedding, K weights of the MLP.
+M prototypes (S: this process's share of them) or embeddings in the queue, N batches in it, D embedding,
+K weights of the MLP.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from engine.distributed import Collectives
+from engine.method import Features
 from neuclip.objective import add_eps
 
 ADAGRAD_EPS = 1e-10
@@ -26,6 +29,9 @@ ADAGRAD_EPS = 1e-10
 1 / (G M sqrt(D)), 2e-9 at G = M = 4096."""
 
 MIN_NORM = 1e-12
+
+EMPTY = -1
+"""Position of what is not in the queue yet."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,10 @@ class Normalizer(nn.Module):
 
     def remember(self, embedding_2GD: Tensor, steps_to_restart: float) -> None:
         """See a batch that the restart `steps_to_restart` steps from now may want to draw from."""
+
+    def is_ready(self) -> Tensor:
+        """Whether there has been a restart, without which there is no prediction."""
+        return self.weights.any()
 
     @torch.no_grad()
     def fit(self, anchors: Anchors, *, slope: Slope, num_updates: int, lr: float) -> tuple[Tensor, Tensor]:
@@ -175,10 +185,7 @@ class Prototypes(Normalizer):
             (self.weights, embedding_2BD[:, rows], positive_B[rows], logit_scale)
             for rows in _chunks(len(positive_B), self.chunk_rows)
         ]
-        if len(chunks) == 1 or not torch.is_grad_enabled():
-            return torch.cat([self._predict(*chunk) for chunk in chunks], dim=1)
-        predict = functools.partial(checkpoint, self._predict, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([predict(*chunk) for chunk in chunks], dim=1)
+        return _predict_in_chunks(self._predict, chunks)
 
     def _predict(self, weights_2MD: Tensor, embedding_2CD: Tensor, positive_C: Tensor, logit_scale: Tensor) -> Tensor:
         # Unit already; as a cosine, though, alpha has no gradient along the embedding itself.
@@ -325,6 +332,97 @@ class MLP(Normalizer):
         upstream_2G = slope(anchors.log_gamma_2G, alpha_2G.detach()) / scale
         (grad_2K,) = torch.autograd.grad(alpha_2G, leaf_2K, upstream_2G)
         return grad_2K, alpha_2G.detach()
+
+
+class Queue(nn.Module):
+    """The embeddings of the last batches themselves in place of a network.
+
+        alpha_i = log( eps + mean over k in Q_i of exp( (e_i . y_k - s_i) / tau ) )
+
+    with y_k the other modality's embeddings in the queue, the current batch's among them, and Q_i all entries but those
+    of pair i itself: its own past embedding would add about 1 / M, often more than all others together. So alpha, and
+    only alpha, is that of a batch of M pairs; it errs by the variance of a mean over them, and by what encoders have
+    moved since. In a batch of distinct pairs a weight exp(log gamma_i - alpha_i) is at most |Q_i| / (G - 1).
+
+    Every process holds the whole queue, and predicts for its own anchors alone: no collectives.
+
+    Args:
+        num_embeddings: M, rounded up to whole batches.
+        embed_dim: D.
+        global_batch_size: G.
+        eps: The constant inside the logarithm.
+        chunk_rows: Anchors whose similarities to one batch's embeddings are held at once: of the queue's, no more.
+
+    Source: none, an alternative of ours. A queue of past embeddings as negatives of the loss, where they also enter
+    the gradient, is MoCo's, arXiv:1911.05722, and cross-batch memory's, arXiv:1912.06798.
+    """
+
+    other_2NGD: Tensor
+    index_NG: Tensor
+
+    def __init__(
+        self, num_embeddings: int, embed_dim: int, *, global_batch_size: int, eps: float, chunk_rows: int
+    ) -> None:
+        super().__init__()
+        self.eps, self.num_batches = eps, math.ceil(num_embeddings / global_batch_size)
+        self.chunk_rows = max(1, chunk_rows // self.num_batches)
+        self.register_buffer("other_2NGD", torch.zeros(2, self.num_batches, global_batch_size, embed_dim))
+        self.register_buffer("index_NG", torch.full((self.num_batches, global_batch_size), EMPTY))
+
+    @torch.no_grad()
+    def push(self, embedding_2GD: Tensor, index_G: Tensor, step: int) -> None:
+        """Let the batch of `step` take the place of the oldest one.
+
+        Args:
+            embedding_2GD: Unit embeddings: images, then texts.
+            index_G: Data set positions of the pairs, 0 or more.
+            step: Number of the step, from 0; every step pushes.
+        """
+        slot = step % self.num_batches
+        self.other_2NGD[:, slot] = embedding_2GD.flip(0).to(self.other_2NGD)
+        self.index_NG[slot] = index_G
+
+    def is_ready(self) -> Tensor:
+        """Whether there has been a batch, without which there is no prediction."""
+        return (self.index_NG != EMPTY).any()
+
+    def forward(self, features: Features, logit_scale: Tensor) -> Tensor:
+        """Return alpha, (2, B), differentiable in the anchors and in logit_scale.
+
+        Args:
+            features: The anchors, with their data set positions.
+            logit_scale: 1 / temperature, scalar.
+        """
+        other_2MD, index_M = self.other_2NGD.flatten(1, 2), self.index_NG.flatten()
+        embedding_2BD = torch.stack((features.image_BD, features.text_BD))
+        positive_B = (features.image_BD * features.text_BD).sum(dim=1)
+        log_count_B = self._num_others(features.index_B).clamp_min(1).to(positive_B.dtype).log()
+        chunks = [
+            (other_2MD, index_M, logit_scale * embedding_2BD[:, rows], features.index_B[rows])
+            for rows in _chunks(len(positive_B), self.chunk_rows)
+        ]
+        log_sum_2B = _predict_in_chunks(self._log_sum, chunks)
+        return add_eps(log_sum_2B - log_count_B - logit_scale * positive_B, self.eps)
+
+    def _num_others(self, index_B: Tensor) -> Tensor:
+        """Count each anchor's Q_i, (B,)."""
+        sorted_M = self.index_NG.flatten().sort().values
+        empty_and_own_2B = torch.stack((torch.full_like(index_B, EMPTY), index_B))
+        until_2B, before_2B = (torch.searchsorted(sorted_M, empty_and_own_2B, right=right) for right in (True, False))
+        return len(sorted_M) - (until_2B - before_2B).sum(dim=0)
+
+    def _log_sum(self, other_2MD: Tensor, index_M: Tensor, scaled_2CD: Tensor, index_C: Tensor) -> Tensor:
+        left_out_CM = (index_M == index_C[:, None]).logical_or_(index_M == EMPTY)
+        logit_2CM = torch.bmm(scaled_2CD, other_2MD.mT)
+        # A finite number leaves an anchor that has no others at log eps, without NaN in its gradient.
+        return logit_2CM.masked_fill_(left_out_CM, torch.finfo(logit_2CM.dtype).min).logsumexp(dim=2)
+
+
+def _predict_in_chunks(predict: Callable[..., Tensor], chunks: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """Predict for one chunk of anchors after the other, (2, B); each again in the backward pass."""
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        predict = functools.partial(checkpoint, predict, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([predict(*chunk) for chunk in chunks], dim=1)
 
 
 def _norms(weights_2MD: Tensor) -> Tensor:

@@ -37,6 +37,9 @@ def find_signatures(log: Log, config: NeuCLIP.Config, global_batch_size: int) ->
         global_batch_size: Pairs per batch.
     """
     rare = _restarts_too_rare(log, config)
+    if config.architecture == "queue":
+        # Nothing is trained, restarted or alternated with.
+        return [*_temperature_at_floor(log, config, global_batch_size), *_estimates_at_floor(log, config)]
     # A network that a restart mends is not too small.
     small = [] if rare else _npn_too_small(log, config)
     vanishing, unstable = _npn_gradient_vanishing(log, config), _alternation_unstable(log)
@@ -47,8 +50,21 @@ def _temperature_at_floor(log: Log, config: NeuCLIP.Config, global_batch_size: i
     if not config.temperature.learnable:
         return []
     advice = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
+    if config.temperature_gradient == "authors":
+        advice = "lower rho: it balances 2 KL + log g, which stays below 2 log_others + mean log g (the normalizers)"
     evidence = {"rho": config.rho, "log_others": math.log(global_batch_size - 1)}
     return temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
+
+
+def _estimates_at_floor(log: Log, config: NeuCLIP.Config) -> list[Signature]:
+    return log.find(
+        "estimates_at_floor",
+        lambda now: now["npn/floor_share"] > MAX_FLOOR_SHARE,
+        "lower eps, or raise temperature.minimum: alpha cannot fall below log_eps",
+        "npn/floor_share",
+        "npn/alpha_mean",
+        log_eps=math.log(config.eps),
+    )
 
 
 def _npn_gradient_vanishing(log: Log, config: NeuCLIP.Config) -> list[Signature]:

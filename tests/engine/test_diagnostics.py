@@ -1,14 +1,16 @@
 """The error of log-normalizers against a direct computation that holds everything at once."""
 
+import hashlib
 import os
 
 import numpy as np
 import pytest
 import torch
 import toy
+from safetensors.numpy import load
 from spawn import run_in_processes
 
-from engine import order
+from engine import diagnostics, order
 from engine.data import Request
 from engine.diagnostics import _ANCHOR_EPOCH, measure_normalizer_error
 from engine.distributed import Collectives, ProcessGroup
@@ -26,8 +28,8 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def measured(collectives, num_workers=0):
-    trainer = Trainer(toy.run_spec("fastclip", steps=4, batch=BATCH), Execution(), torch.device("cpu"), collectives)
+def measured(collectives, num_workers=0, method="fastclip"):
+    trainer = Trainer(toy.run_spec(method, steps=4, batch=BATCH), Execution(), torch.device("cpu"), collectives)
     return trainer, measure_normalizer_error(
         SPEC, towers=trainer.towers, encode=trainer.encode, dataset=trainer.dataset, method=trainer.method,
         progress=trainer.progress(), global_batch_size=BATCH, seed=0, device=trainer.device, num_workers=num_workers,
@@ -54,16 +56,38 @@ def direct(trainer):
 
 
 def test_the_control_is_that_of_a_direct_computation(root):
-    trainer, error = measured(Collectives())
+    trainer, (error, _) = measured(Collectives())
     assert error.num_anchors == 2 * BATCH
     assert error.control_mse == pytest.approx(direct(trainer), rel=1e-4)
 
 
 def test_a_method_without_an_estimate_has_no_error(root):
-    error = measured(Collectives())[1]
+    error, sample = measured(Collectives())[1]
     # FastCLIP has seen no pair yet.
     assert error.num_without_estimate == 4 * BATCH
     assert error.image_mse is None
+    assert not np.isfinite(load(sample)["estimate"]).any()
+
+
+def test_the_sample_is_what_the_error_is_made_of(root, monkeypatch):
+    monkeypatch.setattr(diagnostics, "_SAMPLE_SIZE", 2 * BATCH + 1)  # more than there are
+    error, sample = measured(Collectives(), method="openclip")[1]
+    assert error.sample_sha256 == hashlib.sha256(sample).hexdigest()
+    found = load(sample)
+    assert {name: (values.shape, values.dtype) for name, values in found.items()} == dict.fromkeys(
+        ("estimate", "exact"), ((2, 2 * BATCH), np.float32)
+    )
+    mse = np.square(found["estimate"] - found["exact"]).mean(axis=1)
+    assert mse == pytest.approx([error.image_mse, error.text_mse], rel=1e-5)
+
+
+def test_the_sample_has_a_limit_and_the_error_has_none(root, monkeypatch):
+    error, whole = measured(Collectives(), method="openclip")[1]
+    monkeypatch.setattr(diagnostics, "_SAMPLE_SIZE", 7)
+    same, part = measured(Collectives(), method="openclip")[1]
+    assert same.image_mse == error.image_mse
+    for name, values in load(part).items():
+        np.testing.assert_array_equal(values, load(whole)[name][:, :7])
 
 
 def test_workers_change_nothing(root):
@@ -72,9 +96,9 @@ def test_workers_change_nothing(root):
 
 def _control_in_processes(folder):
     os.chdir(folder)
-    return measured(ProcessGroup())[1].control_mse
+    return measured(ProcessGroup())[1].error.control_mse
 
 
 def test_two_processes_measure_what_one_does(root):
     found = run_in_processes(_control_in_processes, 2, str(root), timeout_sec=300)
-    assert found == pytest.approx([measured(Collectives())[1].control_mse] * 2, rel=1e-5)
+    assert found == pytest.approx([measured(Collectives())[1].error.control_mse] * 2, rel=1e-5)

@@ -19,7 +19,7 @@ import toy
 from killing import Kill, Server
 from safetensors.torch import load_file
 
-from engine import paths, train
+from engine import diagnostics, paths, train
 from engine.checkpoint import load_checkpoint, newest_step
 from engine.method import LossOutput
 from engine.record import Record
@@ -150,6 +150,34 @@ def test_a_signal_to_one_process_lets_all_save_the_same_step_and_end(root, serve
     assert server.run(root, path, world_size=2) == [0, 0]
     assert [attempt.first_step for attempt in read_record(spec).attempts] == [0, 4]
     assert paths.file_sha256(paths.weights(spec.run_id, spec.samples_seen) / WEIGHTS_FILE) == expected
+
+
+def signal_in_measurement(batch, number, sender, rank):
+    """Let one process get a signal while a batch of the measurement is encoded."""
+    honest = diagnostics.load
+
+    def load(*args):
+        for count, loaded in enumerate(honest(*args), start=1):
+            if count == batch and rank == sender:
+                os.kill(os.getpid(), number)
+            yield loaded
+
+    diagnostics.load = load
+
+
+@pytest.mark.parametrize("sender", [0, 1])
+def test_a_signal_to_one_process_ends_the_measurement_of_all(root, server, sender):
+    spec = make_spec("fastclip", normalizer_error={"at": (192,), "num_anchors": 32, "control_size": 16})
+    path = toy.write_spec(root, spec)
+    assert server.run(root, path, world_size=2) == [0, 0]
+    expected = read_record(spec).normalizer_error
+    path = set_aside(root, spec)
+    ask = functools.partial(signal_in_measurement, 3, signal.SIGTERM, sender)
+    assert server.run(root, path, world_size=2, prepare=ask) == [128 + signal.SIGTERM] * 2
+    assert newest_step(paths.checkpoints(spec.run_id)) == 12
+    assert server.run(root, path, world_size=2) == [0, 0]
+    assert [attempt.first_step for attempt in read_record(spec).attempts] == [0, 12]
+    assert read_record(spec).normalizer_error == expected
 
 
 def hurry(number, rank):

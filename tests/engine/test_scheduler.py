@@ -181,14 +181,18 @@ def test_the_state_of_a_run_follows_its_files(here):
 
 def test_jobs_are_shown_and_cancelled_by_run_or_by_name(here):
     command(here, "scancel", "true")
-    names = {"7": "run-a", "8": "eval-run-a-10", "9": "run-b", "10": "index-toy"}
-    folders = [paths.jobs("run-a") / "train", paths.jobs("run-a") / "evaluate-10", paths.jobs("run-b") / "train"]
+    names = {"7": "run-a", "8": "eval-run-a-10-icons-1", "9": "run-b", "10": "index-toy"}
+    folders = [
+        paths.jobs("run-a") / "train",
+        paths.evaluate_jobs("run-a", 10, "icons-1"),
+        paths.jobs("run-b") / "train",
+    ]
     for (number, name), folder in zip(names.items(), [*folders, paths.prepare_jobs("index-toy")], strict=True):
         scheduler.write(folder, slurm_job(number, name))
     answers(here, *(f"{number}|PENDING||Priority|{name}|{here}" for number, name in names.items()))
     assert {(view.run_id, view.kind, view.state) for view in jobs.look()} == {
         ("run-a", "train", "PENDING (Priority)"),
-        ("run-a", "evaluate-10", "PENDING (Priority)"),
+        ("run-a", "evaluate-10-icons-1", "PENDING (Priority)"),
         ("run-b", "train", "PENDING (Priority)"),
         ("", "index-toy", "PENDING (Priority)"),
     }

@@ -239,6 +239,7 @@ def test_two_processes_train_as_one_does(root, method):
     path = toy.write_spec(root, spec)
     train(spec, Execution(log_every_steps=1))
     alone = lines(spec)
+    largest = max(abs(line["loss/total"]) for line in alone)
     error = read_record(spec).normalizer_error
     os.rename(paths.run(spec.run_id), root / "alone")
     toy.write_spec(root, spec)
@@ -248,8 +249,8 @@ def test_two_processes_train_as_one_does(root, method):
     together = lines(spec)
     for one, two in zip(alone, together, strict=True):
         # Sums run in another order: float32 rounding, carried on by ten steps of AdamW.
-        # A loss may pass through zero.
-        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4, abs=1e-5)
+        # A loss may pass through zero: what it is a difference of is as large as the largest loss.
+        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-4, abs=1e-4 * largest)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
     for one, two in zip(error, read_record(spec).normalizer_error, strict=True):
         assert two.image_mse == pytest.approx(one.image_mse, rel=1e-2, abs=1e-6)

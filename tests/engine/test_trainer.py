@@ -3,14 +3,16 @@
 import os
 import signal
 
+import open_clip
 import pytest
 import torch
 import toy
+from killing import MODELS
 from methods import method_names
 from safetensors.torch import load_file
 from spawn import run_in_processes
 
-from engine import paths
+from engine import diagnostics, paths
 from engine.checkpoint import newest_step
 from engine.data import build_loader
 from engine.distributed import Collectives, ProcessGroup
@@ -18,8 +20,9 @@ from engine.spec import Execution
 from engine.stop import Stopped
 from engine.towers import WEIGHTS_FILE
 from engine.train import train
-from engine.trainer import Trainer, Wishes
+from engine.trainer import Trainer, Wishes, read_attempts
 
+open_clip.add_model_config(MODELS)
 CPU = torch.device("cpu")
 
 
@@ -219,8 +222,67 @@ def test_handlers_are_as_they_were_after_a_run(root):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)] == before
 
 
+def signal_in_measurement(number, patch, *, of=1, batch=3):
+    """Let this process get a signal while the `of`-th measurement from now is at a batch; returns the batches begun."""
+    honest, begun, measurements = diagnostics.load, [], iter(range(1, 10))
+
+    def load(*args):
+        this = next(measurements)
+        for count, loaded in enumerate(honest(*args), start=1):
+            begun.append((this, count))
+            if (this, count) == (of, batch):
+                os.kill(os.getpid(), number)
+            yield loaded
+
+    patch.setattr(diagnostics, "load", load)
+    return begun
+
+
+def stop_in_measurement(spec, step, **place):
+    """Train until a signal arrives in a measurement; returns the batches of it that were begun."""
+    with pytest.MonkeyPatch.context() as patch:
+        begun = signal_in_measurement(signal.SIGUSR2, patch, **place)
+        with pytest.raises(Stopped) as stopped:
+            train(spec, Execution())
+    assert (stopped.value.step, stopped.value.code) == (step, 128 + signal.SIGUSR2)
+    assert newest_step(paths.checkpoints(spec.run_id)) == step
+    assert not paths.normalizer_error(spec.run_id, step * spec.global_batch_size).exists()
+    return begun
+
+
+def outcome(spec):
+    """All of a finished run's record that does not say when, where and in how many attempts it was made."""
+    return train(spec, Execution()).model_copy(
+        update={"attempts": (), "clock_sec": {}, "median_step_sec": None, "peak_memory_bytes": 0}
+    )
+
+
+@pytest.mark.parametrize("model", ["tiny-resnet", "dropout-vit"])
+@pytest.mark.parametrize(("of", "step"), [(1, 4), (2, 10)])
+def test_a_signal_in_a_measurement_ends_it_and_the_measurement_is_made_on_resuming(root, of, step, model):
+    errors = {"at": (64, 160), "num_anchors": 32, "control_size": 16}
+    spec = toy.run_spec("neuclip", model={"name": model}, milestones=(64, 160), normalizer_error=errors)
+    # Of the six batches of 16 no other is begun.
+    assert stop_in_measurement(spec, step, of=of, batch=3)[-1] == (of, 3)
+    assert stop_in_measurement(spec, step, batch=5) == [(1, count) for count in range(1, 6)]
+    interrupted = outcome(spec)
+    assert len(interrupted.normalizer_error) == 2
+    assert [attempt.first_step for attempt in read_attempts(spec.run_id)] == [0, step, step]
+
+    os.rename(paths.run(spec.run_id), root / "interrupted")
+    assert outcome(spec) == interrupted
+
+
+def test_a_measurement_that_was_given_up_leaves_no_earlier_one_behind(root):
+    spec = toy.run_spec("openclip", normalizer_error={"at": (64,), "num_anchors": 32, "control_size": 16})
+    stale = paths.normalizer_error(spec.run_id, 64)
+    paths.write_text(stale, "of other data")
+    stop_in_measurement(spec, 4, batch=1)
+    assert outcome(spec).normalizer_error[0].samples_seen == 64
+
+
 def test_a_signal_in_the_last_step_lets_the_run_finish(root):
-    spec = toy.run_spec("openclip", steps=4)
+    spec = toy.run_spec("openclip", steps=4, normalizer_error=None)
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         stop_at(root, spec, 4)
     assert paths.record(spec.run_id).exists()

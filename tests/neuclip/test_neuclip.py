@@ -215,8 +215,9 @@ def test_the_loss_is_unified_at_the_log_normalizers_that_it_reports() -> None:
     assert output.metrics["npn/objective_before"] > output.metrics["npn/objective_after"]
 
 
-def test_log_normalizers_are_unknown_before_the_first_step_and_change_no_state() -> None:
-    method = make_method("neuclip", dtype=torch.float64, num_prototypes=12)
+@pytest.mark.parametrize("architecture", ["prototypes", "mlp", "queue"])
+def test_log_normalizers_are_unknown_before_the_first_step_and_change_no_state(architecture: str) -> None:
+    method = make_method("neuclip", dtype=torch.float64, num_prototypes=12, architecture=architecture)
     features = random_features(0)
     assert torch.stack(method.log_normalizers(features, progress_of(method, 0))).isnan().all()
     method.loss(features, progress_of(method, 0))
@@ -235,6 +236,40 @@ def embeddings_of_clusters(num_pairs: int, dim: int, seed: int) -> tuple[Tensor,
     pair_ND = centre_KD[cluster_N] + 0.7 * torch.randn(num_pairs, dim, generator=generator)
     noise_2ND = torch.randn(2, num_pairs, dim, generator=generator)
     return pair_ND + 0.5 * noise_2ND[0], pair_ND + 0.5 * noise_2ND[1]
+
+
+@pytest.mark.parametrize("gradient", ["consistent", "authors"])
+def test_rho_is_balanced_with_what_the_documentation_says(gradient: str) -> None:
+    num_pairs, dim, tau, rho = 6, 4, 0.2, 1.3
+    method = make_method(
+        "neuclip",
+        dtype=torch.float64,
+        embed_dim=dim,
+        global_batch_size=num_pairs,
+        architecture="prototypes",
+        num_prototypes=3,
+        num_updates=0,
+        restart_period="never",
+        rho=rho,
+        eps=1e-14,
+        temperature_gradient=gradient,
+    )
+    features = random_features(3, num_pairs=num_pairs, dim=dim)
+    start_from(method, torch.randn(2, 3, dim, dtype=torch.float64), tau)
+    log_g_2B = torch.stack(log_partitions(*[features.image_BD, features.text_BD] * 2, method.logit_scale)).detach()
+    method._alpha = lambda *_: log_g_2B  # a network that is right
+    *_, found = step_once(method, features)
+
+    sim_BB = features.image_BD.detach() @ features.text_BD.detach().T
+    divergences = []
+    for rows_BB in (sim_BB, sim_BB.T):
+        for i, row_B in enumerate(rows_BB):
+            others = torch.cat((row_B[:i], row_B[i + 1 :])) / tau
+            p = others.softmax(dim=0)
+            divergences.append((p * (p * (num_pairs - 1)).log()).sum())
+    kl = torch.stack(divergences).mean()
+    expected = rho - kl if gradient == "consistent" else rho - 2 * kl - log_g_2B.mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_alternating_optimisation_lowers_the_loss_and_predicts_log_normalizers_better_than_the_batch() -> None:
@@ -288,7 +323,7 @@ def angled_features() -> Features:
     return features_of(*sides, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("architecture", ["prototypes", "mlp"])
+@pytest.mark.parametrize("architecture", ["prototypes", "mlp", "queue"])
 @pytest.mark.parametrize("npn_gradient", ["detached", "full"])
 @pytest.mark.parametrize("kind", ["angled", "opposite", "matched", "identical", "far prototypes"])
 def test_everything_stays_finite_in_float32_at_the_lowest_temperature(
@@ -369,7 +404,7 @@ def test_runs_repeat_exactly_and_the_seed_changes_the_drawn_rows() -> None:
     assert not torch.equal(runs[0][0], runs[2][0])
 
 
-@pytest.mark.parametrize("architecture", ["prototypes", "mlp"])
+@pytest.mark.parametrize("architecture", ["prototypes", "mlp", "queue"])
 def test_training_goes_on_bit_for_bit_from_a_saved_state(architecture: str) -> None:
     def make() -> Method:
         # More prototypes than two batches hold, so that a restart needs remembered embeddings.
@@ -397,6 +432,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "simultaneous": {"updates": "simultaneous", "npn_gradient": "full"},
     "separate": {"objective": "separate"},
     "mlp": {"architecture": "mlp"},
+    "queue": {"architecture": "queue", "chunk_rows": 3, "npn_gradient": "full"},
     "float32": {},
 }
 
@@ -436,7 +472,7 @@ def test_several_processes_do_what_one_does_and_end_in_one_state(world_size: int
         ({"restart_perod": 5}, "restart_period"),
         ({"restart_period": 0}, "restart_period"),
         ({"restart_period": "sometimes"}, "'never'"),
-        ({"architecture": "transformer"}, "'prototypes' or 'mlp'"),
+        ({"architecture": "transformer"}, "'prototypes', 'mlp' or 'queue'"),
         ({"num_updates": -1}, "num_updates"),
         ({"temperature": {"minimum": 1e-3}}, "at least 1/700"),
     ],

@@ -20,6 +20,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "neuclip": ("neuclip", NEUCLIP),
     "neuclip full": ("neuclip", NEUCLIP | {"npn_gradient": "full", "chunk_rows": 3}),
     "neuclip mlp": ("neuclip", NEUCLIP | {"architecture": "mlp"}),
+    "neuclip queue": ("neuclip", NEUCLIP | {"architecture": "queue"}),
     "fastclip v0": ("fastclip", {"version": "v0", "form": 2024}),
     "fastclip v3": ("fastclip", {"rho": 1.0}),
     "amorlip": ("amorlip", {"init_output_bias": True}),

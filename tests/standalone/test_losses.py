@@ -211,6 +211,17 @@ def test_fastclip_says_what_to_do_about_positions() -> None:
     assert loss.step == 0
 
 
+def test_so_does_neuclip_with_a_queue() -> None:
+    loss, features = make_loss("neuclip", {"architecture": "queue"}), random_features(0, dtype=torch.float32)
+    sides = (features.image_BD, features.text_BD, 14.3)
+    with pytest.raises(ValueError, match=r"return each pair's position and pass them, loss.*index=positions"):
+        loss(*sides)
+    for wrong in (features.index_B[:4], features.index_B.float(), features.index_B - 20):
+        with pytest.raises(ValueError, match="allowed are 8 integers of 0 or more"):
+            loss(*sides, index=wrong)
+    assert loss.step == 0
+
+
 def test_a_batch_of_another_size_or_device_is_refused() -> None:
     loss = make_loss("neuclip", NEUCLIP)
     with pytest.raises(ValueError, match=r"got 7 pairs on each of 1 processes.*global_batch_size = 8"):

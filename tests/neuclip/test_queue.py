@@ -1,0 +1,140 @@
+"""The queue in place of a network, against a transcription of its equation with a list for the queue."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from small import features_of, make_method, progress_of, random_features
+from torch import Tensor
+
+from engine.method import Features, Method
+
+BATCH, DATASET = 8, 20
+"""Of what `random_features` draws: pairs soon come back."""
+Past = list[tuple[Tensor, Tensor, int]]
+"""Image, text and position of the pairs in the queue."""
+
+
+def make(**options: Any) -> Method:
+    # Two batches and a half: the queue holds three.
+    options = {"num_prototypes": 20, "eps": 1e-3, "rho": 1.0} | options
+    return make_method("neuclip", dtype=torch.float64, architecture="queue", **options)
+
+
+def past_of(features: Features) -> Past:
+    return list(zip(features.image_BD.detach(), features.text_BD.detach(), features.index_B.tolist(), strict=True))
+
+
+def slow_alphas(features: Features, past: Past, scale: Tensor, eps: float) -> list[list[Tensor]]:
+    """alpha of image and text anchors by its definition, one exponential at a time."""
+    alphas: list[list[Tensor]] = [[], []]
+    for image, text, own in zip(features.image_BD, features.text_BD, features.index_B.tolist(), strict=True):
+        others = [pair for pair in past if pair[2] != own]
+        for side, (anchor, partner) in enumerate(((image, text), (text, image))):
+            terms = [((anchor @ pair[1 - side] - anchor @ partner) * scale).exp() for pair in others]
+            alphas[side].append((eps + sum(terms) / len(terms)).log())
+    return alphas
+
+
+def slow_loss(features: Features, past: Past, log_scale: Tensor, *, rho: float, eps: float, full: bool) -> Tensor:
+    scale = log_scale.exp()
+    alphas = slow_alphas(features, past, scale, eps)
+    sides, pairs = (features.image_BD, features.text_BD), range(len(features.index_B))
+    total = torch.zeros((), dtype=torch.float64)
+    for side in (0, 1):
+        anchors, others = sides[side], sides[1 - side]
+        for i in pairs:
+            terms = [(scale * (anchors[i] @ (others[j] - others[i]))).exp() for j in pairs if j != i]
+            alpha = alphas[side][i] if full else alphas[side][i].detach()
+            total = total + (-alpha).exp() * (eps + sum(terms) / len(terms)) + alpha - 1
+    return (total / (2 * len(pairs)) + rho) / scale
+
+
+@pytest.mark.parametrize("npn_gradient", ["detached", "full"])
+@pytest.mark.parametrize("chunk_rows", [3, 1024])
+def test_the_loss_and_its_gradients_are_those_of_the_definition(chunk_rows: int, npn_gradient: str) -> None:
+    method = make(chunk_rows=chunk_rows, npn_gradient=npn_gradient)
+    past: Past = []
+    # Three batches fill the queue, the others replace its oldest.
+    for step in range(7):
+        ours, theirs = random_features(step), random_features(step)
+        past = [*past, *past_of(theirs)][-3 * BATCH :]
+        log_scale = method.temperature.log_scale
+        total = method.loss(ours, progress_of(method, step)).total
+        expected = slow_loss(theirs, past, log_scale, rho=1.0, eps=1e-3, full=npn_gradient == "full")
+        leaves = [[side.image_BD, side.text_BD, log_scale] for side in (ours, theirs)]
+        torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+        for value, other in zip(
+            torch.autograd.grad(total, leaves[0]), torch.autograd.grad(expected, leaves[1]), strict=True
+        ):
+            torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_normalizers_of_any_batch_are_means_over_the_queue_without_the_anchors_own_past() -> None:
+    method = make(eps=1e-14)
+    past: Past = []
+    for step in range(4):
+        batch = random_features(step)
+        method.loss(batch, progress_of(method, step))
+        past = [*past, *past_of(batch)][-3 * BATCH :]
+    asked = random_features(9)
+    # Some pairs of the batch are in the queue, one of them more than once; some are not.
+    times = [sum(position == own for _, _, position in past) for own in asked.index_B.tolist()]
+    assert min(times) == 0
+    assert max(times) > 1
+    expected = slow_alphas(asked, past, method.logit_scale, 1e-14)
+    for ours, theirs in zip(method.log_normalizers(asked, progress_of(method, 4)), expected, strict=True):
+        torch.testing.assert_close(ours, torch.stack(theirs).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_an_anchor_with_nothing_but_its_own_past_is_left_with_eps_and_passes_no_gradient() -> None:
+    method = make(npn_gradient="full")
+    alone = features_of(torch.eye(8, 16), torch.eye(8, 16), [3] * BATCH)
+    total = method.loss(alone, progress_of(method, 0)).total
+    total.backward()
+    assert total.isfinite()
+    assert alone.image_BD.grad.isfinite().all()
+    for alpha_B in method.log_normalizers(alone, progress_of(method, 0)):
+        torch.testing.assert_close(alpha_B, torch.full_like(alpha_B, math.log(1e-3)))
+
+
+def test_a_queue_of_one_batch_gives_the_batchs_own_normalizers() -> None:
+    method, features = make(num_prototypes=1, eps=1e-14), random_features(0)
+    method.loss(random_features(1), progress_of(method, 0))
+    method.loss(features, progress_of(method, 1))
+    for ours, own in zip(
+        method.log_normalizers(features, progress_of(method, 1)),
+        method.batch_log_partitions(features, method.logit_scale),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, own.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_no_weight_exceeds_the_ratio_of_queue_to_batch() -> None:
+    method = make(eps=1e-14, temperature={"init": 0.01})
+    for step in range(5):
+        method.loss(random_features(step), progress_of(method, step))
+    features = random_features(4)
+    log_g_2B = torch.stack(method.batch_log_partitions(features, method.logit_scale)).detach()
+    alpha_2B = torch.stack(method.log_normalizers(features, progress_of(method, 4)))
+    weight_2B = (log_g_2B - alpha_2B).exp()
+    assert weight_2B.max() <= 3 * BATCH / (BATCH - 1)
+    # The bound is reached where one pair of the batch outweighs all the rest: exp(100 cos) leaves little else.
+    assert weight_2B.max() > 2
+
+
+def test_options_of_the_network_change_nothing() -> None:
+    others = {
+        "num_updates": 0,
+        "npn_lr": 1.0,
+        "restart_period": 2,
+        "objective": "separate",
+        "updates": "simultaneous",
+    }
+    runs = []
+    for options in ({}, others):
+        method = make(**options)
+        losses = [method.loss(random_features(step), progress_of(method, step)).total for step in range(4)]
+        runs.append([*losses, *method.state_dict().values()])
+    assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
