@@ -14,20 +14,17 @@ import contextlib
 import fcntl
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import submitit
 
-from engine import paths, scheduler, snapshot
+from engine import interrupts, paths, scheduler, snapshot
 from engine.cluster import Cluster, Request
 from engine.job import Ending, ModuleJob, ending_path
 from engine.scheduler import Job, Status
@@ -40,7 +37,6 @@ _SLURM_POLL_SEC = 1.0
 _UNHURRIED = 10
 """An end is believed when it was seen for two polls; so many times longer in states that Slurm may leave again."""
 _LEAVING_SEC = 60
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TEMPORARY = ("Unable to contact slurm controller", "Socket timed out", "Unexpected message received")
 _USUAL_REASONS = {"", "Priority", "Resources", "BeginTime", "Dependency"}
 
@@ -59,14 +55,6 @@ class JobFailedError(RuntimeError):
 
 class JobCancelledError(RuntimeError):
     """A job was ended from outside."""
-
-
-class Interrupted(BaseException):
-    """The launcher itself was asked to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 @dataclass(frozen=True)
@@ -164,8 +152,8 @@ class Launcher:
         submit = self._submit_local if cluster.scheduler == "local" else self._submit_slurm
         while True:
             # A session of its own: Ctrl-C and a closed terminal reach the launcher, never a job or half a submission.
-            with _deferred_signals():
-                problem = _in_new_session(lambda: submit(code, gpus), self.launch.folder / "controller.log")
+            with interrupts.deferred():
+                problem = interrupts.in_new_session(lambda: submit(code, gpus), self.launch.folder / "controller.log")
                 if problem is None:
                     self.job = scheduler.read(self.launch.folder)
                     return
@@ -397,70 +385,6 @@ def _gpus_of_this_machine() -> list[int]:
     return list(range(int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)))
 
 
-def _in_new_session(action: Callable[[], None], log: Path) -> str | None:
-    """Do something in a process that no signal to this one's terminal or process group reaches.
-
-    Returns:
-        None if it was done, otherwise what went wrong.
-    """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        message = "the submitting process was ended"
-        try:
-            os.setsid()
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            os.close(reading)
-            # What goes on after this must not keep a pipe or a terminal of the launcher open.
-            with log.open("ab") as file, open(os.devnull, "rb") as nothing:
-                os.dup2(nothing.fileno(), 0)
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            action()
-            message = ""
-        except BaseException as error:
-            message = str(error) or type(error).__name__
-        finally:
-            with contextlib.suppress(OSError):  # nobody may be there to read it
-                os.write(writing, message.encode()[-4000:])
-            os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        text = pipe.read().decode(errors="replace")
-        os.waitpid(pid, 0)
-    return text.strip() or None
-
-
-@contextlib.contextmanager
-def _deferred_signals() -> Iterator[None]:
-    """Let signals wait until the block is over."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _raising_signals() -> Iterator[None]:
-    """Turn signals into `Interrupted`; those that are ignored, as SIGHUP is under nohup, stay so."""
-    earlier = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number, handler in earlier.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)
-
-
 def _say(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stderr.flush()
@@ -488,10 +412,10 @@ def main(argv: list[str] | None = None) -> None:
                 request=parse(Request, args.request, "--request"),
             )
         )
-        with _raising_signals():
+        with interrupts.raising():
             try:
                 launcher.run()
-            except Interrupted as interrupt:
+            except interrupts.Interrupted as interrupt:
                 sys.stdout.write(_interrupted(launcher.job, args.on_interrupt))
                 sys.exit(128 + interrupt.number)
     except JobCancelledError as error:

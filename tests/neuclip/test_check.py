@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pytest
 import torch
 
-from neuclip import check
+from neuclip import check, check_figure
 from neuclip.normalizer import Normalizer
 from neuclip.objective import unified
 
@@ -91,7 +91,7 @@ def test_the_command_prints_every_measure_and_draws_the_figure(tmp_path, monkeyp
 
 def test_the_figure_shows_what_was_measured(convergence, prediction):
     objective = check.check_objective()
-    left, middle, right = check.draw(objective, convergence, prediction).axes
+    left, middle, right = check_figure.draw(objective, convergence, prediction).axes
     assert left.get_lines()[1].get_ydata().tolist() == objective.excess
     drawn = {line.get_label(): line.get_xydata()[-1].tolist() for line in middle.get_lines()}
     assert drawn["RGCL, NeuCLIP"] == list(convergence.rgcl["NeuCLIP"][-1])
