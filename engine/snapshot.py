@@ -28,8 +28,8 @@ class CodeOrigin(Frozen):
     commit: str
     """"unknown" where git does not say."""
     dirty_sha256: str | None
-    """Digest of what is not committed, untracked files included; None when there is nothing; "unknown" where git does
-    not say."""
+    """Digest of what is not committed of the code that jobs run, untracked files included; None when there is nothing;
+    "unknown" where git does not say."""
 
 
 def code_origin(root: Path = ROOT) -> CodeOrigin:
@@ -88,8 +88,10 @@ def _git(root: Path, *args: str) -> bytes | None:
 
 
 def _dirty_sha256(root: Path) -> str | None:
-    difference = _git(root, "diff", "HEAD")
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z")
+    # Of nothing else: a checkout may hold data that nobody told git to ignore.
+    code = ("--", *PACKAGES, *FILES)
+    difference = _git(root, "diff", "HEAD", *code)
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", *code)
     if difference is None or untracked is None:
         return "unknown"
     if not difference and not untracked:

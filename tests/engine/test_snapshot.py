@@ -48,7 +48,8 @@ def test_the_same_code_is_copied_once_and_every_change_is_another_snapshot(check
     before = first.stat().st_mtime_ns
     (checkout / "engine" / "__pycache__").mkdir()
     (checkout / "engine" / "__pycache__" / "x.pyc").touch()
-    (checkout / ".gitignore").write_text("__pycache__\n.gitignore\n")
+    (checkout / ".gitignore").write_text("__pycache__\n")
+    (checkout / "notes.txt").write_text("no code that a job runs")
     assert take(checkout) == first
     assert first.stat().st_mtime_ns == before
     with (checkout / "engine" / "train.py").open("a") as file:
@@ -56,6 +57,9 @@ def test_the_same_code_is_copied_once_and_every_change_is_another_snapshot(check
     edited = take(checkout)
     assert edited != first
     assert code_origin(edited).dirty_sha256 is not None
+    (checkout / "engine" / "new.py").write_text("")
+    new = take(checkout)
+    assert code_origin(new).dirty_sha256 not in (None, code_origin(edited).dirty_sha256)
     # The same bytes, now committed: the same code, but a record must name the new commit.
     commit(checkout)
     assert code_origin(take(checkout)).commit not in ("unknown", code_origin(first).commit)
