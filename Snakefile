@@ -1,11 +1,14 @@
-"""Suites -> runs -> data -> train -> evaluate -> collect -> tables and figures.
+"""Suites -> runs -> data -> train -> evaluate -> collect -> tables and figures -> report.
 
 `snakemake` alone runs the quickstart suite on this machine; `--config suites=smoke` another one, `--profile slurm` on
 a cluster. Training and evaluation are jobs that engine.launch submits and waits for; everything else runs here. How a
 job is run stands in `resources`, whose changes run nothing again.
 """
 
+import functools
+import gc
 import os
+import shlex
 import sys
 
 from engine import environment
@@ -19,6 +22,9 @@ from analysis import artifacts
 from engine import cluster, paths
 from engine.spec import unknown_name
 from experiments import cards, expansion, names
+
+# All of a graph of thousands of jobs is kept: looking for garbage in it each 700 objects takes a tenth of the planning.
+gc.set_threshold(100_000)
 
 DEFAULTS = {
     "suites": "quickstart",
@@ -47,12 +53,17 @@ try:
 except ValueError as error:
     raise WorkflowError(str(error))
 SUITES, RUNS, EVALUATIONS = {}, {}, {}
+# The suites that each report is on: all that one name asks for.
+REPORTS = {}
 
 
 def results(*asked):
-    """Take suites up into the workflow; return their tables and figures."""
+    """Take suites up into the workflow; return their tables, figures and reports."""
     try:
         suites = expansion.load(asked)
+        for name in asked:
+            shown = [names.split(one).name for one in names.resolve([name])]
+            REPORTS[names.called(name)] = shown
         runs = {r.spec.run_id: r.spec for suite in suites.values() for r in suite.runs}
         # What cannot run there is found now, for every run, before anything is submitted.
         for spec in runs.values():
@@ -67,17 +78,21 @@ def results(*asked):
         name, pairs = spec.dataset.name, spec.dataset.pairs
         if name not in DATASETS:  # a part of one
             DATASETS[name] = cards.dataset(name, pairs)
-    tables = [
-        paths.tables(suite) / f"{name}.json"
-        for suite in suites
-        for name in artifacts.tables(suite)
-    ]
-    figures = [
-        paths.figures(suite) / f"{name}.json"
-        for suite in suites
-        for name in artifacts.figures(suite)
-    ]
-    return tables + figures
+    return {
+        "tables": [path for suite in suites for path in tables(suite)],
+        "figures": [path for suite in suites for path in figures(suite)],
+        "report": [paths.report(names.called(name)) for name in asked],
+    }
+
+
+def tables(suite):
+    """Return the sidecars of a suite's tables."""
+    return [paths.tables(suite) / f"{name}.json" for name in artifacts.tables(suite)]
+
+
+def figures(suite):
+    """Return the sidecars of a suite's figures."""
+    return [paths.figures(suite) / f"{name}.json" for name in artifacts.figures(suite)]
 
 
 ASKED_FOR = results(*str(config["suites"]).split(","))
@@ -111,26 +126,69 @@ if CLUSTER.scheduler != "local":
     workflow.resource_settings.cores += 1000
 
 
-def request(kind, run=None):
-    """Return what a job asks for."""
-    return cluster.resolve(CLUSTER, kind, RUNS.get(run))[0]
+# What follows is asked for each of thousands of jobs, several times.
+sources_sha256 = functools.cache(artifacts.sources_sha256)
 
 
-def execution(kind, run):
-    """Return how the processes of a job carry it out."""
-    return cluster.resolve(CLUSTER, kind, RUNS.get(run))[1]
+@functools.cache
+def resolve(kind, run=None):
+    """Return what a job asks for, and how its processes carry it out."""
+    return cluster.resolve(CLUSTER, kind, run and one_of("run", RUNS, run))
 
 
+@functools.cache
 def options(kind, run=None):
     """Return the launcher's options for a job."""
-    return cluster.launch_options(CLUSTER, request(kind, run), config["on_interrupt"])
+    return cluster.launch_options(
+        CLUSTER, resolve(kind, run)[0], config["on_interrupt"]
+    )
 
 
-def cores(kind, run=None):
+@functools.cache
+def module(kind, run):
+    """Return the launcher's options for a job, and the module that it starts with how that is carried out."""
+    execution = resolve(kind, run)[1].model_dump_json(exclude_defaults=True)
+    return f"{options(kind, run)} -- engine.{kind} --execution {shlex.quote(execution)}"
+
+
+def launch_training(wildcards):
+    """Return the launcher's arguments for a training; the run's spec follows."""
+    run = wildcards.run
+    folder = paths.jobs(run) / "train"
+    return f"--name {run} --folder {folder} {module('train', run)}"
+
+
+def launch_evaluation(wildcards):
+    """Return the launcher's arguments for an evaluation; the run's record and the evaluation follow."""
+    run, milestone, key = wildcards.run, wildcards.milestone, wildcards.evaluation
+    place = f"--name eval-{run}-{milestone}-{key} --folder {paths.evaluate_jobs(run, milestone, key)}"
+    return f"{place} {module('evaluate', run)} --milestone {milestone}"
+
+
+def cores(kind, run):
     """Return how many cores a job takes here: none if it runs elsewhere and is only waited for."""
     if CLUSTER.scheduler != "local":
         return 0
-    return request(kind, run).tasks * execution(kind, run).threads
+    request, execution = resolve(kind, run)
+    return request.tasks * execution.threads
+
+
+@functools.cache
+def built_for(evaluation):
+    """Return what the workflow makes for an evaluation."""
+    sets = one_of("evaluation", EVALUATIONS, evaluation).sets.values()
+    return sorted({card.ready for card in sets if card.ready})
+
+
+def evaluated(suite):
+    """Return the evaluations of all models of a suite."""
+    expanded = one_of("suite", SUITES, suite)
+    key = expanded.evaluation.key
+    return [
+        paths.evaluated(run.spec.run_id, milestone, key)
+        for run in expanded.runs
+        for milestone in run.spec.milestones
+    ]
 
 
 def preparation(name, output):
@@ -143,7 +201,17 @@ def preparation(name, output):
 
 rule all:
     input:
-        ASKED_FOR,
+        *ASKED_FOR.values(),
+
+
+# Parts of it: `snakemake tables figures`.
+for part, files in ASKED_FOR.items():
+
+    rule:
+        name:
+            part
+        input:
+            files,
 
 
 # Taken up only when asked for: `snakemake ablation_restart_period --config dataset=cc12m`.
@@ -153,7 +221,9 @@ for target in ["ablations", *map(names.PREFIX.__add__, cards.names("ablations"))
         name:
             target
         input:
-            lambda wildcards, target=target: results(f"{target}@{config['dataset']}"),
+            lambda wildcards, target=target: sum(
+                results(f"{target}@{config['dataset']}").values(), []
+            ),
 
 
 for (command, ready), revisions in BUILDS.items():
@@ -172,6 +242,23 @@ for (command, ready), revisions in BUILDS.items():
             revisions=sorted(revisions),
         shell:
             "{resources.run} engine.shell {params.command:q}"
+
+
+# What fetches training sets: here, and only when it is named. No other rule takes anything from these.
+for card in [card for card in DATASETS.values() if card.fraction == 1]:
+    for target in card.ways:
+
+        rule:
+            name:
+                target
+            resources:
+                here=1,
+            params:
+                options=(
+                    f"{card.name} --crawl" if target.startswith("crawl") else card.name
+                ),
+            shell:
+                "exec python -m experiments training-data {params.options}"
 
 
 # The only rule that downloads evaluation sets; it runs here, and only when it is named.
@@ -198,7 +285,8 @@ rule index:
         run=lambda wildcards: preparation(
             f"index-{wildcards.dataset}", paths.index(wildcards.dataset)
         ),
-        processes=lambda wildcards, threads: threads or request("prepare").cpus_per_task,
+        processes=lambda wildcards, threads: threads
+        or resolve("prepare")[0].cpus_per_task,
         queue=int(CLUSTER.prepare is not None),
     params:
         revision=lambda wildcards: DATASETS[wildcards.dataset].revision,
@@ -227,59 +315,33 @@ rule train:
         paths.log("train", "{run}"),
     threads: lambda wildcards: cores("train", wildcards.run)
     resources:
-        options=lambda wildcards: options("train", wildcards.run),
-        execution=lambda wildcards: execution("train", wildcards.run).model_dump_json(
-            exclude_defaults=True
-        ),
+        launch=launch_training,
         queue=1,
-    params:
-        folder=lambda wildcards: paths.jobs(wildcards.run) / "train",
     shell:
-        "exec python -m engine.launch --name {wildcards.run} --folder {params.folder} --output {output} {resources.options}"
-        " -- engine.train {input.spec} --execution {resources.execution:q} 2> {log}"
+        "exec python -m engine.launch --output {output} {resources.launch} {input.spec} 2> {log}"
 
 
 rule evaluate:
     input:
         record=paths.record("{run}"),
         evaluation=paths.evaluation("{evaluation}"),
-        data=lambda wildcards: {
-            card.ready
-            for card in one_of(
-                "evaluation", EVALUATIONS, wildcards.evaluation
-            ).sets.values()
-            if card.ready
-        },
+        data=lambda wildcards: built_for(wildcards.evaluation),
     output:
         paths.evaluated("{run}", "{milestone}", "{evaluation}"),
     log:
         paths.log("evaluate", "{run}-{milestone}-{evaluation}"),
     threads: lambda wildcards: cores("evaluate", wildcards.run)
     resources:
-        options=lambda wildcards: options("evaluate", wildcards.run),
-        execution=lambda wildcards: execution(
-            "evaluate", wildcards.run
-        ).model_dump_json(exclude_defaults=True),
+        launch=launch_evaluation,
         queue=1,
-    params:
-        folder=lambda wildcards: paths.jobs(wildcards.run)
-        / f"evaluate-{wildcards.milestone}",
     shell:
-        "exec python -m engine.launch --name eval-{wildcards.run}-{wildcards.milestone} --folder {params.folder}"
-        " --output {output} {resources.options} -- engine.evaluate {input.record} {input.evaluation}"
-        " --milestone {wildcards.milestone} --execution {resources.execution:q} 2> {log}"
+        "exec python -m engine.launch --output {output} {resources.launch} {input.record} {input.evaluation} 2> {log}"
 
 
 rule collect:
     input:
         suite=paths.suite("{suite}"),
-        evaluated=lambda wildcards: [
-            paths.evaluated(
-                run.spec.run_id, milestone, SUITES[wildcards.suite].evaluation.key
-            )
-            for run in one_of("suite", SUITES, wildcards.suite).runs
-            for milestone in run.spec.milestones
-        ],
+        evaluated=lambda wildcards: evaluated(wildcards.suite),
     output:
         paths.collected("{suite}"),
     log:
@@ -287,9 +349,18 @@ rule collect:
     resources:
         here=1,
     params:
-        sources=artifacts.sources_sha256(),
+        sources=sources_sha256(),
     shell:
         "python -m analysis collect {input.suite} --out {output} 2> {log}"
+
+
+def in_report(form, path):
+    """Mark the one format of a table or figure that Snakemake's own report (`snakemake --report FILE`) shows."""
+    if path.name not in ("{name}.csv", "{name}.svg"):
+        return path
+    labels = {"what": form, "name": "{name}"}
+    caption = f"analysis/report/{form}.rst"
+    return report(path, caption=caption, category="{suite}", labels=labels)
 
 
 rule table:
@@ -297,7 +368,7 @@ rule table:
         paths.collected("{suite}"),
     output:
         [
-            paths.tables("{suite}") / f"{{name}}{suffix}"
+            in_report("table", paths.tables("{suite}") / f"{{name}}{suffix}")
             for suffix in artifacts.TABLE_SUFFIXES
         ],
     log:
@@ -306,7 +377,7 @@ rule table:
         here=1,
     params:
         folder=subpath(output[0], parent=True),
-        sources=lambda wildcards: artifacts.sources_sha256("table", wildcards.name),
+        sources=lambda wildcards: sources_sha256("table", wildcards.name),
     shell:
         "python -m analysis table {input} {wildcards.name} --out {params.folder} 2> {log}"
 
@@ -316,7 +387,7 @@ rule figure:
         paths.collected("{suite}"),
     output:
         [
-            paths.figures("{suite}") / f"{{name}}{suffix}"
+            in_report("figure", paths.figures("{suite}") / f"{{name}}{suffix}")
             for suffix in artifacts.FIGURE_SUFFIXES
         ],
     log:
@@ -325,9 +396,29 @@ rule figure:
         here=1,
     params:
         folder=subpath(output[0], parent=True),
-        sources=lambda wildcards: artifacts.sources_sha256("figure", wildcards.name),
+        sources=lambda wildcards: sources_sha256("figure", wildcards.name),
     shell:
         "python -m analysis figure {input} {wildcards.name} --out {params.folder} 2> {log}"
+
+
+rule page:
+    input:
+        lambda wildcards: [
+            file
+            for suite in one_of("report", REPORTS, wildcards.report)
+            for file in tables(suite) + figures(suite)
+        ],
+    output:
+        paths.report("{report}"),
+    log:
+        paths.log("page", "{report}"),
+    resources:
+        here=1,
+    params:
+        suites=lambda wildcards: REPORTS[wildcards.report],
+        sources=artifacts.report_sha256(),
+    shell:
+        "python -m analysis report {params.suites} --out {output} 2> {log}"
 
 
 onstart:
@@ -345,6 +436,7 @@ onstart:
 
 
 onsuccess:
-    for suite in SUITES:
-        if paths.collected(suite).exists():
-            shell(f"python -m analysis show {paths.collected(suite)}")
+    collected = [str(paths.collected(suite)) for suite in SUITES]
+    collected = [path for path in collected if os.path.exists(path)]
+    if collected:
+        shell(f"python -m analysis show {' '.join(collected)}")

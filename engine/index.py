@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,10 @@ from safetensors.numpy import save_file
 from engine import order, paths
 from engine.archive import Damage, Member, read_members
 from engine.paths import file_sha256
-from engine.spec import CaptionSource, Frozen, canonical_json, fingerprint, parse
+from engine.spec import CaptionSource, Digest, Frozen, canonical_json, fingerprint, parse
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes")
-
-Digest = Literal["bytes", "members"]
-"""What the index step reads. ``bytes``: everything; the digest is the file's SHA-256, and captions are checked.
-``members``: headers only; the digest is that of the member table (names, offsets, sizes) and the file's size."""
 
 _FORMAT = "2"
 """Raised when the content of a sidecar changes its meaning, so that old ones are made again."""
@@ -285,8 +281,8 @@ def _chosen(start: int, usable: int, fraction: float) -> NDArray[np.bool_]:
 
 def subset_size(usable: int, fraction: float) -> int:
     """Return how many pairs a subset of a set with `usable` pairs has, which their number alone decides."""
-    step = 1 << 16  # what fits into the cache of a processor
-    return sum(int(_chosen(i, min(step, usable - i), fraction).sum()) for i in range(0, usable, step))
+    step = 1 << 14  # what fits into the cache of a processor
+    return sum(int(np.count_nonzero(_chosen(i, min(step, usable - i), fraction))) for i in range(0, usable, step))
 
 
 @contextmanager

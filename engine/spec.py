@@ -31,6 +31,10 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9_.-]*$"
 
+Digest = Literal["bytes", "members"]
+"""What the index step reads. ``bytes``: everything; the digest is the file's SHA-256, and captions are checked.
+``members``: headers only; the digest is that of the member table (names, offsets, sizes) and the file's size."""
+
 
 class Frozen(BaseModel):
     """An immutable model that refuses unknown keys."""
@@ -198,6 +202,8 @@ class Execution(Frozen):
     cache_decoded: bool = True
     """Keep decoded pictures in memory when the augmentation allows it and they fit in `cache_gib`."""
     cache_gib: float = Field(default=2.0, ge=0)
+    eval_cache_gib: float = Field(default=0.0, ge=0)
+    """Keep decoded pictures of evaluation sets on disk, so much of them, for the models that are evaluated later."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Split each process's batch in so many parts; the gradient stays that of the whole batch. Not for models with
     batch norm, which would see a part at a time."""
@@ -212,6 +218,14 @@ def canonical_json(value: BaseModel | JsonValue) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, ASCII, finite numbers only."""
     data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def settings(value: BaseModel | JsonValue, prefix: str = "") -> dict[str, str]:
+    """Return all that a value says as canonical JSON by dotted name: what `explain` lists and `diff` compares."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    if isinstance(data, dict):
+        return {k: v for key, item in data.items() for k, v in settings(item, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): canonical_json(data)}
 
 
 def fingerprint(value: BaseModel | JsonValue) -> str:

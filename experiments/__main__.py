@@ -9,16 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from engine import paths, registry
 from engine.record import Record
-from engine.spec import RunSpec, canonical_json, parse
+from engine.spec import RunSpec, parse, settings
 from engine.suite import ExpandedSuite
-from experiments import cards, expansion, jobs, names
+from experiments import cards, expansion, jobs, names, training_data
 from experiments.suite import expand
 from experiments.tensorboard import mirror
 from experiments.watch import Watcher, show, watch
@@ -83,15 +82,9 @@ def _read(run_id: str) -> RunSpec:
     return parse(RunSpec, path.read_text(encoding="utf-8"), str(path))
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in _flatten(item, f"{prefix}{key}.").items()}
-    return {prefix.removesuffix("."): canonical_json(value)}
-
-
 def _explain(console: Console, run_id: str) -> None:
     table = Table(Column("setting", overflow="fold"), Column("value", overflow="fold"), title=run_id)
-    for key, value in _flatten(_read(run_id).model_dump(mode="json")).items():
+    for key, value in settings(_read(run_id)).items():
         table.add_row(key, value)
     console.print(table)
     path = paths.record(run_id)
@@ -105,7 +98,7 @@ def _explain(console: Console, run_id: str) -> None:
 
 
 def _diff(console: Console, first: str, second: str) -> None:
-    left, right = (_flatten(_read(run_id).model_dump(mode="json")) for run_id in (first, second))
+    left, right = (settings(_read(run_id)) for run_id in (first, second))
     table = Table(*(Column(title, overflow="fold") for title in ("setting", first, second)))
     for key in sorted(left.keys() | right.keys()):
         if left.get(key) != right.get(key):
@@ -164,6 +157,14 @@ def _evaluation_data(console: Console, args: argparse.Namespace) -> None:
         sys.exit("stopped; what came so far is kept: run this again to go on")
 
 
+def _training_data(console: Console, args: argparse.Namespace) -> None:
+    console = console if sys.stdout.isatty() else Console(width=180)
+    try:
+        training_data.run(args.name, console, anew=args.crawl)
+    except KeyboardInterrupt:
+        sys.exit("stopped; what came so far is kept: run this again to go on")
+
+
 def _check_method(reference: str) -> int:
     """Hold a method of one's own to what the tests ask of every method of this repository; returns pytest's status."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
@@ -209,6 +210,9 @@ def main(argv: list[str] | None = None) -> None:
     fetching.add_argument("names", nargs="+", help="evaluations of experiments/evaluations/, or single sets")
     fetching.add_argument("--dry-run", action="store_true", help="only say what is missing, and how much it is")
     fetching.add_argument("--pin", action="store_true", help="write the commits that were found into the cards")
+    downloading = commands.add_parser("training-data", help="fetch a training set as its card says")
+    downloading.add_argument("name", help="a card of experiments/datasets/")
+    downloading.add_argument("--crawl", action="store_true", help="from the links of its pictures, not from a copy")
     checking = commands.add_parser("check-method", help="hold a method of your own to what the tests ask of ours")
     checking.add_argument("reference", metavar="FILE.py:CLASS")
     args = parser.parse_args(argv)
@@ -233,6 +237,8 @@ def main(argv: list[str] | None = None) -> None:
             _tensorboard(args)
         elif args.command == "evaluation-data":
             _evaluation_data(console, args)
+        elif args.command == "training-data":
+            _training_data(console, args)
         elif args.command == "check-method":
             sys.exit(_check_method(args.reference))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 
 from pydantic import Field
@@ -12,10 +13,11 @@ from pydantic import Field
 from engine import eval_cards
 from engine.eval_cards import read_yaml as read_yaml  # for suites, which are read like cards
 from engine.evaluation import EvalCard, Evaluation
-from engine.index import Digest, subset_size
-from engine.spec import ID_PATTERN, CaptionSource, Frozen
+from engine.spec import ID_PATTERN, CaptionSource, Digest, Frozen
 
 FOLDER = Path(__file__).resolve().parent
+UNFINISHED = ".crawl/unfinished"
+"""In a folder of shards: the download of its links has begun and has not come to its end."""
 
 
 class DatasetCard(Frozen):
@@ -34,11 +36,21 @@ class DatasetCard(Frozen):
     licence: str
     source: str
     build: str | None = None
-    """Command by which the workflow makes it; None when it must be fetched by hand."""
+    """Command by which the workflow makes it; None when it must be fetched."""
     ready: str | None = None
     """File that exists once `build` has succeeded."""
     fetch: str | None = None
-    """What to run or read to fetch it by hand. Never run by the workflow: it may ask for terms, terabytes or days."""
+    """Command that fetches it; run again, it goes on. Only ever run by name: it may take terabytes or days."""
+    crawl: str | None = None
+    """Command that downloads its pictures from their links, likewise."""
+    gigabytes: float | None = Field(default=None, gt=0)
+    """Room that it takes, about: said, and compared with what is free, before it is fetched."""
+
+    @property
+    def ways(self) -> dict[str, str]:
+        """Targets of the workflow that fetch it, with their commands."""
+        commands = {f"fetch_{self.name}": self.fetch, f"crawl_{self.name}": self.crawl}
+        return {target: command for target, command in commands.items() if command}
 
 
 def names(kind: str) -> list[str]:
@@ -67,18 +79,32 @@ def subset(card: DatasetCard, fraction: float, pairs: int | None = None) -> Data
     """
     if card.fraction < 1:
         raise ValueError(f"data set {card.name!r} is a part of another already (fraction {card.fraction}): use that")
-    part = {"name": f"{card.name}-{fraction}", "title": f"{card.title}: a part of {fraction}", "fraction": fraction}
+    written = f"{Decimal(str(fraction)):f}"  # 0.00001, where str says 1e-05
+    part = {"name": f"{card.name}-{written}", "title": f"{card.title}: a part of {written}", "fraction": fraction}
     return card.model_copy(update={**part, "pairs": pairs or _subset_size(card.pairs, fraction)})
 
 
-_subset_size = functools.cache(subset_size)
+@functools.cache
+def _subset_size(pairs: int, fraction: float) -> int:
+    from engine.index import subset_size  # here: it imports numpy, and most workflows train on no part
+
+    return subset_size(pairs, fraction)
+
+
+def is_there(card: DatasetCard) -> bool:
+    """Whether a training set has been built, or fetched to its end."""
+    folder = Path(card.shards)
+    return any(folder.glob("*.tar")) and not (folder / UNFINISHED).exists()
 
 
 def how_to_get(card: DatasetCard) -> str | None:
     """Say how to get a training set that is not there; None if it is, or if the workflow makes it."""
-    if card.build or any(Path(card.shards).glob("*.tar")):
+    if card.build or is_there(card):
         return None
-    return card.fetch or card.source
+    whole = card if card.fraction == 1 else dataset(card.name.rpartition("-")[0])
+    size = "" if whole.gigabytes is None else f" (about {whole.gigabytes:,.0f} GB)"
+    ways = [f"`snakemake {target}`{size} runs: {command}" for target, command in whole.ways.items()]
+    return "\nor ".join(ways) or card.source
 
 
 def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = ()) -> None:
@@ -96,7 +122,8 @@ def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = 
         card = dataset(name, pairs=2)  # the number of a part's pairs does not matter here
         how = how_to_get(card)
         if how is not None:
-            lines.append(f"training set {name!r}: no *.tar shards in {card.shards}. Fetch it: {how}")
+            begun = "not all shards are" if any(Path(card.shards).glob("*.tar")) else "no *.tar shards"
+            lines.append(f"training set {name!r}: {begun} in {card.shards}. To fetch it, {how}")
     needed = {
         card.name: card
         for evaluation in evaluations

@@ -50,7 +50,8 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
             raise ValueError(f"two suites are called {suite.name!r}: {other.file} and {suite.file}; rename one of them")
     ours = sources_sha256()
     digests = {name: _digest(ours, suite) for name, suite in suites.items()}
-    stale = [name for name in suites if _digest_of(name) != digests[name] or not _is_whole(name)]
+    found = {name: _read(name) for name in suites if _digest_of(name) == digests[name]}
+    stale = [name for name in suites if name not in found or not _is_whole(found[name])]
     if stale:
         command = [sys.executable, "-m", "experiments", "expand", *(suites[name].reference for name in stale)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -58,7 +59,8 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
             raise ValueError(result.stderr.strip())
         for name in stale:
             paths.write_text(_digest_path(name), digests[name] + "\n")
-    return {name: _read(name) for name in suites}
+        found |= {name: _read(name) for name in stale}
+    return {name: found[name] for name in suites}
 
 
 class _Entry(BaseModel):
@@ -83,11 +85,8 @@ def _read(name: str) -> ExpandedSuite:
     return parse(ExpandedSuite, paths.suite(name).read_text(encoding="utf-8"), str(paths.suite(name)))
 
 
-def _is_whole(name: str) -> bool:
-    """Whether everything that an expansion writes is there: folders of runs may have been removed since."""
-    if not paths.suite(name).exists():
-        return False
-    suite = _read(name)
+def _is_whole(suite: ExpandedSuite) -> bool:
+    """Whether everything that an expansion writes besides is there: folders of runs may have been removed since."""
     specs = all(paths.spec(run.spec.run_id).exists() for run in suite.runs)
     sources = {run.spec.method.source for run in suite.runs} - {None}
     methods = all(paths.method(source.sha256).exists() for source in sources if source)
@@ -99,5 +98,6 @@ def _digest_path(name: str) -> Path:
 
 
 def _digest_of(name: str) -> str:
+    """What an expansion that is there was made from."""
     path = _digest_path(name)
-    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    return path.read_text(encoding="utf-8").strip() if path.exists() and paths.suite(name).exists() else ""

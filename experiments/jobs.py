@@ -21,7 +21,7 @@ class JobView(Frozen):
     run_id: str
     """Empty for jobs that prepare data."""
     kind: str
-    """train, evaluate-<milestone>, index-<data set>, build-<data set>."""
+    """train, evaluate-<milestone>-<evaluation>, index-<data set>, build-<data set>."""
     state: str
     """As Slurm spells it; in brackets, why it is pending."""
     node: str

@@ -85,6 +85,16 @@ def split(name: str) -> Asked:
     return Asked(None, *_find(name))
 
 
+def called(asked: str) -> str:
+    """What all that a name asks for is called together: a suite with its ablations as the suite is.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    group, _, base = asked.partition("@")
+    return f"ablations@{split(base or BASE).name}" if group == "ablations" else split(asked).name
+
+
 def _find(base: str) -> tuple[str, Path, bool]:
     """Return the name and the file of a suite, and whether it is one of this repository."""
     folder = cards.FOLDER / "suites"

@@ -50,7 +50,8 @@ class Training(Frozen):
     optimizer: OptimizerSpec = OptimizerSpec()
     augmentation: AugmentationSpec = AugmentationSpec()
     precision: str = "fp32"
-    batch_norm_groups: int = Field(default=1, ge=1)
+    batch_norm_sample: int | None = Field(default=None, ge=2)
+    """Pairs whose batch-norm statistics are taken together, also where an ablation changes the batch; None: all."""
     normalizer_error: NormalizerErrorPlan | None = None
 
 
@@ -71,6 +72,7 @@ class Variant(Frozen):
     methods: tuple[str, ...] | None = None
     seeds: tuple[int, ...] | None = None
     model: str | None = None
+    dataset: str | None = None
     data_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Train on a part of the data, see `cards.subset`."""
     options: Options = Field(default_factory=dict)
@@ -175,7 +177,7 @@ def _label(variant: Variant, values: Options) -> str:
 def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | None, seed: int) -> SuiteRun:
     config, training = _changed(suite, method, source, variant)
     plan = Training.model_validate(training)
-    card = cards.dataset(suite.dataset)
+    card = cards.dataset(variant.dataset or suite.dataset)
     if variant.data_fraction is not None:
         card = cards.subset(card, variant.data_fraction)
     if (plan.epochs is None) == (plan.samples_seen is None):
@@ -188,6 +190,9 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
         if plan.samples_seen % batch:
             raise ValueError(f"training: samples_seen = {plan.samples_seen} is no multiple of the batch of {batch}")
         num_steps = plan.samples_seen // batch
+    sample = plan.batch_norm_sample or batch
+    if batch % sample:
+        raise ValueError(f"training: batch_norm_sample = {sample} does not divide global_batch_size = {batch}")
     optimizer = plan.optimizer
     if plan.warmup_fraction is not None:
         if optimizer.warmup_steps:
@@ -209,7 +214,7 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
             "optimizer": optimizer,
             "augmentation": plan.augmentation,
             "precision": plan.precision,
-            "batch_norm_groups": plan.batch_norm_groups,
+            "batch_norm_groups": batch // sample,
             "normalizer_error": error and {**error.model_dump(), "at": samples_at(error.at)},
             "seed": seed,
         }
@@ -279,7 +284,7 @@ def expand(name: str) -> ExpandedSuite:
                     run = _run(suite, variant, method, sources[method], seed)
                     known = runs.setdefault(run.spec.run_id, run)
                     # At this scale, an ablation's variant may be what the main run already is.
-                    if known is not run and not (what and known.variant == "" and run.variant):
+                    if known is not run and not (what and known.variant == ""):
                         raise ValueError(f"variant {run.variant!r} of {method} with seed {seed} occurs twice")
     except ValidationError as error:
         raise ValueError(explain_validation_error(where, error, Training)) from None

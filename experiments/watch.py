@@ -127,9 +127,14 @@ class Watcher:
         lines = _tail(paths.metrics(run_id))
         rate = _rate(lines, starts[-1]["first_step"]) if starts and state == "running" else None
         seen = lines[-1]["samples_seen"] if lines else 0
-        keys = self._evaluations[run_id]
+        keys = sorted(self._evaluations[run_id])
         evaluated = {n: [paths.evaluated(run_id, n, key).exists() for key in keys] for n in spec.milestones}
-        to_evaluate = [n for n, done in evaluated.items() if not all(done)]
+        to_evaluate = [
+            paths.evaluate_jobs(run_id, n, key)
+            for n, done in evaluated.items()
+            for key, is_done in zip(keys, done, strict=True)
+            if not is_done
+        ]
         return RunView(
             run_id=run_id,
             variant=self._variants[run_id],
@@ -147,10 +152,10 @@ class Watcher:
         )
 
 
-def _failed_logs(run_id: str, state: str, to_evaluate: Iterable[int]) -> Iterator[str]:
-    names = ["train"] if state == "failed" else [f"evaluate-{n}" for n in to_evaluate] if state in ENDED else []
-    for name in names:
-        job = scheduler.read(paths.jobs(run_id) / name)
+def _failed_logs(run_id: str, state: str, to_evaluate: Iterable[Path]) -> Iterator[str]:
+    folders = [paths.jobs(run_id) / "train"] if state == "failed" else to_evaluate if state in ENDED else []
+    for folder in folders:
+        job = scheduler.read(folder)
         if job is not None and (state == "failed" or job.end not in {None, "COMPLETED"}):
             yield str(job.log(0, "err"))
 

@@ -127,7 +127,7 @@ def test_the_command_names_missing_data_and_how_to_get_them(tmp_path, monkeypatc
     main(["plan", "cc3m", "quickstart", "--json"])
     found = json.loads(capsys.readouterr().out)
     missing = {item["name"]: item for item in found["missing"]}
-    assert missing["cc3m"]["how"].startswith("hf download pixparse/cc3m-wds")
+    assert missing["cc3m"]["how"].startswith("`snakemake fetch_cc3m` (about 89 GB) runs: hf download pixparse/cc3m-wds")
     assert missing["cars"]["kind"] == "evaluation"
     assert len(missing) == 39  # the workflow builds the quickstart's
     assert [suite["states"] for suite in found["suites"]] == [{"to do": 15}, {"to do": 20}]

@@ -53,8 +53,9 @@ def test_the_default_variant_of_an_ablation_is_the_main_run_itself(what):
     ablation = expand(f"ablation_{what}@cc3m")
     main = {run.spec.run_id: run.spec for run in expand("cc3m").runs}
     shared = [run for run in ablation.runs if run.spec.run_id in main]
-    methods = {run.spec.method.name for run in ablation.runs}
-    assert len(shared) == 3 * len(methods)
+    assert {(run.spec.method.name, run.spec.seed) for run in shared} == {
+        (run.spec.method.name, run.spec.seed) for run in ablation.runs
+    }
     assert {run.variant for run in shared} == {""}
 
 
@@ -121,6 +122,13 @@ def test_batches_are_compared_at_equal_samples_and_at_equal_steps():
     assert decay == {"": 18, "equal steps": 9}
 
 
+def test_batch_norm_sees_as_many_pairs_at_a_time_whatever_the_batch():
+    runs = [run.spec for suite in ("cc3m", *names.ablations("cc3m")) for run in expand(suite).runs]
+    found = {run.global_batch_size: run.global_batch_size // run.batch_norm_groups for run in runs}
+    assert found == {64: 64, 128: 128, 256: 128, 512: 128, 1024: 128, 2048: 128}
+    assert {run.spec.batch_norm_groups for run in expand("laptop").runs} == {1}
+
+
 def test_a_part_of_a_training_set_has_as_many_pairs_as_its_index(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     toy.write_shards(tmp_path / "shards")
@@ -138,6 +146,9 @@ def test_a_part_of_a_training_set_has_as_many_pairs_as_its_index(tmp_path, monke
     assert found.pairs == part.pairs < toy.NUM_PAIRS
     assert cards.dataset("icons-0.1").fraction == 0.1
     assert cards.dataset("icons-0.1", pairs=7).pairs == 7
+    tiny = cards.subset(cards.dataset("cc3m"), 1e-5)
+    assert tiny.name == "cc3m-0.00001"
+    assert cards.dataset(tiny.name) == tiny
     with pytest.raises(ValueError, match="a part of another already"):
         cards.subset(part, 0.5)
     with pytest.raises(ValueError, match=r"unknown data set 'icon-0\.1'"):
@@ -233,9 +244,10 @@ def test_an_ablation_of_a_method_that_the_suite_lacks_says_so(own):
 def test_missing_training_data_are_one_clear_error_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cards.refuse_missing(["icons"])  # the workflow builds it
-    with pytest.raises(ValueError, match=r"'cc3m': no \*.tar shards in data/cc3m. Fetch it: hf download") as caught:
+    message = r"'cc3m': no \*\.tar shards in data/cc3m\. To fetch it, `snakemake fetch_cc3m` \(about 89 GB\) runs: hf "
+    with pytest.raises(ValueError, match=message) as caught:
         cards.refuse_missing(["icons", "cc12m-0.1", "cc3m"])
-    assert len(str(caught.value).splitlines()) == 2
+    assert len(str(caught.value).splitlines()) == 4  # each may be copied, or crawled
     for name in ("cc12m", "cc3m"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "00000.tar").touch()
@@ -330,6 +342,10 @@ def test_a_variant_that_changes_nothing_is_refused(own):
         ({"training": {"global_batch_size": 64, "epoch": 2}}, "unknown key 'epoch'; did you mean 'epochs'"),
         ({"training": {"global_batch_size": 64}}, "give either epochs or samples_seen"),
         ({"training": {"global_batch_size": 4096, "samples_seen": 4096}}, "4096 exceeds the 1480 pairs"),
+        (
+            {"training": {"global_batch_size": 64, "epochs": 1, "batch_norm_sample": 48}},
+            "batch_norm_sample = 48 does not divide global_batch_size = 64",
+        ),
         ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
         ({"variants": [{"methods": ["openclipp"]}]}, "unknown method 'openclipp'; did you mean 'openclip'"),
     ],

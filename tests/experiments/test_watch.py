@@ -167,7 +167,7 @@ def test_failed_jobs_are_named_with_their_logs(root):
     suite = make_suite(*specs)
     training = note_job(specs[0], end="OUT_OF_MEMORY")
     train(specs[1], Execution())
-    evaluating = note_job(specs[1], "evaluate-160", end="FAILED")
+    evaluating = note_job(specs[1], f"evaluate-160-{suite.evaluation.key}", end="FAILED")
     snapshot, runs = look(suite)
     first, second, third = (runs[spec.run_id] for spec in specs)
     assert (first.state, first.failed_logs) == ("failed", (str(training.log(0, "err")),))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analysis import artifacts
 from engine import paths
 from engine.cluster import load
 from engine.snapshot import ORIGIN
@@ -97,8 +98,16 @@ def test_every_table_and_figure_is_written_and_not_empty(finished):
         files = list((finished / paths.RESULTS / kind / "smoke").iterdir())
         assert len(files) >= 12
         assert all(file.stat().st_size > 100 for file in files)
+    assert "Report: smoke" in (finished / paths.report("smoke")).read_text()
     main = (finished / paths.tables("smoke") / "main_results.md").read_text()
     assert all(name in main for name in ("NeuCLIP", "OpenCLIP", "FastCLIP", "SigLIP", "AmorLIP"))
+
+
+def test_snakemakes_own_report_has_every_table_and_figure_with_its_caption(finished, tmp_path):
+    snakemake(finished, "--config", "suites=smoke", "--report", str(tmp_path / "report.html"))
+    text = (tmp_path / "report.html").read_text()
+    for form, found in {"Table": artifacts.tables("smoke"), "Figure": artifacts.figures("smoke")}.items():
+        assert [name for name in found if f"{form} {name} of the suite smoke" not in text] == []
 
 
 def test_a_second_run_does_nothing(finished):
