@@ -1,15 +1,14 @@
-"""Time of evaluating one model on small sets, relative to clip_benchmark's command line, and whether metrics agree.
+"""Time of evaluating one model on many sets, relative to clip_benchmark's command line, and whether metrics agree.
 
-Three ways, in turn, each in processes of its own that start from nothing:
+Three ways, in turn (the last one first in every other round), each in processes of its own that start from nothing:
 
 ours       one `python -m engine.evaluate` for all sets
 one call   one `clip_benchmark eval` for all sets
 per set    one `clip_benchmark eval` for each set
 
-All have the same weights (random ones of a named model), batches, float32, and no worker processes, which cost
-clip_benchmark time on sets this small. CPU: processor time with one thread. Run it where the sets of the cards
-have been built. Of one set, shifted copies are made (mirrored, grey, ...), since ImageNet's variants ask for the same
-classes by the same prompts.
+All have the same weights (random ones of a named model), batches of 64, float32, threads and worker processes. CPU:
+processor time of all processes of a way, and wall time. Sets are named by their cards, where they have been built, or
+made up in DataComp's proportions.
 """
 
 from __future__ import annotations
@@ -19,44 +18,34 @@ import io
 import json
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cases
-from engine import eval_data
+from benchmarks import cases, shards
 from engine.evaluation import EvalCard, Evaluation
 from engine.towers import build_towers, export
 from experiments import cards
 
 BASE = "ours"
 STOCK = ("one call", "per set")
-SHIFTS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "mirrored": ImageOps.mirror,
-    "flipped": ImageOps.flip,
-    "grey": ImageOps.grayscale,
-    "inverted": ImageOps.invert,
-    "solarized": ImageOps.solarize,
-    "posterized": lambda image: ImageOps.posterize(image, 2),
-}
+PHOTO_PX = 400
 RETRIEVAL_NAMES = ("flickr30k", "flickr8k", "mscoco_captions", "flickr30k-200", "crossmodal3600", "xtd10", "xtd200")
 """clip_benchmark knows by these names, and only by names, that a set is for retrieval."""
 
 
-def run(commands: list[list[str]]) -> tuple[float, float]:
-    """Run commands one after the other.
+def run(commands: list[list[str]], threads: int) -> tuple[float, float]:
+    """Run commands one after the other, each with so many threads.
 
     Returns:
         Processor and wall seconds, of all together.
@@ -64,7 +53,8 @@ def run(commands: list[list[str]]) -> tuple[float, float]:
     Raises:
         RuntimeError: If one fails; with the end of what it said.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    limit = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = os.environ | limit | {"HF_HUB_OFFLINE": "1"}
     before, begin = os.times(), time.perf_counter()
     for command in commands:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -75,22 +65,46 @@ def run(commands: list[list[str]]) -> tuple[float, float]:
     return processor, time.perf_counter() - begin
 
 
-def shifted(card: EvalCard, name: str, folder: Path) -> EvalCard:
-    """Write a copy of a set with shifted pictures into `folder`; returns its card."""
-    data = eval_data.read(card)
-    shutil.copytree(card.path, folder, ignore=lambda *_: ["test"])
-    (folder / "test").mkdir()
-    (folder / "test" / "nshards.txt").write_text("1\n")
-    with tarfile.open(folder / "test" / "0.tar", "w") as archive:
-        for number, (at, label) in enumerate(zip(data.locations, data.labels.tolist(), strict=True)):
-            file = io.BytesIO(at.shard.read_bytes()[at.offset : at.offset + at.size])
-            picture = io.BytesIO()
-            SHIFTS[name](Image.open(file).convert("RGB")).save(picture, "PNG")
-            for extension, content in (("png", picture.getvalue()), ("cls", str(label).encode())):
-                member = tarfile.TarInfo(f"{number:06d}.{extension}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    return card.model_copy(update={"name": f"{card.name}_{name}", "path": str(folder), "sha256": None})
+def datacomp_like(num_pictures: int, folder: Path) -> list[EvalCard]:
+    """Write twelve sets of made-up photographs, in the proportions of DataComp's 38.
+
+    Of its pictures 24 % are ImageNet's and its variants', 1 % retrieval's; it has half as many prompts as pictures,
+    nine tenths of them ImageNet's, which its variants repeat.
+
+    Returns:
+        Their cards.
+    """
+    rng = np.random.default_rng(0)
+    prompts = num_pictures // 16  # of each of ImageNet's seven, in templates of eight
+    plan: list[tuple[str, int, list[str], list[str]]] = []
+    for number in range(7):
+        classes = [f"{shards.caption(np.random.default_rng(n)).decode()} {n}" for n in range(max(1, prompts // 8))]
+        plan.append((f"variant_{number}", int(0.24 * num_pictures / 7), classes, [f"{n}. a {{c}}" for n in range(8)]))
+    for number in range(4):
+        classes = [f"{shards.caption(rng).decode()} {n}" for n in range(max(1, num_pictures // 160))]
+        plan.append((f"other_{number}", int(0.75 * num_pictures / 4), classes, ["a {c}", "a picture of {c}"]))
+    plan.append(("pairs", max(1, num_pictures // 100), [], []))
+    sets = []
+    for name, count, classes, templates in plan:
+        path = folder / name
+        (path / "test").mkdir(parents=True)
+        (path / "test" / "nshards.txt").write_text("4\n")
+        texts = {"classnames": classes, "zeroshot_classification_templates": templates}
+        for stem, lines in (texts if classes else {"dataset_type": ["retrieval"]}).items():
+            (path / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines))
+        for shard, rows in enumerate(np.array_split(np.arange(count), 4)):
+            with tarfile.open(path / "test" / f"{shard}.tar", "w") as archive:
+                for row in rows:
+                    captions = b"\n".join(shards.caption(rng) for _ in range(5))
+                    text = ("cls", str(row % len(classes)).encode()) if classes else ("txt", captions)
+                    for extension, content in (("jpg", shards.picture(rng, PHOTO_PX)), text):
+                        member = tarfile.TarInfo(f"{row:06d}.{extension}")
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+        task, metric = ("zeroshot_classification", "acc1") if classes else ("zeroshot_retrieval", "mean_recall@1")
+        facts = {"task": task, "metric": metric, "images": count, "chance": 0.0, "licence": "none", "source": "made up"}
+        sets.append(EvalCard.model_validate({"name": name, "title": name, "path": str(path), **facts}))
+    return sets
 
 
 def aliases(sets: list[EvalCard]) -> dict[str, str]:
@@ -99,7 +113,9 @@ def aliases(sets: list[EvalCard]) -> dict[str, str]:
     return {card.name: next(names) if card.task == "zeroshot_retrieval" else card.name for card in sets}
 
 
-def commands(sets: list[EvalCard], model: Path, folder: Path) -> dict[str, list[list[str]]]:
+def commands(
+    sets: list[EvalCard], model: Path, folder: Path, *, threads: int = 1, num_workers: int = 0
+) -> dict[str, list[list[str]]]:
     """Return each way's commands; results go to ``<folder>/<way>/<set>.json``."""
     names = aliases(sets)
     for card in sets:
@@ -114,13 +130,14 @@ def commands(sets: list[EvalCard], model: Path, folder: Path) -> dict[str, list[
             str(Path(sys.executable).with_name("clip_benchmark")), "eval", "--model", f"local-dir:{model}",
             "--dataset", *(f"wds/{names[card.name]}" for card in chosen),
             "--dataset_root", f"{folder}/roots/{{dataset}}",
-            "--recall_k", "1", "5", "10", "--no_amp", "--num_workers", "0", "--batch_size", "64",
+            "--recall_k", "1", "5", "10", "--no_amp", "--num_workers", str(num_workers), "--batch_size", "64",
             "--output", f"{folder}/{way}/{{dataset}}.json",
         ]  # fmt: skip
 
     ours = [
         sys.executable, "-m", "engine.evaluate", "--open-clip", f"local-dir:{model}", "--evaluation", str(evaluation),
         "--out", f"{folder}/{BASE}",
+        "--execution", json.dumps({"device": "cpu", "threads": threads, "num_workers": num_workers}),
     ]  # fmt: skip
     return {
         BASE: [ours],
@@ -147,13 +164,17 @@ def largest_difference(sets: list[EvalCard], ways: list[str], folder: Path) -> t
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", required=True, metavar="NAME", help="cards of evaluation sets")
-    parser.add_argument("--shift", metavar="NAME", help="card of the set to make shifted copies of")
+    parser.add_argument("--sets", nargs="+", default=[], metavar="NAME", help="cards of evaluation sets")
+    parser.add_argument("--datacomp", type=int, metavar="N", help="N made-up photographs in DataComp's proportions")
     parser.add_argument("--ways", nargs="+", choices=STOCK, default=STOCK, help="of clip_benchmark, beside ours")
     parser.add_argument("--model", default="tiny-resnet", help="open_clip model")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of every process of every way")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode, in every way")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and where")
     args = parser.parse_args(argv)
+    if not (args.sets or args.datacomp):
+        parser.error("give --sets or --datacomp")
     sets = [cards.eval_set(name) for name in args.sets]
     seconds: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -165,24 +186,29 @@ def main(argv: list[str] | None = None) -> None:
             logit_scale=torch.tensor(20.0),
             logit_bias=None,
         )
-        if args.shift:
-            shift = cards.eval_set(args.shift)
-            sets += [shifted(shift, how, folder / "shifts" / how) for how in SHIFTS]
-        ways = commands(sets, folder / "model", folder)
-        for _ in range(args.rounds):
+        if args.datacomp:
+            sets += datacomp_like(args.datacomp, folder / "datacomp")
+        ways = commands(sets, folder / "model", folder, threads=args.threads, num_workers=args.workers)
+        for number in range(args.rounds):
             for path in (folder / BASE).glob("*.json"):
                 path.unlink()
-            for way in (BASE, *args.ways):
-                seconds.setdefault(way, []).append(run(ways[way]))
+            order = [BASE, *args.ways]
+            for way in order if number % 2 == 0 else reversed(order):
+                seconds.setdefault(way, []).append(run(ways[way], args.threads))
         difference, compared = largest_difference(sets, args.ways, folder)
     rows: list[dict[str, Any]] = []
-    table = Table("", "processor s", "wall s", f"processor, / {BASE}", title=f"{len(sets)} sets, {args.model}")
-    for way, times in seconds.items():
-        processor, wall = (list(part) for part in zip(*times, strict=True))
-        ratio = cases.ratio(processor, [time for time, _ in seconds[BASE]])
-        rows.append({"way": way, "processor_sec": processor, "wall_sec": wall, "to_ours": ratio})
-        medians = (f"{statistics.median(part):.1f}" for part in (processor, wall))
-        table.add_row(way, *medians, cases.show_ratio(ratio))
+    title = f"{len(sets)} sets, {args.model}"
+    table = Table("", "processor s", f"/ {BASE}", "wall s", f"/ {BASE}", title=title)
+    for way in (BASE, *args.ways):
+        row: dict[str, Any] = {"way": way}
+        shown = []
+        for place, kind in enumerate(("processor", "wall")):
+            times = [time[place] for time in seconds[way]]
+            ratio = cases.ratio(times, [time[place] for time in seconds[BASE]])
+            row |= {f"{kind}_sec": times, f"{kind}_to_ours": ratio}
+            shown += [f"{statistics.median(times):.1f}", cases.show_ratio(ratio)]
+        rows.append(row)
+        table.add_row(way, *shown)
     console = Console()
     console.print(table)
     console.print(f"largest difference of {compared} metrics: {difference:.1e}")

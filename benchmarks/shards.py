@@ -55,7 +55,7 @@ def write_shards(pairs: int, image_size: int, num_shards: int) -> list[Path]:
         shards.append(FOLDER / f"{number:05d}.tar")
         with tarfile.open(shards[-1], "w") as archive:
             for row in rows:
-                for name, data in ((f"{row:06d}.jpg", _picture(rng, image_size)), (f"{row:06d}.txt", _caption(rng))):
+                for name, data in ((f"{row:06d}.jpg", picture(rng, image_size)), (f"{row:06d}.txt", caption(rng))):
                     member = tarfile.TarInfo(name)
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
@@ -83,7 +83,7 @@ def run_spec(
     )
 
 
-def _picture(rng: np.random.Generator, size: int) -> bytes:
+def picture(rng: np.random.Generator, size: int) -> bytes:
     """A JPEG of soft colours under a little noise: about as many bytes as a photograph."""
     coarse = Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).resize(
         (size, size), Image.Resampling.BICUBIC
@@ -94,5 +94,6 @@ def _picture(rng: np.random.Generator, size: int) -> bytes:
     return file.getvalue()
 
 
-def _caption(rng: np.random.Generator) -> bytes:
+def caption(rng: np.random.Generator) -> bytes:
+    """Six to fifteen words."""
     return " ".join(rng.choice(_WORDS, size=rng.integers(6, 16))).encode()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,12 +31,17 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, Normalize, ToTensor
 
-from engine import eval_cards, paths
+from engine import eval_cards
 from engine.archive import IMAGE_FORMATS, Damage, read_members
+from engine.eval_cache import Decoded, PixelCache
+from engine.eval_digest import folder_digest
 from engine.evaluation import EvalCard
+from engine.imports import late
 from engine.spec import Frozen, parse
+
+with late("torch._dynamo", "torch._dynamo.utils"):
+    from torchvision.transforms import Compose, Normalize, ToTensor
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 """In clip_benchmark's order of preference."""
@@ -97,7 +103,7 @@ def read(card: EvalCard) -> EvalData:
     folder = Path(card.path)
     if not eval_cards.is_there(card):
         raise FileNotFoundError(eval_cards.missing([card]))
-    sha256 = paths.folder_sha256(folder)
+    sha256 = folder_digest(folder)
     if card.sha256 not in {None, sha256}:
         fail(card, f"{folder} does not hold what its card says")
     classes, templates = _prompts(card, folder) if card.task == "zeroshot_classification" else ([], [])
@@ -303,6 +309,9 @@ def split_transform(transform: Any) -> tuple[Callable[[Image.Image], Tensor], Ca
 class _Pixels:
     """From a picture to uint8 (H, W, C); a class, since worker processes may get it pickled."""
 
+    def __str__(self) -> str:
+        return re.sub(" at 0x[0-9a-f]+", "", str(self.draw))  # the address of a function says nothing
+
     def __init__(self, draw: Compose) -> None:
         self.draw = draw
 
@@ -333,12 +342,12 @@ class _Images(Dataset[Any]):
         return self.pixels(image.convert("RGB")), transparent
 
 
-def _collate(items: list[tuple[Tensor, bool] | str]) -> tuple[Tensor, int] | str:
+def _collate(items: list[tuple[Tensor, bool] | str]) -> Decoded | str:
     problem = next((item for item in items if isinstance(item, str)), None)
     if problem is not None:
         return problem
     pairs = [item for item in items if not isinstance(item, str)]
-    return torch.stack([image for image, _ in pairs]), sum(transparent for _, transparent in pairs)
+    return torch.stack([image for image, _ in pairs]), torch.tensor([transparent for _, transparent in pairs])
 
 
 class ImageBatches:
@@ -349,12 +358,20 @@ class ImageBatches:
         pixels: From a PIL image to a tensor.
         batch_size: Images in a batch; the last may have fewer.
         num_workers: Processes that decode.
+        cache: Where decoded pictures are kept, if they are; only of transforms that `split_transform` could split.
     """
 
     def __init__(
-        self, data: EvalData, pixels: Callable[[Image.Image], Tensor], *, batch_size: int, num_workers: int
+        self,
+        data: EvalData,
+        pixels: Callable[[Image.Image], Tensor],
+        *,
+        batch_size: int,
+        num_workers: int,
+        cache: PixelCache | None = None,
     ) -> None:
-        self.data, self.batch_size = data, batch_size
+        self.data, self.pixels, self.batch_size = data, pixels, batch_size
+        self._cache = cache if isinstance(pixels, _Pixels) else None
         small = len(data.locations) < MIN_IMAGES_FOR_WORKERS
         self._loader = DataLoader(
             _Images(data.locations, pixels),
@@ -366,12 +383,24 @@ class ImageBatches:
         """Images seen so far that have an alpha channel."""
 
     def __iter__(self) -> Iterator[Tensor]:
+        batches = self._decoded()
+        if self._cache is not None:
+            batches = self._cache.batches(
+                batches,
+                data_sha256=self.data.sha256,
+                transform=str(self.pixels),
+                count=len(self.data.locations),
+                batch_size=self.batch_size,
+            )
+        for images, transparent in batches:
+            self.num_transparent += int(transparent.sum())
+            yield images
+
+    def _decoded(self) -> Iterator[Decoded]:
         for batch in self._loader:
             if isinstance(batch, str):
                 fail(self.data.card, batch)
-            images, transparent = batch
-            self.num_transparent += transparent
-            yield images
+            yield batch
 
     def with_labels(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every batch with its labels (B,)."""

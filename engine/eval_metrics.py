@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from engine.evaluation import Outcomes
 
 MIN_GROUP = 100
 """Images that a group needs to count in the steadier ``_min100`` form of a worst-group accuracy."""
@@ -71,10 +74,20 @@ def cue_prompt(cue: str) -> str:
     return f"{'An' if cue[0] in 'aeiou' else 'A'} {cue}"
 
 
-def retrieval_recalls(
+def count_outcomes(stratum: NDArray[np.int64], *outcome: NDArray[Any]) -> Outcomes:
+    """Count samples of equal stratum and outcome; all (N,)."""
+    rows, counts = np.unique(np.column_stack([stratum, *outcome]).astype(float), axis=0, return_counts=True)
+    return Outcomes(
+        stratum=tuple(int(row[0]) for row in rows),
+        outcome=tuple(tuple(row[1:].tolist()) for row in rows),
+        count=tuple(counts.tolist()),
+    )
+
+
+def retrieval_hits(
     image_ND: Tensor, text_MD: Tensor, image_of_text: Sequence[int], ks: Sequence[int]
-) -> dict[str, float]:
-    """Recall at k in both directions: whether one of the k best is a right one.
+) -> dict[str, Tensor]:
+    """Whether one of the k best is a right one, in both directions; the means are recalls at k.
 
     Args:
         image_ND: Unit embeddings of N images.
@@ -83,19 +96,18 @@ def retrieval_recalls(
         ks: k that exceed the number of candidates are left out.
 
     Returns:
-        ``image_retrieval_recall@k`` (over texts) and ``text_retrieval_recall@k`` (over images). The best k are taken
-        with the calls that clip_benchmark makes, so that ties fall as they do there.
+        ``image_retrieval_recall@k``, (M,) bool, and ``text_retrieval_recall@k``, (N,). The best k are taken with the
+        calls that clip_benchmark makes, so that ties fall as they do there.
     """
     scores_MN = text_MD @ image_ND.t()
     right_MN = torch.zeros_like(scores_MN, dtype=torch.bool)
     right_MN[torch.arange(len(scores_MN)), torch.as_tensor(image_of_text)] = True
-    recalls = {}
+    hits = {}
     for k in ks:
         for name, scores, right in (
             ("image_retrieval", scores_MN, right_MN),
             ("text_retrieval", scores_MN.T, right_MN.T),
         ):
             if k <= scores.shape[1]:
-                hit = right.gather(1, scores.topk(k, dim=1).indices).any(dim=1)
-                recalls[f"{name}_recall@{k}"] = hit.float().mean().item()
-    return recalls
+                hits[f"{name}_recall@{k}"] = right.gather(1, scores.topk(k, dim=1).indices).any(dim=1)
+    return hits

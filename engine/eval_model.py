@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
+from torch import nn
 
 from engine.spec import unknown_name
-from engine.towers import quiet
+from engine.towers import need_libraries, quiet
 
 RANDOM_SEED = 0
 SCHEMES = ("local-dir:", "hf-hub:")
@@ -34,6 +35,8 @@ def load_model(name: str, pretrained: str | None, *, random_weights: bool = Fals
         ValueError: If there is no such model or there are no such weights, if they do not fit the model, or if none
             are named.
     """
+    import open_clip  # here: behind engine.towers, which imports it without what it can do without
+
     scheme = name.startswith(SCHEMES)
     if not scheme and name not in open_clip.list_models():
         raise ValueError(unknown_name("open_clip model", name, open_clip.list_models()))
@@ -54,6 +57,7 @@ def load_model(name: str, pretrained: str | None, *, random_weights: bool = Fals
         # open_clip only warns that another activation than the one in training is computed.
         warnings.filterwarnings("error", message="QuickGELU mismatch")
         try:
+            need_libraries(None if name.startswith("hf-hub:") else open_clip.get_model_config(name))
             clip, _, transform = open_clip.create_model_and_transforms(
                 name, pretrained=pretrained, precision="fp32", require_pretrained=not random_weights
             )
@@ -62,7 +66,26 @@ def load_model(name: str, pretrained: str | None, *, random_weights: bool = Fals
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{name!r} with weights {pretrained!r} cannot be loaded: {reason}") from error
+    if not random_weights:
+        warn_of_untrained(clip, str(pretrained or name))
     return clip.eval(), transform, tokenizer
+
+
+def warn_of_untrained(clip: nn.Module, source: str) -> None:
+    """Say so on stderr if weights that were named look as before training: no normalisation layer has learned anything.
+
+    Args:
+        clip: The model.
+        source: Where its weights are from.
+    """
+    norms = [m for m in clip.modules() if isinstance(m, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm))]
+    learned = [m for m in norms if m.weight is not None and m.bias is not None]
+    # A gain starts as one or zero everywhere, a shift as zero; the first step of training changes them.
+    if learned and all((m.weight == m.weight[..., :1]).all() and not m.bias.any() for m in learned):
+        sys.stderr.write(
+            f"warning: the weights of {source} look untrained: every normalisation layer is as it was initialised. "
+            "If that is not meant, look for the right file\n"
+        )
 
 
 def weights_sha256(clip: Any) -> str:

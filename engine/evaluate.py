@@ -27,11 +27,17 @@ from rich.progress import track
 from torch import Tensor
 
 from engine import distributed, environment, eval_cards, eval_data, eval_metrics, eval_model, paths
+from engine.eval_cache import PixelCache
 from engine.eval_data import EvalData, ImageBatches
-from engine.evaluation import WORST_GROUP, EvalResult, Evaluation, Precision, WhenMissing
+from engine.eval_digest import folder_digest
+from engine.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation, Outcomes, Precision, WhenMissing
+from engine.imports import late
 from engine.record import Record
 from engine.spec import Execution, parse, unknown_name
 from engine.towers import load_export
+
+with late("sklearn", "sklearn.metrics"):
+    from clip_benchmark.metrics import zeroshot_classification as zsc
 
 BATCH_SIZE = 64
 """Fixed: another batch size moves logits by about 1e-5."""
@@ -58,14 +64,23 @@ class Model:
         device: As torch spells it, e.g. ``cpu``.
         precision: ``fp32`` or ``bf16``.
         num_workers: Processes that decode the images of large sets.
+        cache: Where decoded images are kept for other models, if they are.
     """
 
     def __init__(
-        self, clip: Any, transform: Any, tokenizer: Any, device: str, *, precision: str = "fp32", num_workers: int = 0
+        self,
+        clip: Any,
+        transform: Any,
+        tokenizer: Any,
+        device: str,
+        *,
+        precision: str = "fp32",
+        num_workers: int = 0,
+        cache: PixelCache | None = None,
     ) -> None:
         self.clip, self.tokenizer = clip.to(device), tokenizer
         self._pixels, self._finish = eval_data.split_transform(transform)
-        self.device, self.num_workers = device, num_workers
+        self.device, self.num_workers, self.cache = device, num_workers, cache
         self._autocast = precision == "bf16"
         self._class_vectors: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
@@ -84,7 +99,7 @@ class Model:
 
     def images(self, data: EvalData) -> ImageBatches:
         """Return a set's images in batches, as `encode_image` takes them."""
-        return ImageBatches(data, self._pixels, batch_size=BATCH_SIZE, num_workers=self.num_workers)
+        return ImageBatches(data, self._pixels, batch_size=BATCH_SIZE, num_workers=self.num_workers, cache=self.cache)
 
     @torch.no_grad()
     def unit_images(self, images: ImageBatches) -> Tensor:
@@ -98,20 +113,23 @@ class Model:
 
     def classifier(self, classes: list[str], templates: list[str]) -> Tensor:
         """Return the classes' vectors (D, C): clip_benchmark's, each computed once however many sets ask for it."""
-        from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
-
         keys = [(name, tuple(templates)) for name in classes]
         new = list(dict.fromkeys(key for key in keys if key not in self._class_vectors))
         if new:
             names = [name for name, _ in new]
-            vectors_DC = zero_shot_classifier(self, self.tokenizer, names, templates, self.device, amp=False)
+            vectors_DC = zsc.zero_shot_classifier(self, self.tokenizer, names, templates, self.device, amp=False)
             self._class_vectors.update(zip(new, vectors_DC.unbind(dim=1), strict=True))
         return torch.stack([self._class_vectors[key] for key in keys], dim=1)
 
 
-def _classification(data: EvalData, model: Model, images: ImageBatches) -> dict[str, float]:
-    from clip_benchmark.metrics import zeroshot_classification as zsc
+class Answer(NamedTuple):
+    """What a model reaches on a set, and what the main metric is made of."""
 
+    metrics: dict[str, float]
+    outcomes: Outcomes
+
+
+def _classification(data: EvalData, model: Model, images: ImageBatches) -> Answer:
     classifier = model.classifier(data.classes, data.templates)
     logits_NC, labels_N = zsc.run_classification(model, classifier, images.with_labels(), model.device, amp=False)
     ks = (1, 5) if len(data.classes) >= 5 else (1,)
@@ -119,6 +137,10 @@ def _classification(data: EvalData, model: Model, images: ImageBatches) -> dict[
     true_N, predicted_N = labels_N.numpy(), logits_NC.argmax(dim=1).numpy()
     metrics["mean_per_class_recall"] = eval_metrics.mean_per_class_recall(true_N, predicted_N)
     metric, group_by = data.card.metric, data.card.group_by
+    outcomes = eval_metrics.count_outcomes(
+        np.zeros_like(true_N) if metric == "acc1" else true_N,
+        predicted_N if metric == "F1-macro_all" else predicted_N == true_N,
+    )
     if metric == "F1-macro_all":
         metrics[metric] = eval_metrics.macro_f1(true_N, predicted_N)
     if group_by is not None:
@@ -128,22 +150,32 @@ def _classification(data: EvalData, model: Model, images: ImageBatches) -> dict[
         metrics[metric] = eval_metrics.worst_group(hit_N, group_N)
         smallest = eval_metrics.MIN_GROUP
         metrics[f"{metric}_min{smallest}"] = eval_metrics.worst_group(hit_N, group_N, smallest)
-    return metrics
+        outcomes = eval_metrics.count_outcomes(group_N, hit_N)
+    return Answer(metrics, outcomes)
 
 
-def _retrieval(data: EvalData, model: Model, images: ImageBatches) -> dict[str, float]:
+def _retrieval(data: EvalData, model: Model, images: ImageBatches) -> Answer:
     image_ND = model.unit_images(images)
     # Tokenised and encoded with their images, as clip_benchmark does: other batches move scores by about 1e-5.
     starts = range(0, len(data.captions), BATCH_SIZE)
     batches = [list(itertools.chain(*data.captions[start : start + BATCH_SIZE])) for start in starts]
     text_MD = torch.cat([model.unit_texts(texts) for texts in batches if texts])
     image_of_text = [row for row, texts in enumerate(data.captions) for _ in texts]
-    metrics = eval_metrics.retrieval_recalls(image_ND, text_MD, image_of_text, RECALL_AT)
-    both = (metrics["image_retrieval_recall@1"], metrics["text_retrieval_recall@1"])
-    return {**metrics, "mean_recall@1": sum(both) / 2}
+    hits = eval_metrics.retrieval_hits(image_ND, text_MD, image_of_text, RECALL_AT)
+    metrics = {name: hit.float().mean().item() for name, hit in hits.items()}
+    both = ("image_retrieval_recall@1", "text_retrieval_recall@1")
+    found_M, finds_N = (hits[name].numpy() for name in both)
+    num_images = len(data.captions)
+    outcomes = eval_metrics.count_outcomes(
+        np.zeros(num_images, np.int64),
+        np.bincount(image_of_text, weights=found_M, minlength=num_images),
+        np.bincount(image_of_text, minlength=num_images),
+        finds_N,
+    )
+    return Answer({**metrics, "mean_recall@1": sum(metrics[name] for name in both) / 2}, outcomes)
 
 
-def _association(data: EvalData, model: Model, images: ImageBatches) -> dict[str, float]:
+def _association(data: EvalData, model: Model, images: ImageBatches) -> Answer:
     image_ND = model.unit_images(images)
     row_of = {location.key: row for row, location in enumerate(data.locations)}
     prompts = list(dict.fromkeys(eval_metrics.cue_prompt(instance.cue) for instance in data.instances))
@@ -159,32 +191,47 @@ def _association(data: EvalData, model: Model, images: ImageBatches) -> dict[str
         parts = ("", "_5-6" if len(rows) <= 6 else "_10-12" if len(rows) >= 10 else "")
         for part in set(parts):
             scores.setdefault(f"jaccard_score{part}", []).append(score)
-    return {name: math.fsum(values) / len(values) for name, values in scores.items()}
+    main_N = np.array(scores.get(data.card.metric, []))
+    outcomes = eval_metrics.count_outcomes(np.zeros(len(main_N), np.int64), main_N)
+    return Answer({name: math.fsum(values) / len(values) for name, values in scores.items()}, outcomes)
 
 
 TASKS = {"zeroshot_classification": _classification, "zeroshot_retrieval": _retrieval, "association": _association}
 
 
 def evaluate_set(data: EvalData, model: Model) -> dict[str, float]:
-    """Compute the metrics of one set.
+    """Return the metrics of `answer_set`."""
+    return answer_set(data, model).metrics
+
+
+def answer_set(data: EvalData, model: Model) -> Answer:
+    """Let a model answer one set.
 
     Returns:
-        Metrics as fractions; what is undefined is left out, e.g. acc5 with fewer than five classes.
+        Metrics as fractions, with the outcomes behind the main one; what is undefined is left out, e.g. acc5 with fewer
+        than five classes.
 
     Raises:
         ValueError: If an image cannot be decoded, or the set does not support its own main metric.
     """
     images = model.images(data)
-    metrics = TASKS[data.card.task](data, model, images)
+    answer = TASKS[data.card.task](data, model, images)
     if images.num_transparent:
         sys.stderr.write(
             f"evaluation set {data.card.name!r}: {images.num_transparent} images have an alpha channel; it is dropped "
             "and the colours below it are seen, as in clip_benchmark\n"
         )
-    metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    metrics = {name: float(value) for name, value in answer.metrics.items() if math.isfinite(value)}
     if data.card.metric not in metrics:
         eval_data.fail(data.card, f"it has no {data.card.metric}, only {', '.join(metrics)}")
-    return metrics
+    return Answer(metrics, answer.outcomes)
+
+
+def _has_changed(card: EvalCard, result: EvalResult) -> bool:
+    """Whether the set on disk is another one than a result was made from. Of a pinned set there is only one."""
+    if result.data_sha256 is None or card.sha256 is not None or not eval_cards.is_there(card):
+        return False
+    return folder_digest(Path(card.path)) != result.data_sha256
 
 
 def evaluate(
@@ -214,7 +261,8 @@ def evaluate(
         if path.exists():
             old = EvalResult.model_validate_json(path.read_text(encoding="utf-8"))
             wanted = (subject.weights_sha256, card.identity, evaluator)
-            if old.status != "missing" and (old.weights_sha256, old.card_sha256, old.evaluator) == wanted:
+            is_same = (old.weights_sha256, old.card_sha256, old.evaluator) == wanted
+            if is_same and old.status != "missing" and not _has_changed(card, old):
                 results[name] = old
     to_do = {name: card for name, card in evaluation.sets.items() if name not in results}
     lost = [card for card in to_do.values() if subject.weights_sha256 and not eval_cards.is_there(card)]
@@ -225,11 +273,11 @@ def evaluate(
     model = None
     for name, card in track(to_do.items(), subject.run_id, disable=not sys.stderr.isatty()):
         metrics: dict[str, float] = {}
-        data = None
+        data, outcomes = None, None
         if subject.weights_sha256 and card not in lost:
             data = eval_data.read(card)
             model = model or load()
-            metrics = evaluate_set(data, model)
+            metrics, outcomes = answer_set(data, model)
         results[name] = EvalResult(
             run_id=subject.run_id,
             milestone=subject.milestone,
@@ -243,13 +291,20 @@ def evaluate(
             card_sha256=card.identity,
             evaluator=evaluator,
             data_sha256=data.sha256 if data else None,
+            outcomes=outcomes,
         )
         paths.write_text(result_path(name), results[name].model_dump_json(indent=1) + "\n")
     return [results[name] for name in evaluation.sets]
 
 
 def evaluate_run(
-    record: Record, milestone: int, evaluation: Evaluation, device: str, *, num_workers: int = 0
+    record: Record,
+    milestone: int,
+    evaluation: Evaluation,
+    device: str,
+    *,
+    num_workers: int = 0,
+    cache: PixelCache | None = None,
 ) -> list[EvalResult]:
     """Evaluate one milestone of a run, as `evaluate` does.
 
@@ -264,7 +319,8 @@ def evaluate_run(
     def load() -> Model:
         assert weights is not None
         exported = load_export(weights.parent)
-        return Model(*exported, device, precision=evaluation.precision, num_workers=num_workers)
+        eval_model.warn_of_untrained(exported[0], str(weights))
+        return Model(*exported, device, precision=evaluation.precision, num_workers=num_workers, cache=cache)
 
     return evaluate(
         Subject(record.run_id, milestone, done.sha256 if done else None),
@@ -283,6 +339,7 @@ def evaluate_published(
     *,
     random_weights: bool = False,
     num_workers: int = 0,
+    cache: PixelCache | None = None,
 ) -> list[EvalResult]:
     """Evaluate any open_clip model as `evaluate` does; results go to ``<out>/<set>.json``.
 
@@ -291,7 +348,7 @@ def evaluate_published(
     """
     loaded = eval_model.load_model(name, pretrained, random_weights=random_weights)
     weights = eval_model.weights_sha256(loaded[0])
-    model = Model(*loaded, device, precision=evaluation.precision, num_workers=num_workers)
+    model = Model(*loaded, device, precision=evaluation.precision, num_workers=num_workers, cache=cache)
     subject = Subject(f"{name} {pretrained or ('random weights' if random_weights else '')}".strip(), 0, weights)
     return evaluate(subject, evaluation, lambda: model, lambda eval_set: out / f"{eval_set}.json")
 
@@ -360,6 +417,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(execution.threads)
         torch.backends.cudnn.allow_tf32 = False
         device = distributed.choose_device(execution.device).type
+        cache = PixelCache(paths.pixels(), execution.eval_cache_gib) if execution.eval_cache_gib else None
+        decoding: dict[str, Any] = {"num_workers": execution.num_workers, "cache": cache}
         if args.open_clip is None:
             record = parse(Record, args.record.read_text(encoding="utf-8"), str(args.record))
             evaluation = parse(Evaluation, args.evaluation.read_text(encoding="utf-8"), str(args.evaluation))
@@ -369,7 +428,7 @@ def main(argv: list[str] | None = None) -> None:
             evaluation = evaluation.model_copy(update={key: value for key, value in given.items() if value})
         chosen = _restrict(evaluation, args.sets)
         if args.open_clip is None:
-            results = evaluate_run(record, args.milestone, chosen, device, num_workers=execution.num_workers)
+            results = evaluate_run(record, args.milestone, chosen, device, **decoding)
             if args.sets is None:
                 done = paths.evaluated(record.run_id, args.milestone, evaluation.key)
                 paths.write_text(done, json.dumps(sorted(evaluation.sets)) + "\n")
@@ -381,7 +440,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.out,
                 device,
                 random_weights=args.random_weights,
-                num_workers=execution.num_workers,
+                **decoding,
             )
         sys.stderr.write(_say(results, evaluation))
     except (FileNotFoundError, ValueError) as error:

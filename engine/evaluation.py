@@ -197,6 +197,21 @@ class Evaluation(Frozen):
         return found
 
 
+class Outcomes(Frozen):
+    """What a model made of a set's samples, counted: all that resampling them needs.
+
+    Samples are images; of an association set, instances. They are drawn within strata: the classes of a metric that is
+    a mean over classes, the groups of a worst-group metric, else all together.
+    """
+
+    stratum: tuple[int, ...]
+    outcome: tuple[tuple[float, ...], ...]
+    """(score,); of ``F1-macro_all`` (predicted class,), the stratum being the true one; of ``mean_recall@1`` (captions
+    that find the image, its captions, whether it finds one of them)."""
+    count: tuple[int, ...]
+    """Samples of this stratum with this outcome."""
+
+
 class EvalResult(Frozen):
     """What one model reaches on one set; metrics are fractions."""
 
@@ -215,3 +230,5 @@ class EvalResult(Frozen):
     evaluator: dict[str, str]
     data_sha256: str | None = None
     """Digest of the set's folder, as `EvalCard.sha256`."""
+    outcomes: Outcomes | None = None
+    """Behind the main metric; None in results from before they were kept."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import os
 import signal
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -67,7 +68,9 @@ class ModuleJob:
             try:
                 if self.scratch is not None:
                     _use_scratch(self.scratch)
-                importlib.import_module(self.module).main(self.argv)
+                with _without_collection():
+                    module = importlib.import_module(self.module)
+                module.main(self.argv)
                 return
             except Stopped as stop:
                 stopped = stop
@@ -135,6 +138,20 @@ class _Process:
         # Slurm ends the processes: only it knows whether the job was preempted, queued again or cancelled.
         time.sleep(_WAIT_TO_BE_ENDED_SEC)
         self.fail(f"stopped by {signal.Signals(signal_number).name}, and nobody ended the job", 128 + signal_number)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector from looking, now and later, through what imports make: objects that stay.
+
+    It takes a fifth of the time of importing torch and open_clip.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine import paths
+from engine.imports import hidden
 from engine.spec import unknown_name
+
+# Both take long to import. `need_libraries` imports them for the models that have an encoder from there.
+with hidden("transformers", "timm"):
+    import open_clip
 
 CONFIGS = Path(__file__).resolve().parent / "models"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 CONFIG_FILE = "open_clip_config.json"
+_LIBRARIES = (
+    ("transformers", "hf_model", "text_cfg", "hf_model_name"),
+    ("timm", "timm_model", "vision_cfg", "timm_model_name"),
+)
+"""A library, the module of open_clip that uses it, and the entry of a model's config that asks for it."""
 
 open_clip.add_model_config(CONFIGS)
 
@@ -72,6 +82,7 @@ def build_towers(name: str, *, seed: int) -> Towers:
     """
     if name not in open_clip.list_models():
         raise ValueError(unknown_name("model", name, open_clip.list_models()))
+    need_libraries(open_clip.get_model_config(name))
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         return Towers(open_clip.create_model(name, pretrained=None, precision="fp32", output_dict=True))
@@ -81,6 +92,7 @@ def outline(name: str) -> Towers:
     """Build a model without its weights: shapes only, which takes no memory, whatever its size."""
     if name not in open_clip.list_models():
         raise ValueError(unknown_name("model", name, open_clip.list_models()))
+    need_libraries(open_clip.get_model_config(name))
     with torch.device("meta"), quiet():
         return Towers(open_clip.create_model(name, pretrained=None, precision="fp32", device="meta", output_dict=True))
 
@@ -135,6 +147,7 @@ def load_export(folder: Path) -> tuple[Any, Any, Any]:
         if not (folder / file).exists():
             raise FileNotFoundError(f"{folder} lacks {file}: train the run again, or restore the folder")
     name = f"local-dir:{folder.resolve()}"
+    need_libraries(open_clip.get_model_config(name))
     with quiet():
         model, _, transform = open_clip.create_model_and_transforms(name, precision="fp32")
     expected = load_file(folder / WEIGHTS_FILE)
@@ -143,6 +156,18 @@ def load_export(folder: Path) -> tuple[Any, Any, Any]:
     if wrong:
         raise ValueError(f"{folder}: open_clip did not load {', '.join(wrong[:3])} as stored")
     return model.eval(), transform, tokenizer(name)
+
+
+def need_libraries(config: Mapping[str, Any] | None) -> None:
+    """Let open_clip import the libraries that a model's encoders are from; call before building a model.
+
+    Args:
+        config: open_clip's config of the model; None imports all of them.
+    """
+    for library, module_name, part, key in _LIBRARIES:
+        module = importlib.import_module(f"open_clip.{module_name}")
+        if getattr(module, library) is None and (config is None or key in config.get(part, {})):
+            importlib.reload(module)  # in its place: classes made from it find what they lacked
 
 
 @contextmanager

@@ -1,7 +1,10 @@
-"""Evaluation sets made of noise, in the layouts of real ones, and a linear stand-in for a CLIP model that is not."""
+"""Evaluation sets made of noise, in the layouts of real ones, and stand-ins for CLIP models: linear, and guessing."""
 
 import io
+import itertools
 import json
+import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +106,54 @@ class LinearClip(torch.nn.Module):
         self.num_texts += len(tokens_BT)
         place = torch.linspace(1, 2, tokens_BT.shape[1])[:, None]
         return (self.text[tokens_BT] * place * (tokens_BT > 0)[:, :, None]).sum(dim=1)
+
+
+class Guesser(torch.nn.Module):
+    """Knows nothing: a direction of its own for every picture and every text, whatever they show or say."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def _directions(self, items: torch.Tensor) -> torch.Tensor:
+        seeds = [zlib.crc32(item.numpy().tobytes(), self.seed) for item in items]
+        return torch.stack([torch.randn(256, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    encode_image = encode_text = _directions
+
+
+def lowest_of_groups(sizes: list[int], chance: float) -> tuple[float, float]:
+    """Mean and second moment of the lowest hit rate over groups of independent guesses."""
+    shares = sorted({hits / size for size in sizes for hits in range(size + 1)})
+
+    def at_least(share: float) -> float:
+        tails = []
+        for size in sizes:
+            counts = range(math.ceil(share * size - 1e-9), size + 1)
+            tails.append(sum(math.comb(size, k) * chance**k * (1 - chance) ** (size - k) for k in counts))
+        return math.prod(tails)
+
+    steps = list(itertools.pairwise([0.0, *shares]))
+    mean = sum((high - low) * at_least(high) for low, high in steps)
+    square = sum((high**2 - low**2) * at_least(high) for low, high in steps)
+    return mean, square
+
+
+def jaccard_of_guesses(candidates: int, associated: int) -> tuple[float, float]:
+    """Mean and second moment of the Jaccard index when as many candidates as are associated are chosen at random."""
+    n, k = candidates, associated
+    ways = [math.comb(k, hits) * math.comb(n - k, k - hits) / math.comb(n, k) for hits in range(k + 1)]
+    mean, square = (sum(way * (hits / (2 * k - hits)) ** p for hits, way in enumerate(ways)) for p in (1, 2))
+    return mean, square
+
+
+def f1_of_guesses(size: int, others: int, chance: float) -> tuple[float, float]:
+    """Mean and second moment of a class's F1 score: `size` pictures among `others`, each taken for it with `chance`."""
+    hits, false = (
+        [math.comb(n, k) * chance**k * (1 - chance) ** (n - k) for k in range(n + 1)] for n in (size, others)
+    )
+    ways = [(a * b, 2 * h / (size + h + o)) for h, a in enumerate(hits) for o, b in enumerate(false)]
+    return sum(way * score for way, score in ways), sum(way * score**2 for way, score in ways)
 
 
 def transform(image: Image.Image) -> torch.Tensor:

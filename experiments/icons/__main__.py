@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"  train: {manifest['train']['pairs']} pairs, {manifest['train']['concepts']} concepts")
     for name, found in manifest["evals"].items():
         counts = ", ".join(
-            f"{found[count]} {count}"
+            f"{len(found[count]) if count == 'families' else found[count]} {count}"
             for count in ("images", "classes", "families", "captions", "tasks")
             if count in found
         )

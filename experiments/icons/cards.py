@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +100,24 @@ def jaccard_by_chance(candidates: int, associated: int) -> float:
     return sum(way * h / (2 * associated - h) for h, way in enumerate(ways)) / math.comb(candidates, associated)
 
 
+def worst_group_by_chance(sizes: Sequence[int], p: float) -> float:
+    """Return the mean of the lowest accuracy over groups of images, each of which is guessed rightly with `p`.
+
+    >>> round(worst_group_by_chance([3], 0.25), 12), worst_group_by_chance([1, 1], 0.5)
+    (0.25, 0.25)
+    """
+    shares = sorted({hits / size for size in sizes for hits in range(size + 1)})
+    mean = 0.0
+    for lower, share in itertools.pairwise(shares):
+        # The lowest reaches `share` if every group does.
+        tails = []
+        for size in sizes:
+            enough = [hits for hits in range(size + 1) if hits / size >= share]
+            tails.append(math.fsum(math.comb(size, h) * p**h * (1 - p) ** (size - h) for h in enough))
+        mean += (share - lower) * math.prod(tails)
+    return mean
+
+
 def cards(manifest: dict[str, Any]) -> dict[Path, Card]:
     """Return the cards of a build by path: first the training set's, then those of its evaluation sets."""
     name, tiny = manifest["name"], manifest["name"].endswith("_tiny")
@@ -128,6 +148,8 @@ def cards(manifest: dict[str, Any]) -> dict[Path, Card]:
             chance = jaccard_by_chance(CANDIDATES, ASSOCIATED)
         else:
             chance = 1 / (counts["classes"] if "classes" in counts else counts["images"])
+        if "families" in found:
+            chance = worst_group_by_chance(found["families"], chance)
         made[FOLDER / "evals" / f"{key}.yaml"] = {
             "name": key,
             "title": kind.title,

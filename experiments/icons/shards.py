@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -73,11 +74,12 @@ def write_eval_set(
         (folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
-def check_eval_set(folder: Path) -> dict[str, int]:
+def check_eval_set(folder: Path) -> dict[str, Any]:
     """Read a set as clip_benchmark does and check all that it would pass over in silence.
 
     Returns:
-        Number of ``images``, and of ``classes`` (and ``families``, if they are compared), ``captions`` or ``tasks``.
+        Number of ``images``, and of ``classes``, ``captions`` or ``tasks``; ``families``, if they are compared, has
+        the number of images of each.
 
     Raises:
         LayoutError: Naming the folder and what is wrong with it.
@@ -121,11 +123,11 @@ def check_eval_set(folder: Path) -> dict[str, int]:
     require(
         bool(templates) and all("{c}" in template for template in templates), f"a template without {{c}} in {templates}"
     )
-    counts = {"images": len(samples), "classes": len(classes)}
+    counts: dict[str, Any] = {"images": len(samples), "classes": len(classes)}
     if any("npy" in sample for sample in samples):
         rows = [np.load(io.BytesIO(sample["npy"]), allow_pickle=False) for sample in samples]
         require(all(row.shape == (1,) for row in rows), "a row of metadata has not one column")
-        families = np.unique(rows)
+        families, sizes = np.unique(rows, return_counts=True)
         require(np.array_equal(families, np.arange(len(families))), f"families are numbered {families.tolist()}")
-        counts["families"] = len(families)
+        counts["families"] = sizes.tolist()
     return counts

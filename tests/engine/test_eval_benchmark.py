@@ -3,7 +3,6 @@
 import json
 
 import evalsets
-import numpy as np
 import pytest
 
 from benchmarks import evaluation
@@ -28,16 +27,12 @@ def test_metrics_are_those_of_the_console_script_in_one_call_and_set_by_set(tmp_
     assert "largest difference of 18 metrics" in capsys.readouterr().out
 
 
-def test_a_shifted_copy_has_the_same_labels_and_other_pictures(tmp_path):
-    card = evalsets.classification(tmp_path / "some_classes", 12)
-    copy = evaluation.shifted(card, "mirrored", tmp_path / "copy")
-    before, after = eval_data.read(card), eval_data.read(copy)
-    assert before.labels.tolist() == after.labels.tolist()
-    assert before.classes == after.classes
-
-    def first(data):
-        at = data.locations[0]
-        content = at.shard.read_bytes()[at.offset : at.offset + at.size]
-        return np.asarray(evalsets.Image.open(evalsets.io.BytesIO(content)).convert("RGB"))
-
-    assert np.array_equal(first(after), first(before)[:, ::-1])
+def test_made_up_sets_have_datacomps_proportions(tmp_path):
+    sets = [eval_data.read(card) for card in evaluation.datacomp_like(160, tmp_path)]
+    prompts = [[t.format(c=c) for c in data.classes for t in data.templates] for data in sets]
+    assert len(sets) == 12
+    assert 140 <= sum(data.card.images for data in sets) <= 160
+    assert sum(map(len, prompts)) == pytest.approx(80, rel=0.3)
+    assert all(shared == prompts[0] for shared in prompts[:7])
+    assert len(set().union(*prompts)) < sum(map(len, prompts)) / 3
+    assert [len(captions) for captions in sets[-1].captions] == [5] * sets[-1].card.images

@@ -96,7 +96,10 @@ def test_recalls_are_those_of_a_slow_computation_and_an_image_without_texts_is_a
     image = torch.nn.functional.normalize(torch.from_numpy(random.standard_normal((9, 6))), dim=1)
     text = torch.nn.functional.normalize(torch.from_numpy(random.standard_normal((14, 6))), dim=1)
     owner = [0, 0, 0, 1, 2, 2, 4, 5, 5, 6, 7, 7, 8, 8]  # none for image 3
-    recalls = eval_metrics.retrieval_recalls(image, text, owner, (1, 5, 10))
+    recalls = {
+        name: hit.float().mean().item()
+        for name, hit in eval_metrics.retrieval_hits(image, text, owner, (1, 5, 10)).items()
+    }
     scores = (text @ image.T).numpy()
     for k in (1, 5):
         of_text = [owner[t] in np.argsort(-scores[t])[:k] for t in range(14)]

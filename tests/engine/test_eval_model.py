@@ -137,3 +137,20 @@ def test_the_command_line_wants_a_run_or_a_model(tmp_path, capsys):
         evaluate.main(["--open-clip", NAME, "--evaluation", "datacomp", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="no weights are named for 'tiny-vit'"):
         evaluate.main(["--open-clip", NAME, "--evaluation", "datacomp38", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
+def test_named_weights_that_never_saw_a_step_are_told_of_and_trained_or_wanted_ones_are_not(tmp_path, capsys, name):
+    clip = towers.build_towers(name, seed=5)
+    towers.export(clip, name, tmp_path / "new", logit_scale=torch.tensor(20.0), logit_bias=None)
+    image, text = clip(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, 12, dtype=torch.int64))
+    (image @ text.T)[0, 0].backward()
+    torch.optim.AdamW(clip.parameters(), lr=1e-4).step()
+    towers.export(clip, name, tmp_path / "stepped", logit_scale=torch.tensor(20.0), logit_bias=None)
+    eval_model.load_model(f"local-dir:{tmp_path / 'new'}", None)
+    assert f"the weights of local-dir:{tmp_path / 'new'} look untrained" in capsys.readouterr().err
+    eval_model.load_model(name, str(tmp_path / "new" / towers.WEIGHTS_FILE))
+    assert "look untrained" in capsys.readouterr().err
+    eval_model.load_model(f"local-dir:{tmp_path / 'stepped'}", None)
+    eval_model.load_model(name, None, random_weights=True)
+    assert capsys.readouterr().err == ""

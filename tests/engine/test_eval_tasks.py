@@ -11,9 +11,10 @@ import torch
 from evalsets import CLASSES, TEMPLATES, LinearClip, association, card, classification, embed, npy, picture, retrieval
 from torch.utils.data import DataLoader
 
+from analysis import bootstrap
 from engine import eval_data, eval_model
 from engine.archive import read_members
-from engine.evaluate import Model, evaluate_set
+from engine.evaluate import Model, answer_set, evaluate_set
 from engine.evaluation import Evaluation
 
 
@@ -22,7 +23,19 @@ def model(seed=0, **options):
 
 
 def evaluated(eval_card, seed=0):
-    return evaluate_set(eval_data.read(eval_card), model(seed))
+    metrics, outcomes = answer_set(eval_data.read(eval_card), model(seed))
+    # Resampling begins with what the samples, each taken once, have to give.
+    (value,) = bootstrap.metric_of(outcomes, eval_card.metric, np.array([outcomes.count]))
+    assert value == pytest.approx(metrics[eval_card.metric], abs=1e-6)
+    # Of associations, instances with other numbers of candidates are in no main metric.
+    count = len(scored(eval_card)) if eval_card.task == "association" else eval_card.images
+    assert sum(outcomes.count) == count
+    return metrics
+
+
+def scored(eval_card):
+    """The instances that the main metric of an association set is over."""
+    return [i for i in eval_data.read(eval_card).instances if len(i.candidates) >= 10]
 
 
 def stock(eval_card, seed=0):
@@ -235,58 +248,47 @@ def test_bfloat16_changes_embeddings_a_little_and_leaves_them_float32(tmp_path):
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
 
 
-def lowest_of_groups(sizes, chance):
-    """Mean and second moment of the lowest hit rate over groups of independent guesses."""
-    shares = sorted({hits / size for size in sizes for hits in range(size + 1)})
+def test_a_model_that_knows_nothing_scores_chance_in_every_metric_and_on_average(tmp_path):
+    p, num_pairs, groups = 1 / len(CLASSES), 40, (30, 30, 60)
+    guesses = {}
 
-    def at_least(share):
-        tails = []
-        for size in sizes:
-            counts = range(math.ceil(share * size - 1e-9), size + 1)
-            tails.append(sum(math.comb(size, k) * chance**k * (1 - chance) ** (size - k) for k in counts))
-        return math.prod(tails)
+    def add(eval_card, mean, variance):
+        guesses[eval_card.name] = (eval_card.model_copy(update={"chance": mean}), variance)
 
-    steps = list(itertools.pairwise([0.0, *shares]))
-    mean = sum((high - low) * at_least(high) for low, high in steps)
-    square = sum((high**2 - low**2) * at_least(high) for low, high in steps)
-    return mean, square
-
-
-def test_a_model_that_knows_nothing_scores_chance_on_average(tmp_path):
-    """Labels and pairs are drawn apart from the pictures, so that no model can know them."""
-    num_classes, num_pairs, groups = len(CLASSES), 40, (30, 30, 60)
+    for metric in ("acc1", "mean_per_class_recall", "F1-macro_all"):
+        eval_card = classification(tmp_path / metric, 120, metric=metric)
+        sizes = np.bincount(eval_data.read(eval_card).labels.numpy())
+        if metric == "F1-macro_all":
+            mean, square = np.mean([evalsets.f1_of_guesses(int(n), 120 - int(n), p) for n in sizes], axis=0)
+            add(eval_card, float(mean), square - mean**2)  # of one class: no less than that of their mean
+        else:
+            spread = 1 / 120 if metric == "acc1" else np.mean(1 / sizes) / len(sizes)
+            add(eval_card, p, p * (1 - p) * spread)
     rows = [[float(g), 0.0] for g, size in enumerate(groups) for _ in range(size)]
-    cards = [
-        classification(tmp_path / "plain", 120, chance=1 / num_classes),
-        retrieval(tmp_path / "pairs", [[f"number {n}"] for n in range(num_pairs)], chance=1 / num_pairs),
-    ]
-    worst, square = lowest_of_groups(groups, 1 / num_classes)
-    facts = {"metric": "acc_wg", "group_by": "region", "chance": worst}
-    cards.append(with_records(tmp_path / "groups", rows, ["region", "country"], **facts))
-    # k of n candidates at random share i with k right ones: hypergeometric.
+    for metric, best in (("acc_wg", 1), ("acc_worst_region", 1), ("acc_top5_wg", 5)):
+        mean, square = evalsets.lowest_of_groups(groups, best * p)
+        facts = {"metric": metric, "group_by": "region"}
+        add(with_records(tmp_path / metric, rows, ["region", "country"], **facts), mean, square - mean**2)
+    # As many of the texts as fixed points in a random permutation: one on average, with variance one.
+    add(retrieval(tmp_path / "pairs", [[f"number {n}"] for n in range(num_pairs)]), 1 / num_pairs, 1 / num_pairs**2)
     made = [instance for instance in instances(200, 120, seed=1) if len(instance["candidates"]) >= 10]
-    jaccard = []
-    for instance in made:
-        n, k = len(instance["candidates"]), len(instance["associations"])
-        ways = [math.comb(k, i) * math.comb(n - k, k - i) / math.comb(n, k) for i in range(k + 1)]
-        jaccard.append([sum(w * (i / (2 * k - i)) ** p for i, w in enumerate(ways)) for p in (1, 2)])
-    means, squares = np.array(jaccard).T
-    cards.append(association(tmp_path / "cues", made, 200).model_copy(update={"chance": float(means.mean())}))
-    evaluation = Evaluation(
-        name="chance", sets={c.name: c for c in cards}, averages={"Average": tuple(c.name for c in cards)}
-    )
+    pairs = [evalsets.jaccard_of_guesses(len(cue["candidates"]), len(cue["associations"])) for cue in made]
+    means, squares = np.array(pairs).T
+    add(association(tmp_path / "cues", made, 200), float(means.mean()), (squares - means**2).sum() / len(made) ** 2)
+    sets = {name: eval_card for name, (eval_card, _) in guesses.items()}
+    evaluation = Evaluation(name="chance", sets=sets, averages={"Average": tuple(sets)})
 
-    values = {name: evaluated(c)[c.metric] for name, c in evaluation.sets.items()}
-    (average,) = evaluation.averaged(values, frozenset()).values()
-    variance = [
-        (1 / num_classes) * (1 - 1 / num_classes) / 120,
-        # Fixed points of a random permutation: one on average, with variance one, in both directions.
-        1 / num_pairs**2,
-        square - worst**2,
-        (squares - means**2).sum() / len(made) ** 2,
-    ]
-    assert average.chance == pytest.approx(sum(c.chance for c in cards) / 4)
-    assert abs(average.value - average.chance) < 4 * math.sqrt(sum(variance)) / 4
+    seeds = range(4)
+    found = []
+    for seed in seeds:
+        guesser = Model(evalsets.Guesser(seed), evalsets.transform, evalsets.tokenizer, "cpu")
+        values = {name: evaluate_set(eval_data.read(c), guesser)[c.metric] for name, c in sets.items()}
+        found.append([*values.values(), evaluation.averaged(values, frozenset())["Average"].value])
+    chance = [c.chance for c in sets.values()]
+    variances = np.array([variance for _, variance in guesses.values()])
+    errors = np.sqrt([*variances, variances.sum() / len(sets) ** 2]) / math.sqrt(len(seeds))
+    apart = (np.mean(found, axis=0) - [*chance, np.mean(chance)]) / errors
+    assert np.abs(apart).max() < 4, dict(zip([*sets, "Average"], apart, strict=True))
 
 
 def test_a_transform_that_is_split_gives_the_same_numbers_to_the_last_bit():

@@ -105,24 +105,49 @@ def test_another_precision_or_another_card_is_evaluated_again(done, change):
     path.unlink()
 
 
+def test_a_set_whose_files_changed_is_evaluated_again_unless_its_card_pins_them(done):
+    record, evaluation, results = done
+    evaluate_run(record, 960, evaluation, "cpu")
+    colours = Path(evaluation.sets["toy_colours"].path) / "classnames.txt"
+    before = colours.read_text()
+    pinned = evaluation.sets["toy_colours"].model_copy(update={"sha256": results["toy_colours"].data_sha256})
+    pinned = evaluation.model_copy(update={"sets": {"toy_colours": pinned}, "averages": {}})
+    right = evaluate_run(record, 960, pinned, "cpu")
+    evaluate_run(record, 960, evaluation, "cpu")
+    try:
+        colours.write_text("\n".join(reversed(before.splitlines())) + "\n")
+        again = {result.eval_set: result for result in evaluate_run(record, 960, evaluation, "cpu")}
+        assert again["toy_colours"].data_sha256 != results["toy_colours"].data_sha256
+        assert again["toy_colours"].value != results["toy_colours"].value
+        assert again["toy_retrieval"] == results["toy_retrieval"]
+        with pytest.raises(ValueError, match="does not hold what its card says"):
+            evaluate_run(record, 960, pinned, "cpu")
+        paths.write_text(paths.eval_result(record.run_id, 960, "toy_colours"), right[0].model_dump_json())
+        assert evaluate_run(record, 960, pinned, "cpu") == right
+    finally:
+        colours.write_text(before)
+        for name in evaluation.sets:
+            paths.eval_result(record.run_id, 960, name).unlink(missing_ok=True)
+
+
 def test_a_stopped_evaluation_keeps_what_it_has_and_a_later_one_adds_the_rest(done, monkeypatch):
     record, evaluation, results = done
     for name in evaluation.sets:
         paths.eval_result(record.run_id, 960, name).unlink(missing_ok=True)
-    evaluate_set = evaluate_module.evaluate_set
+    answer_set = evaluate_module.answer_set
 
     def stop_at_retrieval(data, model):
         if data.card.task == "zeroshot_retrieval":
             raise KeyboardInterrupt
-        return evaluate_set(data, model)
+        return answer_set(data, model)
 
-    monkeypatch.setattr(evaluate_module, "evaluate_set", stop_at_retrieval)
+    monkeypatch.setattr(evaluate_module, "answer_set", stop_at_retrieval)
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(record, 960, evaluation, "cpu")
     monkeypatch.undo()
     seen = []
     monkeypatch.setattr(
-        evaluate_module, "evaluate_set", lambda data, model: seen.append(data) or {"mean_recall@1": 0.5}
+        evaluate_module, "answer_set", lambda data, model: seen.append(data) or ({"mean_recall@1": 0.5}, None)
     )
     again = {result.eval_set: result for result in evaluate_run(record, 960, evaluation, "cpu")}
     assert [data.card.name for data in seen] == ["toy_retrieval"]

@@ -1,3 +1,7 @@
+import json
+import subprocess
+import sys
+
 import open_clip
 import pytest
 import torch
@@ -44,3 +48,34 @@ def test_a_folder_without_weights_is_refused_instead_of_evaluating_random_ones(t
     (tmp_path / "open_clip_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks open_clip_model\.safetensors"):
         load_export(tmp_path)
+
+
+HUGGING_FACE = """
+import sys, torch
+from engine.towers import build_towers, export, load_export, open_clip
+build_towers("tiny-vit", seed=0)
+assert "transformers" not in sys.modules
+from pathlib import Path
+open_clip.add_model_config(Path("models"))
+towers = build_towers("tiny-bert", seed=3).eval()
+export(towers, "tiny-bert", Path("export"), logit_scale=torch.tensor(10.0), logit_bias=None)
+loaded, _, _ = load_export(Path("export"))
+tokens = torch.tensor([[2, 5, 7, 0], [2, 3, 0, 0]])
+assert "transformers" in sys.modules and type(towers.clip.text).__name__ == "HFTextEncoder"
+assert torch.equal(loaded.encode_text(tokens), towers.clip.encode_text(tokens))
+"""
+
+
+def test_transformers_is_imported_for_models_whose_text_encoder_is_from_there_and_only_for_them(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    bert = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(bert).save_pretrained(tmp_path / "bert")
+    config = open_clip.get_model_config("tiny-vit")
+    config["text_cfg"] = {"hf_model_name": str(tmp_path / "bert"), "context_length": 4}
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny-bert.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-c", HUGGING_FACE], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

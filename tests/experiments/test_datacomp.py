@@ -28,6 +28,11 @@ def test_there_are_38_tasks_with_as_many_images_as_datacomp_evaluates():
     assert sum(metric == "acc1" for metric in by_metric.values()) == 27
 
 
+def test_retrieval_has_the_captions_of_karpathys_test_splits():
+    captions = {name: card.captions for name, card in EVALUATION.sets.items() if card.task == "zeroshot_retrieval"}
+    assert captions == {"flickr30k": 5_000, "mscoco_captions": 25_010}
+
+
 def test_the_averages_are_those_of_the_papers_and_of_datacomp():
     assert EVALUATION.averages["DataComp"] == tuple(EVALUATION.sets)
     assert EVALUATION.averages["ImageNet & Variants"] == IMAGENET

@@ -17,11 +17,15 @@ import time
 import zipfile
 from pathlib import Path
 
+import evalsets
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from engine import eval_data
+from engine.evaluate import Model, evaluate_set
+from experiments import cards as experiments_cards
 from experiments.icons import captions, cards, catalogue, licences, render, sets, shards, sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -496,6 +500,47 @@ def test_guessing_in_association_tasks_scores_what_the_card_calls_chance() -> No
         for chosen in [np.isin(np.arange(10), some)]
     ]
     assert cards.jaccard_by_chance(10, 3) == pytest.approx(np.mean(scores))
+
+
+def test_guessing_in_the_worst_group_scores_what_the_card_calls_chance() -> None:
+    draws = [np.random.default_rng(size).binomial(size, 0.3, 200_000) / size for size in (6, 9, 20)]
+    assert cards.worst_group_by_chance([6, 9, 20], 0.3) == pytest.approx(np.min(draws, axis=0).mean(), abs=0.001)
+
+
+def test_a_model_that_knows_nothing_scores_the_chance_of_every_card_and_of_every_average(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluation = experiments_cards.evaluation("icons_tiny")
+    seeds = range(3)
+    found: dict[str, list[float]] = {}
+    variances: dict[str, float] = {}
+    for name, listed in evaluation.sets.items():
+        data = eval_data.read(listed.model_copy(update={"path": str(tiny / "evals" / name)}))
+        if listed.metric == "acc_wg":
+            sizes = np.bincount(data.column("family")).tolist()
+            mean, square = evalsets.lowest_of_groups(sizes, 1 / len(data.classes))
+            variances[name] = square - mean**2
+        elif listed.metric == "jaccard_score_10-12":
+            cues = [(len(cue.candidates), len(cue.associations)) for cue in data.instances]
+            moments = np.array([evalsets.jaccard_of_guesses(*cue) for cue in cues])
+            variances[name] = float((moments[:, 1] - moments[:, 0] ** 2).sum() / len(cues) ** 2)
+        else:  # of retrieval one picture in N either way, each with variance 1 / N**2
+            chance = 1 / (len(data.classes) or listed.images)
+            variances[name] = chance * (1 - chance) / listed.images
+        for seed in seeds:
+            model = Model(evalsets.Guesser(seed), evalsets.transform, evalsets.tokenizer, "cpu")
+            found.setdefault(name, []).append(evaluate_set(data, model)[listed.metric])
+
+    values = {name: float(np.mean(some)) for name, some in found.items()}
+    apart = {
+        name: (values[name] - listed.chance) / np.sqrt(variances[name] / len(seeds))
+        for name, listed in evaluation.sets.items()
+    }
+    for key, average in evaluation.averaged(values, frozenset()).items():
+        of = [variances[name] for name in evaluation.averages[key]]
+        apart[key] = (average.value - average.chance) / np.sqrt(sum(of) / len(seeds)) * len(of)
+    assert max(map(abs, apart.values())) < 4, apart
 
 
 def test_look_alikes_are_those_within_the_limit() -> None:
