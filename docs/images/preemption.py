@@ -24,11 +24,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "slurm")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "slurm"), str(ROOT / "tests")]
 
+import debian  # noqa: E402
 from conftest import NOT_COPIED  # noqa: E402
 from login_node import Checkout, Training, output_of, wait_for  # noqa: E402
-from one_machine_slurm import OneMachineSlurm, install_packages  # noqa: E402
+from one_machine_slurm import PACKAGES, OneMachineSlurm  # noqa: E402
 
 from analysis import style  # noqa: E402
 from engine import paths  # noqa: E402
@@ -190,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draw", action="store_true", help="only draw what was observed before")
     if not parser.parse_args().draw:
-        install_packages()
+        debian.install(PACKAGES)
         with tempfile.TemporaryDirectory() as folder:
             OBSERVED.write_text(json.dumps(observe(Path(folder))) + "\n")
     draw(json.loads(OBSERVED.read_text())).savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})

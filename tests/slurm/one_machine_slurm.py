@@ -1,8 +1,8 @@
 """A real Slurm on this one machine, for tests: a munged, a slurmctld and some slurmds in a folder of their own.
 
 Without systemd, cgroups, accounting and anything outside the folder, so that several of them run side by side. The
-daemons are children of this process and end with it. By hand: ``python tests/slurm/one_machine_slurm.py`` starts one,
-says how to use it, and ends it at Ctrl-C.
+daemons are children of this process and end with it. By hand:
+``PYTHONPATH=tests python tests/slurm/one_machine_slurm.py`` starts one, says how to use it, and ends it at Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,33 +21,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import debian
+
 PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
-# Debian keeps daemons where only root looks for commands.
-SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-
-
-class MissingPackageError(RuntimeError):
-    """Slurm is not on this machine and cannot be put there."""
-
-
-def install_packages() -> None:
-    """Install what is missing of Slurm from Debian packages.
-
-    Raises:
-        MissingPackageError: If something is missing and this user cannot install it.
-    """
-    missing = sorted(package for tool, package in PACKAGES.items() if not shutil.which(tool, path=SEARCH_PATH))
-    if not missing:
-        return
-    command = f"apt-get install {' '.join(missing)}"
-    if os.getuid() != 0 or not shutil.which("apt-get"):
-        raise MissingPackageError(f"Slurm is missing here: run `{command}` (on Debian or Ubuntu, as root)")
-    options = ["-q", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-q"], ["install", *options, *missing]):
-        result = subprocess.run(["apt-get", *arguments], env=env, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise MissingPackageError(f"`{command}` failed:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
 
 
 class OneMachineSlurm:
@@ -59,7 +35,7 @@ class OneMachineSlurm:
         # and /etc/hosts stays as it is.
         self.nodes = [f"0x7f00000{number}" for number in range(1, num_nodes + 1)]
         self.conf = folder / "slurm.conf"
-        self.env = {**os.environ, "PATH": SEARCH_PATH, "SLURM_CONF": str(self.conf)}
+        self.env = {**os.environ, "PATH": debian.SEARCH_PATH, "SLURM_CONF": str(self.conf)}
         self._cpus, self._mib = cpus_per_node, gib_per_node * 1024
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -232,7 +208,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=10 PriorityTier=9 Pr
 """)
 
     def _start(self, name: str, *arguments: str) -> None:
-        tool = shutil.which(name.partition(" ")[0], path=SEARCH_PATH)
+        tool = shutil.which(name.partition(" ")[0], path=debian.SEARCH_PATH)
         assert tool is not None
         log = (self.folder / f"{name.replace(' ', '-')}.out").open("ab")
         # A daemon ends with its parent even when that is killed. A session of its own: Ctrl-C is not for daemons.
@@ -286,7 +262,7 @@ def _signal(process: int, number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    install_packages()
+    debian.install(PACKAGES)
     with tempfile.TemporaryDirectory() as folder, OneMachineSlurm(Path(folder)) as cluster:
         sys.stdout.write(f"export SLURM_CONF={cluster.conf}\n")
         sys.stdout.flush()
