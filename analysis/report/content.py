@@ -1,0 +1,254 @@
+"""What a report says, gathered from the frames, records, tables and figures of its suites; no HTML here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis import claims, rendering, staleness, style
+from analysis import frame as tidy
+from analysis.report import shown
+from analysis.report.runs import Environment, Run, Runs, commit, day, device
+from analysis.table import Cell, Table
+from engine import paths
+from engine.spec import RunSpec, parse, settings
+from engine.suite import ExpandedSuite
+from experiments import cards
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a suite, as its main runs are set."""
+
+    name: str
+    color: str
+    num_runs: int
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run in the list of a suite's runs."""
+
+    run: Run
+    cells: tuple[str | Cell, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite's part of the report."""
+
+    name: str
+    title: str
+    command: str
+    claims: tuple[str, ...]
+    facts: dict[str, tuple[str, ...]]
+    methods: tuple[Method, ...]
+    stale: str
+    """Why the collected frame is out of date; empty if it is not."""
+    problems: tuple[tuple[str, str], ...]
+    """What diverged, is missing or out of date: (sentence, id of the run that it is about, or empty)."""
+    artifacts: shown.Artifacts
+    sets: Table
+    header: tuple[str, ...]
+    """Of the list of runs."""
+    runs: tuple[RunRow, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a page shows."""
+
+    title: str
+    suites: tuple[Suite, ...]
+    runs: tuple[Run, ...]
+    environments: tuple[Environment, ...]
+
+
+def gather(names: Iterable[str]) -> Report:
+    """Gather what is known of collected suites.
+
+    Args:
+        names: Full names of the suites, as in ``results/collected``.
+
+    Raises:
+        FileNotFoundError: If a suite is not collected.
+        ValueError: If a file is not what it should be; the message names it.
+    """
+    names = tuple(dict.fromkeys(names))
+    lost = [str(path) for name in names for path in (paths.collected(name), paths.suite(name)) if not path.exists()]
+    if lost:
+        known = ", ".join(sorted(path.stem for path in paths.collected("*").parent.glob("*.parquet"))) or "none"
+        raise FileNotFoundError(
+            f"{', '.join(lost)}: not there. Run: snakemake --config suites={','.join(names)}. Collected here: {known}"
+        )
+    suites = [parse(ExpandedSuite, paths.suite(n).read_text(encoding="utf-8"), str(paths.suite(n))) for n in names]
+    frames = {name: tidy.read(paths.collected(name)) for name in names}
+    runs = Runs(suites, pd.concat(frames.values(), ignore_index=True))
+    parts = tuple(_suite(suite, frames[suite.name], runs) for suite in suites)
+    title = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return Report(title, parts, tuple(runs.shown.values()), tuple(runs.environments))
+
+
+def _suite(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> Suite:
+    stale = staleness.of_suite(suite.name)
+    old_frame = stale.pop(paths.collected(suite.name), "")
+    artifacts = shown.gather(suite.name, frame, stale)
+    known = {item.place for item in (*artifacts.tables, *artifacts.figures)}
+    problems = [(sentence, "") for sentence in artifacts.problems]
+    problems += [(f"{path}: {why}", "") for path, why in stale.items() if str(path) not in known]
+    for run in (runs.shown[run.spec.run_id] for run in suite.runs):
+        if run.status != "finished":
+            problems.append((f"{run.title}: {run.status}", run.run_id))
+    header, rows = _run_rows(suite, frame, runs)
+    return Suite(
+        name=suite.name,
+        title=suite.title,
+        command=f"snakemake --config suites={suite.name}",
+        claims=claims.claims(frame),
+        facts=_facts(suite, runs),
+        methods=_methods(suite),
+        stale=old_frame,
+        problems=(*problems, *_missing_results(frame)),
+        artifacts=artifacts,
+        sets=_sets(suite),
+        header=header,
+        runs=rows,
+    )
+
+
+def _facts(suite: ExpandedSuite, runs: Runs) -> dict[str, tuple[str, ...]]:
+    specs = [run.spec for run in suite.runs]
+    records = [runs.records[spec.run_id] for spec in specs if spec.run_id in runs.records]
+    ends = [record.status for record in records]
+    seeds = sorted({spec.seed for spec in specs})
+    devices = dict.fromkeys(device(a.provenance) for record in records for a in record.attempts)
+    commits = dict.fromkeys(rendering.short(commit(a.provenance)) for record in records for a in record.attempts)
+    starts = [date for spec in specs for date in runs.dates.get(spec.run_id, ())]
+    facts = {
+        "Suite": (suite.file,) if suite.file else (),
+        "Runs": (
+            f"{len(specs)}: {ends.count('finished')} finished, {ends.count('diverged')} diverged"
+            + (f", {len(specs) - len(ends)} without a record" if len(ends) < len(specs) else ""),
+        ),
+        "Training data": tuple(dict.fromkeys(_dataset(spec) for spec in specs)),
+        "Model": tuple(dict.fromkeys(f"{spec.model.name}, {spec.precision}" for spec in specs)),
+        "Global batch size": _sorted(spec.global_batch_size for spec in specs),
+        "Samples seen": _sorted(spec.samples_seen for spec in specs),
+        "Seeds": (", ".join(map(str, seeds)),),
+        "Evaluated on": (
+            f"{len(suite.evaluation.sets)} sets ({suite.evaluation.name}); averages: "
+            + (", ".join(f"{name} ({len(sets)})" for name, sets in suite.evaluation.averages.items()) or "none"),
+        ),
+        "Code": tuple(f"commit {commit}" for commit in commits),
+        "Devices": tuple(devices),
+        "Trained": (f"{day(min(starts))} to {day(max(starts))} (UTC)",) if starts else (),
+    }
+    return {name: values for name, values in facts.items() if values}
+
+
+def _sorted(numbers: Iterable[int]) -> tuple[str, ...]:
+    return (", ".join(f"{number:,}" for number in sorted(set(numbers))),)
+
+
+def _dataset(spec: RunSpec) -> str:
+    told = f"{style.dataset(spec.dataset.name)}: {spec.dataset.pairs:,} pairs, revision {spec.dataset.revision}"
+    try:
+        card = cards.dataset(spec.dataset.name, spec.dataset.pairs)
+    except ValueError:
+        return f"{told}. This checkout has no card of it."
+    if card.revision != spec.dataset.revision:
+        told += f" (this checkout's card is of revision {card.revision})"
+    return f"{told}. {card.title}. Licence: {card.licence}. Source: {card.source}."
+
+
+def _methods(suite: ExpandedSuite) -> tuple[Method, ...]:
+    found = []
+    for name in style.ordered({run.spec.method.name for run in suite.runs}):
+        runs = [run for run in suite.runs if run.spec.method.name == name]
+        main = [run for run in runs if not run.variant] or runs
+        values: dict[str, list[str]] = {}
+        for run in main:
+            for key, value in settings(run.spec.method.config).items():
+                values.setdefault(key, []).append(value)
+        told = {key: " or ".join(dict.fromkeys(several)) for key, several in values.items()}
+        source = main[0].spec.method.source
+        if source is not None:
+            told = {"file": f"{source.class_name}, SHA-256 {source.sha256[:12]}", **told}
+        look = style.method(name)
+        found.append(Method(look.name, look.color, len(runs), told))
+    return tuple(found)
+
+
+def _sets(suite: ExpandedSuite) -> Table:
+    sets = suite.evaluation.sets.values()
+    rows = tuple(
+        (
+            card.title,
+            card.task.replace("zeroshot_", "zero-shot "),
+            card.metric,
+            Cell(card.images, form=",d"),
+            Cell(100 * card.chance, form=".3g"),
+            card.revision[:12],
+        )
+        for card in sets
+    )
+    origins: dict[tuple[str, str], list[str]] = {}
+    for card in sets:
+        origins.setdefault((card.licence, card.source), []).append(card.title)
+    notes = tuple(
+        f"{', '.join(titles) if len(origins) > 1 else 'All sets'}: licence {licence}; source {source}"
+        for (licence, source), titles in origins.items()
+    )
+    header = ("Set", "Task", "Main metric", "Images", "Chance, %", "Revision")
+    return Table(f"Evaluation sets ({suite.evaluation.name})", header, rows, notes=notes)
+
+
+def _missing_results(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Name the results that are not there: sets that were not on disk, and milestones that no run has reached."""
+    rows = frame[(frame["kind"] == "eval") & frame["is_main"]]
+    for title, some in rows[rows["status"] == "missing"].groupby("title", sort=False):
+        yield f"{title}: not on disk when {some['run_id'].nunique()} runs were evaluated; in no average", ""
+    for run_id, some in rows[rows["status"].isin(["absent", "diverged"])].groupby("run_id", sort=False):
+        points = ", ".join(f"{seen:,}" for seen in sorted(some["samples_seen"].unique()))
+        yield f"{run_id}: not evaluated at {points} samples, which it did not reach", str(run_id)
+
+
+def _run_rows(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[tuple[str, ...], tuple[RunRow, ...]]:
+    """List the runs with their first average (or set, if there is none)."""
+    final = tidy.final_scores(frame)
+    score = next(iter(tidy.scores(final)), None)
+    values = {}
+    if score is not None:
+        of_score = final[(final["kind"] == score.kind) & (final["name"] == score.name)]
+        values = of_score.set_index("run_id")["value"].to_dict()
+    labels = {str(i): label for label, rows in tidy.settings(frame) for i in rows["run_id"].unique()}
+    records = [runs.records.get(run.spec.run_id) for run in suite.runs]
+    # Columns that are shown only where they say something.
+    before = {
+        "Setting": [labels.get(run.spec.run_id, "") for run in suite.runs],
+        "Variant": [run.variant for run in suite.runs],
+    }
+    after = {"Signs of failure": [", ".join(s.name for s in record.signatures) if record else "" for record in records]}
+    before, after = ({key: column for key, column in columns.items() if any(column)} for columns in (before, after))
+    title = f"{score.title}, %" if score else "Score"
+    header = ("Method", *before, "Seed", "Status", title, "Step, ms", *after, "Run")
+    rows = []
+    for number, (run, record) in enumerate(zip(suite.runs, records, strict=True)):
+        step = record.median_step_sec if record else None
+        cells = (
+            style.method(run.spec.method.name).name,
+            *(column[number] for column in before.values()),
+            Cell(run.spec.seed, form="d"),
+            record.status if record else "no record",
+            Cell(100 * values.get(run.spec.run_id, math.nan)),
+            Cell(None if step is None else 1e3 * step),
+            *(column[number] for column in after.values()),
+        )
+        rows.append(RunRow(runs.shown[run.spec.run_id], cells))
+    order = {run_id: place for place, run_id in enumerate(runs.shown)}
+    rows.sort(key=lambda row: order[row.run.run_id])
+    return header, tuple(rows)
