@@ -1,4 +1,4 @@
-"""Command line: collect results, write a table or a figure, show, check and compare what there is."""
+"""Command line: collect results, write a table, a figure or the report, show, check and compare what there is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from analysis import artifacts, collect, comparison, frame, rendering, staleness
+from analysis.report import content, page
+from analysis.table import panels
 from engine import paths
 
 CELL_WIDTH = 16
@@ -21,6 +23,7 @@ examples:
   python -m analysis collect results/suites/quickstart.json --out results/collected/quickstart.parquet
   python -m analysis table results/collected/quickstart.parquet main_results --out results/tables/quickstart
   python -m analysis figure results/collected/quickstart.parquet training_curves --out results/figures/quickstart
+  python -m analysis report quickstart --out results/reports/quickstart.html
   python -m analysis show results
   python -m analysis check
   python -m analysis compare results /other/checkout/results
@@ -44,8 +47,13 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame")
         one.add_argument("id", metavar="ID", choices=names, help=f"one of: {', '.join(names)}")
         one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    one = commands.add_parser("show", help="print the main table, and where all tables and figures are")
-    one.add_argument("path", type=Path, metavar="PARQUET_OR_RESULTS", help="a collected frame, or the results folder")
+    one = commands.add_parser("report", help="write all that suites say as one HTML file that needs no network")
+    one.add_argument("suites", nargs="+", metavar="SUITE", help="a collected suite, as in results/collected")
+    one.add_argument("--out", type=Path, required=True, metavar="HTML", help="file to write")
+    one = commands.add_parser("show", help="print the main table, and where all tables, figures and reports are")
+    one.add_argument(
+        "places", type=Path, nargs="+", metavar="PARQUET_OR_RESULTS", help="a collected frame, or the results folder"
+    )
     commands.add_parser(
         "check", help="name every collected frame, table and figure that is older than its records; status 1 if any"
     )
@@ -66,8 +74,12 @@ def main(argv: list[str] | None = None) -> int:
             rendering.write_table(frame.read(args.frame), args.id, args.out)
         elif args.command == "figure":
             rendering.write_figure(frame.read(args.frame), args.id, args.out)
+        elif args.command == "report":
+            text = page.render(content.gather(args.suites))
+            with paths.atomic_write(args.out) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         elif args.command == "show":
-            show(args.path)
+            show(args.places)
         elif args.command == "compare":
             found = comparison.compare(args.a, args.b)
             print(json.dumps(comparison.to_json(found), indent=2) if args.json else comparison.report(found))
@@ -86,16 +98,18 @@ def check() -> int:
     return 1 if lines else 0
 
 
-def show(path: Path) -> None:
-    """Print the main table of each collected suite under `path`, then the files drawn from them."""
-    collected = sorted(path.glob("collected/*.parquet")) if path.is_dir() else [path]
+def show(places: list[Path]) -> None:
+    """Print the main table of each collected suite at `places`, the files drawn from them, and all reports."""
+    collected = [
+        file for place in places for file in (sorted(place.glob("collected/*.parquet")) if place.is_dir() else [place])
+    ]
     if not collected:
-        raise FileNotFoundError(f"{path}: nothing is collected here; run: snakemake")
+        raise FileNotFoundError(f"{', '.join(map(str, places))}: nothing is collected here; run: snakemake")
     console = Console()
     for file in collected:
         table = rendering.build_table(frame.read(file), "main_results")
         console.print(f"\n[bold]{file.stem}[/]: {table.title}")
-        for columns in rendering.panels(table, max(1, console.width // CELL_WIDTH - table.num_keys)):
+        for columns in panels(table, max(1, console.width // CELL_WIDTH - table.num_keys)):
             grid = Grid(*[table.header[i] for i in columns])
             for number, i in enumerate(columns):
                 grid.columns[number].justify = "left" if i < table.num_keys else "right"
@@ -108,6 +122,8 @@ def show(path: Path) -> None:
             for sidecar in sorted(folder.glob("*.json")):
                 forms = sorted(other.suffix[1:] for other in folder.glob(f"{sidecar.stem}.*"))
                 console.print(f"  {sidecar.with_suffix('')}.{{{','.join(forms)}}}", markup=False, soft_wrap=True)
+    for report in sorted(paths.report("*").parent.glob("*.html")):
+        console.print(f"\nAll of it, to read in a browser: {report}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

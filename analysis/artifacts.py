@@ -1,6 +1,7 @@
 """Finds tables and figures by file name. Standard library only: Snakemake imports this while it reads its rules.
 
-A table is ``tables/<id>.py``, a figure ``figures/<id>.py``. Each defines ``build(frame)`` and may say, as literals,
+A table is ``tables/<id>.py`` with ``build(frame)``, a figure ``figures/<id>.py`` with ``build(frame, width)``, the
+width in inches. Each may say, as literals,
 
 - ``KINDS``: the kinds of rows it is drawn from (`build` gets no others); by default those of `rendering.DEFAULT_KINDS`;
 - ``SUITES``: patterns of the suites it is made for, e.g. ``("ablation_*",)``, or with ``!`` of those that it is not
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 import hashlib
 from pathlib import Path
 from typing import Literal
@@ -19,7 +21,10 @@ Form = Literal["table", "figure"]
 
 HERE = Path(__file__).parent
 TABLE_SUFFIXES = (".csv", ".md", ".tex", ".json")
-FIGURE_SUFFIXES = (".pdf", ".svg", ".png", ".json")
+IN_COLUMN = "_column"
+"""A figure is drawn as wide as a page, and once more as one of its two columns; then its file's name ends so."""
+FIGURE_FORMATS = ("pdf", "svg", "png")
+FIGURE_SUFFIXES = (*(f"{end}.{form}" for end in ("", IN_COLUMN) for form in FIGURE_FORMATS), ".json")
 
 
 def tables(suite: str | None = None) -> tuple[str, ...]:
@@ -44,19 +49,32 @@ def literal(form: Form, name: str, constant: str, default: tuple[str, ...]) -> t
         ValueError: If the constant is not a literal tuple of strings.
     """
     path = source(form, name)
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [constant]:
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                value = None
-            if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-                raise ValueError(
-                    f"{path}: {constant} = {ast.unparse(node.value)}: allowed is a literal tuple of strings, "
-                    f'such as {constant} = ("ablation_*",)'
-                )
-            return value
-    return default
+    written = _constants(path).get(constant)
+    if written is None:
+        return default
+    try:
+        value = ast.literal_eval(written)
+    except ValueError:
+        value = None
+    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(
+            f"{path}: {constant} = {ast.unparse(written)}: allowed is a literal tuple of strings, "
+            f'such as {constant} = ("ablation_*",)'
+        )
+    return value
+
+
+@functools.cache  # the workflow asks for every suite
+def _constants(path: Path) -> dict[str, ast.expr]:
+    """What a module gives names to."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    return {
+        target.id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def sources_sha256(form: Form | None = None, name: str = "") -> str:
@@ -64,8 +82,20 @@ def sources_sha256(form: Form | None = None, name: str = "") -> str:
 
     Without arguments, of the package's own modules only. Another digest means: draw it again.
     """
-    files = [path for path in sorted(HERE.iterdir()) if path.is_file()]
-    files += [source(form, name)] if form else []
+    return _digest([*_own(), *([source(form, name)] if form else [])])
+
+
+def report_sha256() -> str:
+    """Digest of the code that the report is written by, without that of what it shows."""
+    report = sorted(path for path in (HERE / "report").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return _digest([*_own(), *report])
+
+
+def _own() -> list[Path]:
+    return [path for path in sorted(HERE.iterdir()) if path.is_file()]
+
+
+def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis import frame as tidy
 from analysis import stats, style
-from analysis.rendering import Cell
+from analysis.table import Cell
 
 
 def by_method(rows: pd.DataFrame) -> dict[str, Cell]:
@@ -28,3 +29,14 @@ def by_method(rows: pd.DataFrame) -> dict[str, Cell]:
             cell = cell.but(mark="*" if tests["mean"][method] > 0 else "†")
         cells[str(method)] = cell
     return cells
+
+
+def notes(frame: pd.DataFrame, column: str) -> tuple[str, ...]:
+    """Explain cells of `by_method`; `column` is what each of its columns is called."""
+    return (
+        f"{tidy.describe(frame)}. Best mean in bold, the second set off. n is given where it is not the number of "
+        "runs; a single run has no interval.",
+        f"* {style.method(style.OURS).name} is better than this baseline, † worse: paired t test over seeds from "
+        f"{stats.MIN_PAIRS_TO_TEST} pairs on, level {stats.SIGNIFICANCE}, Holm-corrected over the baselines of a "
+        f"{column}.",
+    )

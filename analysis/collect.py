@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import safetensors.numpy
 
+from analysis import bootstrap
 from analysis.frame import COLUMNS
 from engine import paths
 from engine.evaluation import EvalCard, EvalResult, Evaluation
@@ -19,6 +24,8 @@ from engine.suite import ExpandedSuite, SuiteRun
 
 MAX_CURVE_POINTS = 400
 """Longer logs are averaged in bins: a figure shows no more, and single steps would alias with periodic restarts."""
+MAX_ANCHORS = 512
+"""Anchors of a run whose log-normalizers a figure shows, on each side."""
 
 Row = dict[str, Any]
 Seen = dict[tuple[str, str], tuple[str | None, Path]]
@@ -47,6 +54,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
     rows: list[Row] = []
     seen: Seen = {}
     missing = _missing_sets(suite)
+    num_seeds = Counter(_place(run) for run in suite.runs)
     for run in suite.runs:
         path = paths.record(run.spec.run_id)
         record = _load(Record, path)
@@ -55,7 +63,9 @@ def collect(suite_path: Path) -> pd.DataFrame:
         shared = _shared(suite.name, run, record)
         for row in (
             *_score_rows(suite.evaluation, run, record, seen, missing),
+            *(_sampling_rows(suite.evaluation, run, missing) if num_seeds[_place(run)] == 1 else ()),
             *_normalizer_rows(record),
+            *_log_normalizer_rows(record),
             *_train_rows(run),
             *_cost_rows(record),
             *_option_rows(run),
@@ -152,10 +162,61 @@ def _score_rows(
                 }
 
 
+def _place(run: SuiteRun) -> tuple[object, ...]:
+    """What runs share that differ in their seed only."""
+    spec = run.spec
+    return spec.method.name, run.variant, spec.dataset, spec.model.name, spec.global_batch_size
+
+
+def _sampling_rows(evaluation: Evaluation, run: SuiteRun, missing: frozenset[str]) -> Iterator[Row]:
+    """Resample the final model's sets: the only interval that a run without further seeds can have."""
+    end = run.spec.samples_seen
+    draws = {}
+    for name, card in evaluation.sets.items():
+        result = _load(EvalResult, paths.eval_result(run.spec.run_id, end, name))
+        if result.outcomes is not None:
+            # Sets are independent, and of each run drawn alike whatever else the suite has.
+            seed = int.from_bytes(hashlib.sha256(f"{run.spec.run_id}/{name}".encode()).digest()[:8], "big")
+            draws[name] = bootstrap.draw(result.outcomes, card.metric, np.random.default_rng(seed))
+    drawn = dict(draws)
+    known = {name: None if name in missing else 0.0 for name in evaluation.sets}
+    for key, average in evaluation.averaged(known, missing).items():
+        members = [name for name in evaluation.averages[key] if name not in missing]
+        if average.value is not None and draws.keys() >= set(members):
+            drawn[average.name] = np.mean([draws[name] for name in members], axis=0)
+    for name, of_name in drawn.items():
+        value = bootstrap.half_width(of_name)
+        yield {"kind": "sampling", "samples_seen": end, "name": name, "metric": "half_width", "value": value}
+
+
 def _normalizer_rows(record: Record) -> Iterator[Row]:
     for entry in record.normalizer_error:
-        for name, value in entry.model_dump(exclude={"samples_seen"}).items():
+        for name, value in entry.model_dump(exclude={"samples_seen", "sample_sha256"}).items():
             yield {"kind": "normalizer", "samples_seen": entry.samples_seen, "name": name, "value": value}
+
+
+def _log_normalizer_rows(record: Record) -> Iterator[Row]:
+    """Give estimates and exact values of the final model's first anchors; `metric` is the number of the anchor."""
+    for entry in record.normalizer_error:
+        if entry.samples_seen != record.spec.samples_seen or entry.sample_sha256 is None:
+            continue
+        path = paths.log_normalizers(record.run_id, entry.samples_seen)
+        content = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(content).hexdigest() != entry.sample_sha256:
+            raise CollectError(
+                f"{path}: is {'another file than' if content else 'missing, and'} the record says; put it back, or "
+                f"remove {paths.run(record.run_id)} and run snakemake again"
+            )
+        for name, values in sorted(safetensors.numpy.load(content).items()):
+            for side, of_side in zip(("image", "text"), values.astype(float), strict=True):
+                for anchor, value in enumerate(of_side[:MAX_ANCHORS]):
+                    yield {
+                        "kind": "log_normalizer",
+                        "samples_seen": entry.samples_seen,
+                        "name": f"{side}_{name}",
+                        "metric": str(anchor),
+                        "value": value if math.isfinite(value) else math.nan,
+                    }
 
 
 def _train_rows(run: SuiteRun) -> Iterator[Row]:
@@ -187,6 +248,7 @@ def _train_rows(run: SuiteRun) -> Iterator[Row]:
 def _cost_rows(record: Record) -> Iterator[Row]:
     costs: dict[str, float | None] = {f"clock_sec/{clock}": seconds for clock, seconds in record.clock_sec.items()}
     costs |= {"median_step_sec": record.median_step_sec, "peak_memory_bytes": record.peak_memory_bytes}
+    costs["num_processes"] = record.provenance.world_size
     for name, value in costs.items():
         yield {"kind": "cost", "samples_seen": record.samples_seen, "name": name, "value": value}
 
@@ -220,8 +282,7 @@ def _refuse_doubles(suite: ExpandedSuite) -> None:
     """Refuse runs that tables could not tell apart: they would be taken for seeds of one another."""
     seen: dict[tuple[object, ...], str] = {}
     for run in suite.runs:
-        spec = run.spec
-        place = (spec.method.name, run.variant, spec.dataset, spec.model.name, spec.global_batch_size, spec.seed)
+        place = (*_place(run), run.spec.seed)
         if place in seen:
             raise CollectError(
                 f"suite {suite.name!r}: runs {seen[place]} and {run.spec.run_id} have the same method, data set, "

@@ -15,7 +15,8 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import stats, style
-from analysis.rendering import Cell, Table, three_digits, to_markdown
+from analysis.rendering import to_markdown
+from analysis.table import Cell, Table, three_digits
 from engine import paths
 from engine.record import Record
 from engine.spec import parse

@@ -5,41 +5,79 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis import frame as tidy
 from analysis import stats, style
+from analysis.rendering import short
 
 DASHED = (0, (3, 2))
-CAPTION_LETTERS_PER_IN = 21
-MAX_PANELS = 18
-"""Panels of one figure: more would not fit a page."""
+LETTERS_PER_IN = 17.5
+"""Letters of 7 points that fit an inch, and somewhat less than that."""
+LINE_IN = 0.125
+"""Height of a line of such letters."""
+MAX_IN = 8.0
+"""Height of all panels together: with legend and caption they fit a page."""
 MAX_PLAIN_RATIO = 1e3
 """Largest over smallest value of a logarithmic axis up to which numbers are written out."""
-MEAN_AND_INTERVAL = " Marker: mean; bar: its 95 % interval (t, cut at the edge); dots: seeds."
-MEAN_AND_BAND = " Line: mean over seeds; band: lowest to highest seed."
-
+MEAN_AND_INTERVAL = "Marker: mean; bar: its 95 % interval (t, cut at the edge); dots: seeds."
+MEAN_AND_BAND = "Line: mean over seeds; band: lowest to highest seed."
 
 Item = TypeVar("Item")
+
+
+class Arrangement(NamedTuple, Generic[Item]):
+    """Panels on a page, line by line."""
+
+    panels: list[Item]
+    columns: int
+    panel_in: float
+    """Width of a panel with its labels, inches."""
+    height_in: float
+    left_out: str
+    """A sentence for the caption; empty if there was room for all."""
+
+    def draw(self, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+        """Return an empty figure, and the axes of all panels; those of a line's first are every `columns`-th."""
+        figure = Figure(figsize=(self.panel_in * self.columns, self.height_in))
+        return figure, grid(figure, len(self.panels), self.columns, sharey=sharey)
+
+
+def arrange(panels: Sequence[Item], width: float, *, panel_in: float, line_in: float, what: str) -> Arrangement[Item]:
+    """Put as many panels beside each other as are at least `panel_in` wide, in as many lines as a page is high."""
+    columns = min(max(1, int(width / panel_in)), len(panels))
+    kept, left_out = fit(panels, columns * max(1, int(MAX_IN / line_in)), what)
+    return Arrangement(kept, columns, width / columns, line_in * math.ceil(len(kept) / columns), left_out)
+
+
+def grid(part: Figure | SubFigure, count: int, columns: int, *, sharey: bool = False) -> list[Axes]:
+    """Divide a figure into panels, line by line; the last line may have fewer."""
+    axes: np.ndarray = part.subplots(math.ceil(count / columns), columns, squeeze=False, sharey=sharey)
+    for unused in axes.flat[count:]:
+        unused.remove()
+    return list(axes.flat[:count])
 
 
 def fit(items: Sequence[Item], most: int, what: str) -> tuple[list[Item], str]:
     """Keep what fits a page; returns it, and a sentence for the caption if something is left out."""
     left_out = len(items) - most
-    note = f" Not drawn for want of room: {left_out} further {what}; tables have all." if left_out > 0 else ""
+    note = f"Not drawn for want of room, but in the tables: {left_out} of the {what}." if left_out > 0 else ""
     return list(items[:most]), note
 
 
-def nothing(reason: str) -> Figure:
+def nothing(reason: str, width: float) -> Figure:
     """Return a figure that says why it shows nothing: an empty one could be an error."""
-    figure = Figure(figsize=(style.PAGE_IN, 0.5))
-    figure.text(0.5, 0.5, reason, ha="center", va="center", color=style.MUTED)
+    lines = textwrap.wrap(reason, int(width * LETTERS_PER_IN))
+    figure = Figure(figsize=(width, 0.3 + LINE_IN * len(lines)))
+    figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=style.MUTED)
     return figure
 
 
@@ -52,7 +90,8 @@ def curve(axes: Axes, rows: pd.DataFrame, method: str, *, x: str = "samples_seen
     diverged = rows["run_id"].isin(rows.loc[rows["status"] == "diverged", "run_id"])
     seeds = rows[~diverged].groupby(x)["value"].agg(["mean", "min", "max"]).dropna()
     marker = look.marker if marked else ""
-    axes.plot(seeds.index, seeds["mean"], color=look.color, marker=marker, label=look.name, **style.emphasis(method))
+    lines = {"color": look.color, "linestyle": look.dashes, **style.emphasis(method)}
+    axes.plot(seeds.index, seeds["mean"], marker=marker, label=look.name, **lines)
     if (seeds["max"] > seeds["min"]).any():
         axes.fill_between(seeds.index, seeds["min"], seeds["max"], color=look.color, alpha=0.15, linewidth=0)
     for _, run in rows[diverged].dropna(subset=["value"]).groupby("run_id"):
@@ -95,7 +134,6 @@ def label_rows(axes: Axes, labels: list[str], values: pd.Series, ours: list[int]
     The axis covers `values` and somewhat more than as much again on both sides: room for every interval from three
     seeds on, while those from two, many times as wide, are cut and squeeze nothing.
     """
-    color = style.method(style.OURS).color
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(-1.05, len(labels) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -103,14 +141,36 @@ def label_rows(axes: Axes, labels: list[str], values: pd.Series, ours: list[int]
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10]))
     for y in ours:
-        axes.axhspan(y - 0.5, y + 0.5, color=color, alpha=0.07, linewidth=0, zorder=0)
-    for tick in axes.get_yticklabels():
-        if tick.get_position()[1] in ours:
-            tick.set(fontweight="bold", color=color)
+        axes.axhspan(y - 0.5, y + 0.5, color=style.method(style.OURS).color, alpha=0.07, linewidth=0, zorder=0)
+    mark_labels(axes, ours)
     low, high = values.min(), values.max()
     reach = 1.2 * (high - low) or 1.0
-    left, right = axes.get_xlim()
+    left, right = axes.get_xlim() if low != high else (-math.inf, math.inf)
     axes.set_xlim(max(left, low - reach), min(right, high + reach))
+
+
+def mark_labels(axes: Axes, ours: list[int]) -> None:
+    """Let the labels of some rows stand out."""
+    for tick in axes.get_yticklabels():
+        if tick.get_position()[1] in ours:
+            tick.set(fontweight="bold", color=style.method(style.OURS).color)
+
+
+def wrapped(labels: Sequence[str], width: float) -> list[str]:
+    """Break labels of rows into lines that take less than half of the figure's width."""
+    return [_balanced(label, int(0.45 * width * LETTERS_PER_IN)) for label in labels]
+
+
+def title(axes: Axes, text: str, panel_in: float) -> None:
+    """Put a title above a panel, broken into lines that are no wider than the panel; bold letters are wide."""
+    axes.set_title(_balanced(text, max(10, int(0.75 * panel_in * LETTERS_PER_IN))))
+
+
+def _balanced(text: str, longest: int) -> str:
+    """Break a text into as few lines as `longest` allows, and those into like lengths."""
+    count = len(textwrap.wrap(text, longest, break_long_words=False))
+    tries = (textwrap.wrap(text, length, break_long_words=False) for length in range(1, longest + 1))
+    return "\n".join(next(lines for lines in tries if len(lines) <= count))
 
 
 def chance(axes: Axes, level: float) -> None:
@@ -118,18 +178,25 @@ def chance(axes: Axes, level: float) -> None:
     if math.isnan(level):
         return
     low, high = axes.get_xlim()
-    text, x = f"\N{LEFTWARDS ARROW} chance {level:.1f}", low
-    if low - 0.5 * (high - low) < level < high:
+    room = 0.5 * (high - low)
+    is_right = level > low + room
+    if low - room < level < high + room:
         text, x = "chance", level
         axes.axvline(level, color=style.MUTED, linestyle=DASHED, linewidth=0.8, label="chance", zorder=1)
-        axes.set_xlim(min(low, level - 0.04 * (high - low)), high)
+        margin = 0.04 * (high - low)
+        axes.set_xlim(min(low, level - margin), max(high, level + margin))
+    elif is_right:
+        text, x = f"chance {level:.1f} \N{RIGHTWARDS ARROW}", high
+    else:
+        text, x = f"\N{LEFTWARDS ARROW} chance {level:.1f}", low
+    # Towards the middle, where there is room.
     axes.annotate(
         text,
         (x, 0.02),
         xycoords=("data", "axes fraction"),
-        xytext=(2, 0),
+        xytext=(-2 if is_right else 2, 0),
         textcoords="offset points",
-        fontsize=5.5,
+        ha="right" if is_right else "left",
         color=style.MUTED,
     )
 
@@ -143,19 +210,17 @@ def row_number(axes: Axes, y: float, text: str, method: str) -> None:
         xytext=(4, 0),
         textcoords="offset points",
         va="center_baseline",
-        fontsize=6.5,
         color=style.method(method).color if method == style.OURS else style.INK,
         fontweight="bold" if method == style.OURS else "normal",
     )
 
 
-def samples_axis(axes: Axes, *, label: bool = True) -> None:
+def samples_axis(axes: Axes) -> None:
     """Count samples seen from 0, in k, M and G."""
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
-    if label:
-        axes.set_xlabel("Samples seen")
+    axes.set_xlabel("Samples seen")
 
 
 def log_axis(axes: Axes, name: str) -> None:
@@ -169,19 +234,57 @@ def log_axis(axes: Axes, name: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def legend(figure: Figure, frame: pd.DataFrame, *others: Line2D) -> None:
-    """Put one legend above all panels, ours first."""
-    handles = []
-    for name in reversed(tidy.methods(frame)):
-        look, width = style.method(name), style.emphasis(name)["linewidth"]
-        handles.append(Line2D([], [], color=look.color, marker=look.marker, linewidth=width, label=look.name))
-    handles += others
-    columns = int(figure.get_figwidth() / 0.95)
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)))
+def method_handles(frame: pd.DataFrame) -> list[Artist]:
+    """Return what stands for each method of the frame in a legend, ours first."""
+    return [
+        Line2D(
+            [],
+            [],
+            label=style.method(name).name,
+            color=style.method(name).color,
+            linestyle=style.method(name).dashes,
+            marker=style.method(name).marker,
+            linewidth=style.emphasis(name)["linewidth"],
+        )
+        for name in reversed(tidy.methods(frame))
+    ]
 
 
-def caption(figure: Figure, frame: pd.DataFrame, text: str, *, over_seeds: str) -> None:
-    """Say below all panels which runs are shown and how; `over_seeds` only if there are several."""
-    text = f"Runs: {tidy.describe(frame)}. {text}".strip() + (over_seeds if frame["seed"].nunique() > 1 else "")
-    text = textwrap.fill(text, int(figure.get_figwidth() * CAPTION_LETTERS_PER_IN))
-    figure.supxlabel(text, fontsize=6, color=style.MUTED, x=0.01, ha="left")
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Put one legend above all panels, in lines of like length, and make the figure higher by it."""
+    widths = [0.6 + len(str(handle.get_label())) / LETTERS_PER_IN for handle in handles]
+    is_one_line = sum(widths) <= figure.get_figwidth()
+    most = len(handles) if is_one_line else max(1, int(figure.get_figwidth() / max(widths)))
+    lines = math.ceil(len(handles) / most)
+    columns = math.ceil(len(handles) / lines)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=3.2)
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.16 * lines)
+
+
+def caption(figure: Figure, frame: pd.DataFrame, *sentences: str, over_seeds: str) -> None:
+    """Say below all panels which runs are shown and how, and make the figure higher by it.
+
+    `over_seeds` is said only if there are several. Empty sentences are left out.
+    """
+    said = [f"Runs: {tidy.describe(frame)}.", *sentences, over_seeds if frame["seed"].nunique() > 1 else ""]
+    text = " ".join(filter(None, said)).replace(" %", "\N{NO-BREAK SPACE}%")
+    lines = textwrap.wrap(text, int(figure.get_figwidth() * LETTERS_PER_IN))
+    figure.supxlabel("\n".join(lines), fontsize=7, fontweight="normal", color=style.MUTED, x=0.01, ha="left")
+    figure.set_figheight(figure.get_figheight() + 0.05 + LINE_IN * len(lines))
+
+
+def timed(frame: pd.DataFrame) -> list[tidy.Setting]:
+    """Split a frame by setting, device and commit, as panels: times of different devices or code do not compare."""
+    mixed = [column for column in ("device", "commit") if frame[column].nunique() > 1]
+    return [
+        tidy.Setting(", ".join(filter(None, [label, *(short(str(rows[name].iloc[0])) for name in mixed)])), rows)
+        for label, of_setting in tidy.settings(frame)
+        for _, rows in of_setting.groupby(["device", "commit"], sort=False)
+    ]
+
+
+def where_timed(frame: pd.DataFrame) -> str:
+    """Say for the caption where times are from, and that those of several panels of `timed` do not compare."""
+    device = f"On {frame['device'].iloc[0]}." if frame["device"].nunique() == 1 else ""
+    is_mixed = frame["device"].nunique() > 1 or frame["commit"].nunique() > 1
+    return f"{device} {'Panels differ in device or commit and do not compare.' if is_mixed else ''}".strip()

@@ -28,7 +28,9 @@ COLUMNS = {
     "seed": "int64",
     "commit": "str",  # of all attempts of the run, if they differ
     "device": "str",  # likewise, with the number of processes if there are several
-    "kind": "str",  # eval | average | train | normalizer | cost | option (numeric, of the method) | signature
+    # eval | average | sampling (interval over a set's samples) | train | normalizer | log_normalizer (of one anchor
+    # each) | cost | option (numeric, of the method) | signature
+    "kind": "str",
     "samples_seen": "int64",
     "is_final": "bool",  # at the end of training, not at an earlier milestone or step
     "name": "str",  # evaluation set, average, or logged value
@@ -144,6 +146,13 @@ def variants(frame: pd.DataFrame) -> list[str]:
         ]
 
     return sorted(frame["variant"].unique(), key=key)
+
+
+def moved(frame: pd.DataFrame) -> pd.Series:
+    """Tell of each row whether its run went on elsewhere or with other code: its times are a mixture, and compare with
+    no others.
+    """
+    return frame["device"].str.contains(", ") | frame["commit"].str.contains(", ")
 
 
 def with_mean_error(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from analysis import style
-from analysis.rendering import Cell, Table
+from analysis.table import Cell, Table
 
 PAPER: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
 

@@ -12,79 +12,24 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 from rich import markup
 
 from analysis import artifacts, style
 from analysis.frame import digest
+from analysis.latex import to_latex
+from analysis.table import NO_VALUE, Cell, Table, panels
 from engine import paths
 
-MAX_COLUMNS = 6
-"""Number columns side by side in Markdown and LaTeX; further ones follow in a panel below."""
-MAX_ROWS = 45
-"""Rows of one LaTeX float; what does not fit a page goes on in another."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # not for tables, which do without it in half the time
+
 DEFAULT_KINDS = ("eval", "average", "train", "normalizer")
 """Without costs, which never repeat."""
-NO_VALUE = "\N{EN DASH}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number in the unit of its column, with what is to be said about it."""
-
-    value: float | None
-    half_width: float | None = None
-    """Of the 95 % interval; None or NaN where there is none."""
-    n: int | None = None
-    """Runs behind the number; in the CSV only."""
-    form: str = ".1f"
-    """Format of both numbers in Markdown and LaTeX; CSV has six digits."""
-    emphasis: Literal["", "best", "second"] = ""
-    mark: Literal["", "*", "†"] = ""
-    remark: str = ""
-    """Shown behind the number, or in place of a missing one."""
-
-    def but(self, **changes: Any) -> Cell:
-        """Return a copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-    def text(self, plus_minus: str = " ± ") -> str:
-        """The number and its interval, empty if there is none."""
-        if self.value is None or math.isnan(self.value):
-            return ""
-        text = format(self.value, self.form)
-        if self.half_width is None or math.isnan(self.half_width):
-            return text
-        return f"{text}{plus_minus}{format(self.half_width, self.form.lstrip('+'))}"
-
-
-Row = tuple[str | Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table, before any format: first the key columns (text), then numbers or text."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[Row, ...]
-    num_keys: int = 1
-    notes: tuple[str, ...] = ()
-    reference: Table | None = None
-    """Numbers of others, printed below and apart; not in the CSV."""
-
-
-def three_digits(value: float) -> str:
-    """Return the format that shows three significant digits of `value`; below 0.001 with an exponent."""
-    if not math.isfinite(value) or value == 0:
-        return ".2f"
-    return f".{max(0, 2 - math.floor(math.log10(abs(value))))}f" if abs(value) >= 1e-3 else ".2e"
 
 
 def short(commits: str) -> str:
@@ -111,21 +56,24 @@ def write_table(frame: pd.DataFrame, name: str, folder: Path) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-def build_figure(frame: pd.DataFrame, name: str) -> Figure:
-    """Build a figure from the rows it may see."""
-    figure: Figure = importlib.import_module(f"analysis.figures.{name}").build(select("figure", name, frame))
+def build_figure(frame: pd.DataFrame, name: str, width: float = style.PAGE_IN) -> Figure:
+    """Build a figure of some width in inches from the rows it may see."""
+    figure: Figure = importlib.import_module(f"analysis.figures.{name}").build(select("figure", name, frame), width)
     return figure
 
 
 @style.paper
 def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
-    """Write a figure as ``<name>.pdf``, ``.svg``, ``.png``, with its sidecar ``<name>.json``."""
-    figure = build_figure(frame, name)
+    """Write a figure as wide as a page, ``<name>.pdf``, ``.svg``, ``.png``, and as one of its two columns,
+    ``<name>_column.pdf``, ``.svg``, ``.png``, with its sidecar ``<name>.json``.
+    """
     # The keys by which each format would tell the time or the version of the program.
     stamps = {"pdf": ("CreationDate", "Creator", "Producer"), "svg": ("Date", "Creator"), "png": ("Software",)}
-    for form, keys in stamps.items():
-        with paths.atomic_write(folder / f"{name}.{form}") as temporary:
-            figure.savefig(temporary, format=form, metadata=dict.fromkeys(keys))
+    for end, width in {"": style.PAGE_IN, artifacts.IN_COLUMN: style.COLUMN_IN}.items():
+        figure = build_figure(frame, name, width)
+        for form in artifacts.FIGURE_FORMATS:
+            with paths.atomic_write(folder / f"{name}{end}.{form}") as temporary:
+                figure.savefig(temporary, format=form, metadata=dict.fromkeys(stamps[form]))
     with paths.atomic_write(folder / f"{name}.json") as temporary:
         temporary.write_text(_sidecar("figure", name, frame), encoding="utf-8")
 
@@ -167,35 +115,6 @@ def to_markdown(table: Table, level: int = 3) -> str:
     return text + ("\n" + to_markdown(table.reference, level + 1) if table.reference else "")
 
 
-def to_latex(table: Table) -> str:
-    """Return a booktabs table (package booktabs); panels are stacked, a long table goes on in another float."""
-    if len(table.rows) > MAX_ROWS:
-        count = math.ceil(len(table.rows) / MAX_ROWS)
-        size = math.ceil(len(table.rows) / count)
-        floats = [
-            dataclasses.replace(
-                table,
-                title=f"{table.title} (part {part + 1} of {count})",
-                rows=table.rows[part * size : (part + 1) * size],
-                notes=table.notes if part == count - 1 else (),
-                reference=table.reference if part == count - 1 else None,
-            )
-            for part in range(count)
-        ]
-        return "\n".join(map(to_latex, floats))
-    parts = [r"\begin{table}[t]", r"\centering", rf"\caption{{{_escape_latex(table.title)}.}}", r"\small"]
-    for number, columns in enumerate(panels(table)):
-        align = "".join("l" if i < table.num_keys else "r" for i in columns)
-        parts += [r"\par\medskip"] if number else []
-        parts += [rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
-        parts += [" & ".join(_escape_latex(table.header[i]) for i in columns) + r" \\", r"\midrule"]
-        parts += [" & ".join(_latex(row[i]) for i in columns) + r" \\" for row in table.rows]
-        parts += [r"\bottomrule", r"\end{tabular}"]
-    parts += [rf"\par\smallskip{{\footnotesize {_escape_latex(note)}\par}}" for note in table.notes]
-    text = "\n".join([*parts, r"\end{table}"]) + "\n"
-    return text + ("\n" + to_latex(table.reference) if table.reference else "")
-
-
 def to_terminal(item: str | Cell) -> str:
     """Return a cell in rich's markup."""
     if isinstance(item, str):
@@ -227,15 +146,6 @@ def _sidecar(form: artifacts.Form, name: str, frame: pd.DataFrame) -> str:
     return json.dumps(origin, indent=2) + "\n"
 
 
-def panels(table: Table, max_columns: int = MAX_COLUMNS) -> Iterator[list[int]]:
-    """Split the columns into panels of like width, each with all keys; yields the positions of columns."""
-    keys, others = range(table.num_keys), range(table.num_keys, len(table.header))
-    count = max(1, math.ceil(len(others) / max_columns))
-    width = max(1, math.ceil(len(others) / count))
-    for panel in range(count):
-        yield [*keys, *others[panel * width : (panel + 1) * width]]
-
-
 def _plain(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.6g}"
 
@@ -248,33 +158,5 @@ def _markdown(item: str | Cell) -> str:
     return f"{text}{_escape_markdown(item.mark)} {item.remark}".strip() or NO_VALUE
 
 
-def _latex(item: str | Cell) -> str:
-    if isinstance(item, str):
-        return _escape_latex(item)
-    text = re.sub(r"e([+-])0*(\d+)", r" \\cdot 10^{\1\2}", item.text(r" \pm ")).replace("{+", "{")
-    text = {"best": rf"\mathbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(item.emphasis, text)
-    mark = {"": "", "*": "^{*}", "†": r"^{\dagger}"}[item.mark]
-    number = f"${text}{mark}$" if text else ""
-    return f"{number} {_escape_latex(item.remark)}".strip() or "--"
-
-
 def _escape_markdown(text: str) -> str:
     return re.sub(r"([|*_])", r"\\\1", text)
-
-
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "·": r"$\cdot$",
-    "<": "$<$",
-    "|": "$|$",
-    ">": "$>$",
-    NO_VALUE: "--",
-}
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)

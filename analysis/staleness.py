@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 
@@ -12,10 +13,10 @@ from engine import paths
 
 
 def stale() -> list[str]:
-    """Collect every suite that was collected before once more, and compare digests.
+    """Name everything that is out of date, of every suite that was collected before.
 
     Returns:
-        One line per file that is out of date; says what to do.
+        One line per file; says what to do.
 
     Raises:
         FileNotFoundError: If nothing was collected yet.
@@ -23,26 +24,30 @@ def stale() -> list[str]:
     collected = sorted(paths.collected("*").parent.glob("*.parquet"))
     if not collected:
         raise FileNotFoundError(f"{paths.collected('*').parent}: nothing is collected here; run: snakemake")
-    lines = []
-    for file in collected:
-        suite = file.stem
-        try:
-            rows = collect.collect(paths.suite(suite))
-        except collect.CollectError as error:
-            lines.append(f"{file}: its results do not fit together any more: {error}")
-            continue
-        try:
-            is_equal = frame.digest(frame.read(file)) == frame.digest(rows)
-        except ValueError as error:
-            lines.append(str(error))
-            continue
-        if not is_equal:
-            lines.append(f"{file}: records have changed since; run snakemake with --forcerun collect")
-        lines += _stale_artifacts(suite, rows)
-    return lines
+    return [f"{path}: {why}" for file in collected for path, why in of_suite(file.stem).items()]
 
 
-def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[str]:
+def of_suite(suite: str) -> dict[Path, str]:
+    """Collect a suite once more, and compare digests.
+
+    Returns:
+        By the collected frame's path, or that of a table or figure without its suffix: why it is out of date, and
+        what to do. What is up to date is not in it.
+    """
+    file = paths.collected(suite)
+    try:
+        rows = collect.collect(paths.suite(suite))
+    except collect.CollectError as error:
+        return {file: f"its results do not fit together any more: {error}"}
+    try:
+        is_equal = frame.digest(frame.read(file)) == frame.digest(rows)
+    except ValueError:
+        return {file: "collected by another version; run snakemake with --forcerun collect"}
+    changed = {} if is_equal else {file: "records have changed since; run snakemake with --forcerun collect"}
+    return {**changed, **dict(_stale_artifacts(suite, rows))}
+
+
+def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[tuple[Path, str]]:
     forms: dict[artifacts.Form, tuple[str, ...]] = {"table": artifacts.tables(), "figure": artifacts.figures()}
     for form, known in forms.items():
         folder = paths.tables(suite) if form == "table" else paths.figures(suite)
@@ -50,8 +55,8 @@ def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[str]:
             shown = json.loads(path.read_text(encoding="utf-8"))
             place = path.with_suffix("")
             if path.stem not in known:
-                yield f"{place}: there is no {form} of this name any more; remove it"
+                yield place, f"there is no {form} of this name any more; remove it"
             elif shown["rows_sha256"] != frame.digest(rendering.select(form, path.stem, rows)):
-                yield f"{place}: older than its records; draw it again"
+                yield place, "older than its records; draw it again"
             elif shown.get("code_sha256") != artifacts.sources_sha256(form, path.stem):
-                yield f"{place}: drawn by other code than this checkout's; draw it again"
+                yield place, "drawn by other code than this checkout's; draw it again"

@@ -1,6 +1,7 @@
 """Means, intervals, paired differences over seeds and over evaluation sets, ranks. Pure functions, nothing drawn.
 
-On frames with named columns. `docs/statistics.md` says what each is for.
+On frames with named columns. `docs/statistics.md` says what each is for. What tests something imports scipy.stats by
+itself: that takes half a second, and most tables and figures test nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
@@ -39,7 +40,7 @@ def half_width(values: pd.Series) -> float:
     n = len(values)
     if n < 2:
         return float("nan")
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / np.sqrt(n))
 
 
 def summarize(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -129,6 +130,8 @@ def set_differences(scores: pd.DataFrame, *, first: str) -> pd.DataFrame:
         Columns `baseline`, `num_sets`, `mean` and `median` (first minus baseline), `wins`, `ties`, `losses`, `p`
         (Wilcoxon's signed-rank test, two-sided, equal sets left out; NaN for fewer than six others) and `p_holm`.
     """
+    from scipy import stats
+
     rows = []
     for baseline in [name for name in scores if name != first and first in scores]:
         # Scores are fractions of counts: what differs by less than this is equal, and was rounded otherwise.
@@ -164,6 +167,8 @@ def rank(scores: pd.DataFrame) -> Ranks:
 
     Source: Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7 (2006), sec. 3.2.
     """
+    from scipy import stats
+
     ranks = scores.round(12).rank(axis=1, ascending=False)
     num_sets, num_methods = ranks.shape
     p = difference = float("nan")
@@ -204,6 +209,8 @@ def paired_t_test(difference: pd.Series) -> float:
     """Return the two-sided p of a mean difference of zero; NaN for fewer than three or only equal differences."""
     if len(difference) < MIN_PAIRS_TO_TEST or difference.nunique() < 2:
         return float("nan")
+    from scipy import stats
+
     return float(stats.ttest_1samp(difference, 0.0).pvalue)
 
 
@@ -211,4 +218,6 @@ def welch_t_test(a: pd.Series, b: pd.Series) -> float:
     """Return the two-sided p of equal means of unpaired values; NaN for fewer than three, or without any spread."""
     if min(len(a), len(b)) < MIN_PAIRS_TO_TEST or a.nunique() + b.nunique() < 3:
         return float("nan")
+    from scipy import stats
+
     return float(stats.ttest_ind(a, b, equal_var=False).pvalue)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import matplotlib as mpl
 
@@ -21,32 +21,36 @@ PAGE_IN = 6.75
 
 STYLE_SHEET = Path(__file__).with_name("paper.mplstyle")
 INK = "#222222"
-MUTED = "#8a8a8a"
+MUTED = "#707070"
 OURS = "neuclip"
 
 Draw = TypeVar("Draw", bound=Callable[..., object])
+Dashes = tuple[int, tuple[float, ...]] | Literal["-"]
+"""What matplotlib takes as `linestyle`: lengths of ink and gaps, in line widths."""
 
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """Name, colour and marker of a method."""
+    """How a method looks; marker and dashes tell it from others in grey."""
 
     name: str
     color: str
     marker: str
+    dashes: Dashes
 
 
 # Okabe and Ito's palette, told apart with any colour vision; the order is that of tables, ours last.
 KNOWN = {
-    "openclip": MethodStyle("OpenCLIP", "#0072B2", "s"),
-    "fastclip": MethodStyle("FastCLIP", "#009E73", "^"),
-    "siglip": MethodStyle("SigLIP", "#56B4E9", "v"),
-    "amorlip": MethodStyle("AmorLIP", "#CC79A7", "D"),
-    "memory_queue": MethodStyle("CLIP + queue", "#E69F00", "*"),
-    OURS: MethodStyle("NeuCLIP", "#D55E00", "o"),
+    "openclip": MethodStyle("OpenCLIP", "#0072B2", "s", (0, (5, 1.5))),
+    "fastclip": MethodStyle("FastCLIP", "#009E73", "^", (0, (4, 1.2, 1, 1.2))),
+    "siglip": MethodStyle("SigLIP", "#56B4E9", "v", (0, (1, 1))),
+    "amorlip": MethodStyle("AmorLIP", "#CC79A7", "D", (0, (2.5, 1))),
+    "memory_queue": MethodStyle("CLIP + queue", "#E69F00", "P", (0, (4, 1.2, 1, 1.2, 1, 1.2))),
+    OURS: MethodStyle("NeuCLIP", "#D55E00", "o", "-"),
 }
 SPARE_COLORS = ("#7A5C99", "#8C6D31", "#5F6B6D", "#A23B72", "#3B7A57", "#B8860B", "#4B5D8A")
-SPARE_MARKERS = ("P", "X", "h", "p", "<", ">", "d", "8")
+SPARE_MARKERS = ("H", "X", "h", "p", "<", ">", "d", "8")
+SPARE_DASHES: tuple[Dashes, ...] = ((0, (8, 1.5)), (0, (6, 1.2, 2, 1.2)), (0, (1, 2.2)), (0, (3, 2.5)))
 
 DATASETS = {"cc3m": "CC3M", "cc12m": "CC12M", "dfn14m": "DFN-14M", "dfn192m": "DFN-192M", "dfn1b": "DFN-1B"}
 
@@ -57,7 +61,8 @@ def method(name: str) -> MethodStyle:
         return KNOWN[name]
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     number, color = divmod(number, len(SPARE_COLORS))
-    return MethodStyle(name, SPARE_COLORS[color], SPARE_MARKERS[number % len(SPARE_MARKERS)])
+    number, marker = divmod(number, len(SPARE_MARKERS))
+    return MethodStyle(name, SPARE_COLORS[color], SPARE_MARKERS[marker], SPARE_DASHES[number % len(SPARE_DASHES)])
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -84,6 +89,11 @@ def setting(column: str, value: object) -> str:
 def variant(name: str, label: str) -> str:
     """Display name of a method's variant; the empty label is the method itself."""
     return f"{method(name).name}, {label}" if label else method(name).name
+
+
+def p_value(p: float) -> str:
+    """Write a p value out, with as many digits as say something."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:{'.1g' if p < 0.01 else '.2g'}}"
 
 
 def paper(draw: Draw) -> Draw:

@@ -15,7 +15,9 @@ MAY_IMPORT = {
     "engine": {"engine"},
     "neuclip": {"neuclip"} | FOR_METHODS,
     "baselines": FOR_METHODS,
-    "analysis": {"analysis", "engine.spec", "engine.record", "engine.paths", "engine.evaluation", "engine.suite"},
+    "analysis": {"analysis", "engine.spec", "engine.record", "engine.paths", "engine.evaluation", "engine.suite"}
+    # Licences and sources of training sets, for the report.
+    | {"experiments.cards"},
     "experiments": {"experiments", "engine"},
 }
 ONLY_IN = {
@@ -23,7 +25,8 @@ ONLY_IN = {
     "clip_benchmark": {"engine/evaluate.py"},
     "open_clip": {"engine/towers.py", "engine/eval_model.py", "baselines/openclip.py", "baselines/siglip.py"},
     "resvg_py": {"experiments/icons/render.py"},
-    "huggingface_hub": {"experiments/evaluation_data.py"},
+    "huggingface_hub": {"experiments/crawl.py", "experiments/evaluation_data.py"},
+    "jinja2": {"analysis/report/page.py"},
 }
 
 

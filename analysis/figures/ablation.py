@@ -10,37 +10,35 @@ from analysis import frame as tidy
 
 SUITES = ("ablation_*", "quickstart")
 KINDS = ("average",)
-MAX_ROWS = 45
 MAX_SCORES = 3
 """The first averages of a suite; more leave no room for intervals."""
 
 
 @style.paper
-def build(frame: pd.DataFrame) -> Figure:
+def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one panel per average, one row per setting, method and variant; a line shows each main run's mean."""
     frame = tidy.final_scores(frame)
     varied = frame.loc[frame["variant"] != "", "method"].unique()
     frame = frame[frame["method"].isin(varied)]
     if frame.empty:
-        return drawing.nothing("No ablation: this suite has no variants.")
+        return drawing.nothing("No ablation: this suite has no variants.", width)
 
-    def name(method: str, variant: str, setting: str) -> str:
-        variant = variant if variant and len(varied) == 1 else style.variant(method, variant)
-        return ", ".join(filter(None, [variant, setting]))
-
-    # Bottom to top, so that ours and the main runs come first.
-    rows = [
-        (name(method, variant, label), method, variant, part)
-        for label, part in reversed(tidy.settings(frame))
-        for method in tidy.methods(part)
-        for variant in reversed(tidy.variants(part[part["method"] == method]))
-    ]
-    left_out = drawing.fit(rows, MAX_ROWS, "rows")[1]
-    rows = rows[-MAX_ROWS:]
-    scores = tidy.scores(frame)[:MAX_SCORES]
-    figure = Figure(figsize=(style.PAGE_IN, 0.65 + 0.17 * len(rows)))
-    for axes, score in zip(figure.subplots(1, len(scores), squeeze=False, sharey=True)[0], scores, strict=True):
-        axes.set_title(f"{score.title}, %")
+    # Bottom to top, so that ours and the main runs come first. Variants stand below the main run, which has the names.
+    rows = []
+    for label, part in reversed(tidy.settings(frame)):
+        for method in tidy.methods(part):
+            first, *others = tidy.variants(part[part["method"] == method])
+            rows += [(variant, method, variant, part) for variant in reversed(others)]
+            rows.append((", ".join(filter(None, [style.variant(method, first), label])), method, first, part))
+    labels = drawing.wrapped([label for label, *_ in rows], width)
+    row_in = 0.05 + drawing.LINE_IN * max(1 + label.count("\n") for label in labels)
+    most = int(drawing.MAX_IN / row_in)
+    left_out = drawing.fit(rows, most, "rows")[1]
+    rows, labels = rows[-most:], labels[-most:]
+    scores = tidy.scores(frame)[: MAX_SCORES if width > style.COLUMN_IN else 1]
+    figure = Figure(figsize=(width, 0.35 + row_in * len(rows)))
+    for axes, score in zip(drawing.grid(figure, len(scores), len(scores), sharey=True), scores, strict=True):
+        drawing.title(axes, score.title, 0.65 * width / len(scores))
         shown = []
         for y, (_, method, variant, part) in enumerate(rows):
             one = part[(part["method"] == method) & (part["name"] == score.name)]
@@ -54,7 +52,7 @@ def build(frame: pd.DataFrame) -> Figure:
             )
             shown.append(values)
         ours = [y for y, row in enumerate(rows) if row[1] == style.OURS and not row[2]]
-        drawing.label_rows(axes, [label for label, *_ in rows], pd.concat(shown), ours)
-    text = f"Vertical line: main run of the same method.{left_out}"
-    drawing.caption(figure, frame, text, over_seeds=drawing.MEAN_AND_INTERVAL)
+        drawing.label_rows(axes, labels, pd.concat(shown), ours)
+    text = "Score in %. Vertical line: main run of the same method."
+    drawing.caption(figure, frame, text, left_out, over_seeds=drawing.MEAN_AND_INTERVAL)
     return figure

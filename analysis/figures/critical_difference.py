@@ -14,13 +14,12 @@ from analysis import frame as tidy
 KINDS = ("eval",)
 # Suites with sets enough for a test over sets.
 SUITES = ("cc3m", "cc12m", "dfn*", "scales")
-MAX_SETTINGS = 6
-NAME_IN = 1.2
-"""Room for a method's name and rank on either side of the axis, inches, about."""
+NAME_IN = 1.0
+"""Room for a method's name and rank on either side of the axis, inches."""
 
 
 @style.paper
-def build(frame: pd.DataFrame) -> Figure:
+def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one panel per setting: the best on the left, names below."""
     frame = tidy.main_runs(tidy.final_scores(frame))
     panels = []
@@ -30,38 +29,35 @@ def build(frame: pd.DataFrame) -> Figure:
             panels.append((label, ranks))
     if not panels:
         return drawing.nothing(
-            f"No ranks: they take three methods and {stats.MIN_SETS_TO_TEST} evaluation sets that all have."
+            f"No ranks: they take three methods and {stats.MIN_SETS_TO_TEST} evaluation sets that all have.",
+            width,
         )
-    panels, left_out = drawing.fit(panels, MAX_SETTINGS, "settings")
-    columns = min(2, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    width = style.PAGE_IN if columns > 1 else style.COLUMN_IN
-    figure = Figure(figsize=(width, 1.35 * lines + 0.45))
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    for axes, (label, ranks) in zip(grid.flat, panels, strict=False):
-        _draw(axes, label, ranks, width / columns)
+    height = 0.9 + 0.18 * math.ceil(max(len(ranks.mean) for _, ranks in panels) / 2)
+    shown = drawing.arrange(panels, width, panel_in=3.2, line_in=height, what="settings")
+    figure, all_axes = shown.draw()
+    for axes, (label, ranks) in zip(all_axes, shown.panels, strict=True):
+        _draw(axes, label, ranks, shown.panel_in)
     text = (
         "Rank 1 is the best. A bar joins methods whose ranks differ by less than the critical difference (CD): "
-        f"Nemenyi's test at {stats.SIGNIFICANCE}. p: Friedman's test.{left_out}"
+        f"Nemenyi's test at {stats.SIGNIFICANCE}. p: Friedman's test."
     )
-    drawing.caption(figure, frame, text, over_seeds=" Scores are means over seeds.")
+    drawing.caption(figure, frame, text, shown.left_out, over_seeds="Scores are means over seeds.")
     return figure
 
 
 def _draw(axes: Axes, label: str, ranks: stats.Ranks, axes_width: float) -> None:
     order = ranks.mean.sort_values(kind="stable")
-    p = "p < 0.001" if ranks.p < 0.001 else f"p = {ranks.p:.2g}"
     worst, half = len(order), math.ceil(len(order) / 2)
-    room = NAME_IN / axes_width * (worst - 1)
-    axes.set_title(", ".join(filter(None, [label, f"{ranks.num_sets} sets, {p}"])), pad=4)
-    axes.set(xlim=(1 - room, worst + room), ylim=(-1.6 - half, 1.6))
+    room = NAME_IN * (worst - 1) / (axes_width - 2 * NAME_IN)
+    axes.set_title(
+        ", ".join(filter(None, [label, f"{ranks.num_sets} sets, {style.p_value(ranks.p)}"])),
+    )
+    axes.set(xlim=(1 - room, worst + room), ylim=(-1.6 - half, 2.4))
     axes.set_axis_off()
     axes.plot([1, worst], [0, 0], color=style.MUTED, linewidth=0.8, zorder=1)
     for place in range(1, worst + 1):
         axes.plot([place, place], [0, 0.25], color=style.MUTED, linewidth=0.8)
-        axes.text(place, 0.4, f"{place}", ha="center", va="bottom", fontsize=6.5)
+        axes.text(place, 0.4, f"{place}", ha="center", va="bottom", fontsize=7)
     for number, group in enumerate(stats.alike(ranks)):
         ends = [order[group[0]] - 0.04, order[group[-1]] + 0.04]
         y = -0.35 - 0.3 * number
@@ -79,17 +75,11 @@ def _draw(axes: Axes, label: str, ranks: stats.Ranks, axes_width: float) -> None
             f"{look.name}  {value:.2f}",
             ha="right" if is_left else "left",
             va="center_baseline",
-            fontsize=6.5,
+            fontsize=7,
             color=look.color if method == style.OURS else style.INK,
             fontweight="bold" if method == style.OURS else "normal",
         )
-    axes.annotate(
-        f"CD = {ranks.critical_difference:.2f}",
-        (1, 1),
-        xycoords="axes fraction",
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize=6.5,
+    axes.plot([1, 1 + ranks.critical_difference], [1.9, 1.9], "|-", color=style.INK, linewidth=0.8, label="CD")
+    axes.text(
+        1 - 0.1 * room, 1.9, f"CD = {ranks.critical_difference:.2f}", ha="right", va="center_baseline", fontsize=7
     )

@@ -12,16 +12,15 @@ from analysis import frame as tidy
 # Averages tell how long every run is, also those without a sign.
 KINDS = ("average", "signature")
 SUITES = ("!smoke",)
-MAX_ROWS = 40
 
 
 @style.paper
-def build(frame: pd.DataFrame) -> Figure:
+def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one row per setting, method, variant and sign, in it a bar per seed, from its first to its last step."""
     length = frame[frame["kind"] == "average"].groupby("run_id")["samples_seen"].max()
     found = frame[frame["kind"] == "signature"]
     if found.empty:
-        return drawing.nothing(f"No signs of failure were found in {frame['run_id'].nunique()} runs.")
+        return drawing.nothing(f"No signs of failure were found in {frame['run_id'].nunique()} runs.", width)
     share = found["samples_seen"] / found["run_id"].map(length)
     found = found.assign(share=share)
     rows = []
@@ -33,18 +32,20 @@ def build(frame: pd.DataFrame) -> Figure:
             for name in sorted(signs["name"].unique()):
                 where = ", ".join(filter(None, [style.variant(method, variant), label]))
                 rows.append((where, name.replace("_", " "), method, seeds, signs[signs["name"] == name]))
-    rows, left_out = drawing.fit(rows, MAX_ROWS, "rows")
-    figure = Figure(figsize=(style.PAGE_IN, 0.75 + 0.19 * len(rows)))
+    labels = drawing.wrapped([f"{where}: {name}" for where, name, *_ in rows], width)
+    row_in = 0.07 + drawing.LINE_IN * max(1 + label.count("\n") for label in labels)
+    rows, left_out = drawing.fit(rows, int(drawing.MAX_IN / row_in), "rows")
+    figure = Figure(figsize=(width, 0.45 + row_in * len(rows)))
     axes = figure.subplots()
     for y, (_, _, method, seeds, signs) in enumerate(rows):
         height = 0.7 / signs["run_id"].nunique()
         for number, (_, run) in enumerate(signs.groupby("run_id")):
             ends = run.set_index("metric")["share"]
-            width = max(ends["last_step"] - ends["first_step"], 0.004)
+            length_shown = max(ends["last_step"] - ends["first_step"], 0.004)
             bottom = y - 0.35 + number * height
             axes.barh(
                 bottom,
-                width,
+                length_shown,
                 0.85 * height,
                 left=ends["first_step"],
                 align="edge",
@@ -52,7 +53,7 @@ def build(frame: pd.DataFrame) -> Figure:
                 linewidth=0,
             )
         drawing.row_number(axes, y, f"{signs['run_id'].nunique()} of {seeds} runs", method)
-    axes.set_yticks(range(len(rows)), [f"{where}: {name}" for where, name, *_ in rows])
+    axes.set_yticks(range(len(rows)), labels[: len(rows)])
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1), xlabel="Share of training")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(axis="y", length=0)
@@ -60,7 +61,8 @@ def build(frame: pd.DataFrame) -> Figure:
     drawing.caption(
         figure,
         frame,
-        f"Rows without a sign are left out.{left_out}",
-        over_seeds=" One bar per seed that shows the sign.",
+        "Rows without a sign are left out.",
+        left_out,
+        over_seeds="One bar per seed that shows the sign.",
     )
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
@@ -16,18 +15,18 @@ from analysis import frame as tidy
 
 KINDS = ("normalizer",)
 GRIDS = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in the data set"}
-MAX_PANELS = 9
+LINE_IN = 2.0
 SAME_TEMPERATURE = 0.02
 """Relative difference up to which temperatures count as equal."""
-CONTROL: dict[str, Any] = {"color": style.MUTED, "linestyle": drawing.DASHED, "linewidth": 1.0, "marker": "_"}
+CONTROL: dict[str, Any] = {"color": style.MUTED, "linestyle": (0, (1, 2.5)), "linewidth": 1.0, "marker": "_"}
 
 
 @style.paper
-def build(frame: pd.DataFrame) -> Figure:
+def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw the main runs and each variant that several methods share; first those of one temperature, which compare."""
     frame = tidy.with_mean_error(frame)
     if frame.loc[frame["name"] == "mse", "value"].isna().all():
-        return drawing.nothing("No errors of log-normalizers: no run of this suite measures them.")
+        return drawing.nothing("No errors of log-normalizers: no run of this suite measures them.", width)
     models = sorted(frame["model"].unique())
     parts = {
         ", ".join(filter(None, [variant.capitalize() or "Main runs", model if len(models) > 1 else ""])): rows
@@ -42,25 +41,18 @@ def build(frame: pd.DataFrame) -> Figure:
         panels.append((_title(name, largest), "samples_seen", largest))
         final = rows[rows["is_final"]]
         panels += [(_title(name, final), c, _slice(final, c)) for c in GRIDS if rows[c].nunique() > 1]
-    panels, left_out = drawing.fit(panels, MAX_PANELS, "panels")
-    columns = min(3 if len(panels) > 4 or any(x in GRIDS for _, x, _ in panels) else 2, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(style.PAGE_IN, 2.1 * lines + 0.4))
-    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    for axes, (title, x, rows) in zip(grid.flat, panels, strict=False):
-        axes.set_title(title)
+    is_many = len(panels) > 4 or any(x in GRIDS for _, x, _ in panels)
+    shown = drawing.arrange(panels, width, panel_in=2.2 if is_many else 2.4, line_in=LINE_IN, what="panels")
+    figure, all_axes = shown.draw(sharey=True)
+    for axes, (title, x, rows) in zip(all_axes, shown.panels, strict=True):
+        drawing.title(axes, title, shown.panel_in)
         _draw(axes, rows, x)
-    for axes in grid[:, 0]:
+    for axes in all_axes[:: shown.columns]:
         axes.set_ylabel("MSE of the log-normalizer")
-    drawing.legend(figure, frame, Line2D([], [], label="Fresh random embeddings", **CONTROL))
-    drawing.caption(
-        figure,
-        frame,
-        "Errors compare at equal temperature \N{GREEK SMALL LETTER TAU} only." + left_out,
-        over_seeds=drawing.MEAN_AND_BAND,
-    )
+    control = Line2D([], [], label="Fresh embeddings", **CONTROL)
+    drawing.legend(figure, [*drawing.method_handles(frame), control])
+    text = "Errors compare at equal temperature \N{GREEK SMALL LETTER TAU} only."
+    drawing.caption(figure, frame, text, shown.left_out, over_seeds=drawing.MEAN_AND_BAND)
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,22 +21,25 @@ MAX_ROWS = 50
 
 
 @style.paper
-def build(frame: pd.DataFrame) -> Figure:
-    """Draw two panels with half of the sets each, of the first setting if there are several."""
+def build(frame: pd.DataFrame, width: float) -> Figure:
+    """Draw the sets of the first setting, on a page in two panels with half of them each."""
     frame = tidy.main_runs(tidy.final_scores(frame))
     if frame.empty:
-        return drawing.nothing("No results by task: this suite evaluates no main runs.")
+        return drawing.nothing("No results by task: this suite evaluates no main runs.", width)
     settings, left_out = drawing.fit(tidy.settings(frame), 1, "settings")
-    ((label, rows),) = settings
+    ((_, rows),) = settings
     scores = tidy.scores(rows)
     means = rows.groupby(["name", "method"])["value"].mean().unstack("method").mul(100)
-    half = min(math.ceil(len(scores) / 2), MAX_ROWS)
-    figure = Figure(figsize=(style.PAGE_IN, ROW_IN * half + 0.95))
-    for axes, part in zip(figure.subplots(1, 2), (scores[:half], scores[half : 2 * half]), strict=True):
-        _draw(axes, part, means)
-    drawing.legend(figure, rows, Line2D([], [], label="chance", color=style.MUTED, marker="|", linestyle=""))
-    text = f"Main metric in %.{f' {label}.' if label else ''}{left_out}"
-    drawing.caption(figure, rows, text, over_seeds=" Markers: means over seeds.")
+    columns = 2 if width > style.COLUMN_IN else 1
+    num_rows = min(math.ceil(len(scores) / columns), MAX_ROWS)
+    scores, sets_left_out = drawing.fit(scores, columns * num_rows, "sets")
+    figure = Figure(figsize=(width, ROW_IN * num_rows + 0.35))
+    for number, axes in enumerate(drawing.grid(figure, columns, columns)):
+        _draw(axes, scores[number * num_rows : (number + 1) * num_rows], means)
+    chance = Line2D([], [], label="chance", color=style.MUTED, marker="|", linestyle="")
+    drawing.legend(figure, [*drawing.method_handles(rows), chance])
+    over_seeds = "Markers: means over seeds."
+    drawing.caption(figure, rows, "Main metric in %.", left_out, sets_left_out, over_seeds=over_seeds)
     return figure
 
 
@@ -58,8 +62,8 @@ def _draw(axes: Axes, scores: list[tidy.Score], means: pd.DataFrame) -> None:
             label=look.name,
             zorder=style.emphasis(method)["zorder"],
         )
-    axes.set_yticks(list(rows), [score.title for score in scores], fontsize=6)
-    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 100))
+    axes.set_yticks(list(rows), [score.title for score in scores], fontsize=7)
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, min(100, 10 * math.ceil(0.105 * np.nanmax(means)))))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")

@@ -12,11 +12,11 @@ from analysis import frame as tidy
 KINDS = ("average",)
 SUITES = ("ablation_batch_size*", "ablation_dataset_size*")
 SIZES = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in the data set"}
-MAX_PANELS = 3
+LINE_IN = 2.0
 
 
 @style.paper
-def build(frame: pd.DataFrame) -> Figure:
+def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one panel per size that varies and variant: the first average against it. Main runs are in all panels."""
     frame = tidy.final_scores(frame)
     panels = []
@@ -28,26 +28,26 @@ def build(frame: pd.DataFrame) -> Figure:
             shared = rows[(rows["variant"] == "") & (rows[size] == _shared_size(rows, size))]
             for variant in tidy.variants(rows):
                 part = rows[rows["variant"] == variant]
-                shown = pd.concat([part, shared]) if variant else part
-                if shown[size].nunique() > 1:
-                    panels.append((variant.capitalize() or "Equal samples seen", score.title, size, label, shown))
+                drawn = pd.concat([part, shared]) if variant else part
+                if drawn[size].nunique() > 1:
+                    panels.append((variant.capitalize() or "Equal samples seen", score.title, size, label, drawn))
     if not panels:
-        return drawing.nothing("No quality by size: neither batch nor data size varies in this suite.")
-    panels, left_out = drawing.fit(panels, MAX_PANELS, "panels")
-    width = style.PAGE_IN if len(panels) > 1 else style.COLUMN_IN
-    figure = Figure(figsize=(width, 2.5))
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (title, score_title, size, label, rows) in zip(grid, panels, strict=True):
+        return drawing.nothing("No quality by size: neither batch nor data size varies in this suite.", width)
+    shown = drawing.arrange(panels, width, panel_in=2.2, line_in=LINE_IN, what="panels")
+    figure, all_axes = shown.draw(sharey=True)
+    for axes, (title, _, size, label, rows) in zip(all_axes, shown.panels, strict=True):
         for method in tidy.methods(rows):
             drawing.curve(axes, rows[rows["method"] == method], method, x=size, marked=True)
-        axes.set(title=title, xlabel=label)
+        axes.set_xlabel(label)
+        drawing.title(axes, title, shown.panel_in)
         axes.set_xscale("log", base=2 if size == "global_batch_size" else 10)
         values = sorted(rows[size].unique())
         axes.set_xticks(values, [EngFormatter(sep="", places=1)(value).replace(".0", "") for value in values])
         axes.minorticks_off()
-        grid[0].set_ylabel(f"{score_title}, %")
-    drawing.legend(figure, frame)
-    drawing.caption(figure, frame, left_out.strip(), over_seeds=drawing.MEAN_AND_BAND)
+    for axes in all_axes[:: shown.columns]:
+        axes.set_ylabel(f"{shown.panels[0][1]}, %")
+    drawing.legend(figure, drawing.method_handles(frame))
+    drawing.caption(figure, frame, shown.left_out, over_seeds=drawing.MEAN_AND_BAND)
     return figure
 
 

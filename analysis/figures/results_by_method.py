@@ -18,40 +18,42 @@ Panel = tuple[str, tidy.Score, pd.DataFrame]
 
 
 @style.paper
-def build(frame: pd.DataFrame) -> Figure:
+def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw averages large with their numbers, sets small below.
 
     With several settings only the averages of each, with more sets than fit below only the averages.
     """
     frame = tidy.main_runs(tidy.final_scores(frame))
     if frame.empty:
-        return drawing.nothing("No results by method: this suite evaluates no main runs.")
+        return drawing.nothing("No results by method: this suite evaluates no main runs.", width)
     settings, methods = tidy.settings(frame), tidy.methods(frame)
     panels = [(label, score, rows) for label, rows in settings for score in tidy.scores(rows)]
     large = [panel for panel in panels if panel[1].kind == "average"]
     small = [panel for panel in panels if panel[1].kind == "eval" and len(settings) == 1]
-    small = small if len(small) <= MAX_SETS else []
-    if len(large) > drawing.MAX_PANELS:
+    # A column has room for one of the two.
+    small = small if len(small) <= MAX_SETS and (width > style.COLUMN_IN or not large) else []
+    heights = 0.45 + 0.2 * len(methods), 0.42 + 0.165 * len(methods)
+    kept = drawing.arrange(large, width, panel_in=2.2, line_in=heights[0], what="settings")
+    if kept.left_out:
         large = [panel for panel in large if panel[1].name == large[0][1].name]
-    large, left_out = drawing.fit(large, drawing.MAX_PANELS, "settings")
+        kept = drawing.arrange(large, width, panel_in=2.2, line_in=heights[0], what="settings")
+    large, left_out = kept.panels, kept.left_out
     # Panels, columns, height of a row of panels.
     blocks: list[tuple[list[Panel], int, float]] = [
-        (large, min(3, len(large)), 0.45 + 0.2 * len(methods)),
-        (small, min(4, len(small)), 0.42 + 0.165 * len(methods)),
+        (large, kept.columns, heights[0]),
+        (small, max(1, int(width / 1.6)), heights[1]),
     ]
-    blocks = [block for block in blocks if block[0]]
-    heights = [math.ceil(len(block) / columns) * height for block, columns, height in blocks]
-    figure = Figure(figsize=(style.PAGE_IN, sum(heights) + 0.2))
-    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
+    blocks = [(block, min(columns, len(block)), height) for block, columns, height in blocks if block]
+    block_heights = [math.ceil(len(block) / columns) * height for block, columns, height in blocks]
+    figure = Figure(figsize=(width, sum(block_heights)))
+    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=block_heights)[:, 0]
     for part, (block, columns, _) in zip(parts, blocks, strict=True):
-        grid = part.subplots(math.ceil(len(block) / columns), columns, squeeze=False, sharey=True)
-        for axes in grid.flat[len(block) :]:
-            axes.remove()
-        for axes, (label, score, rows) in zip(grid.flat, block, strict=False):
-            axes.set_title(", ".join(filter(None, [score.title, label])))
+        all_axes = drawing.grid(part, len(block), columns, sharey=True)
+        for axes, (label, score, rows) in zip(all_axes, block, strict=True):
+            drawing.title(axes, ", ".join(filter(None, [score.title, label])), width / columns)
             _draw(axes, score, rows, methods, with_numbers=block is large)
-    diverged = "".join(f" {style.method(name).name}: {count}." for name, count in _diverged(frame).items())
-    drawing.caption(figure, frame, f"Score in %.{diverged}{left_out}", over_seeds=drawing.MEAN_AND_INTERVAL)
+    diverged = [f"{style.method(name).name}: {count}." for name, count in _diverged(frame).items()]
+    drawing.caption(figure, frame, "Score in %.", *diverged, left_out, over_seeds=drawing.MEAN_AND_INTERVAL)
     return figure
 
 

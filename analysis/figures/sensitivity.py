@@ -16,6 +16,9 @@ from analysis import frame as tidy
 
 KINDS = ("average", "option", "cost")
 SUITES = ("ablation_acceleration*", "ablation_num_prototypes*", "ablation_num_updates*", "ablation_restart_period*")
+LINE_IN = 2.2
+LEAST_SPAN = 0.02
+"""Span of a heat map's colours over its middle, at least: noise must not look like an effect."""
 OPTIONS = {
     "num_updates": "Updates per step, $T_u$",
     "restart_period": "Restart period in steps, $T_r$",
@@ -24,27 +27,36 @@ OPTIONS = {
 
 
 @style.paper
-def build(frame: pd.DataFrame) -> Figure:
+def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw a heat map over the two options that vary, or a curve over the only one; beside it the step time."""
     frame = frame[frame["method"] == style.OURS]
     runs = _runs(frame)
     varied = [name for name in OPTIONS if name in runs and runs[name].nunique() > 1][:2]
     if not varied or runs["score"].isna().all():
-        return drawing.nothing("No sensitivity: no option of NeuCLIP's network varies in this suite.")
+        return drawing.nothing("No sensitivity: no option of NeuCLIP's network varies in this suite.", width)
+    # Variants that differ from the main run in something else are not in its place.
+    main = set(runs.loc[runs["variant"] == "", varied].itertuples(index=False, name=None))
+    is_like_main = [place in main for place in runs[varied].itertuples(index=False, name=None)]
+    runs = runs[(runs["variant"] == "") | ~pd.Series(is_like_main, runs.index)]
     title = next(score.title for score in tidy.scores(frame) if score.kind == "average")
     panels = {"score": f"{title}, %"}
-    if not runs["step"].isna().any() and frame["device"].nunique() == 1 and frame["commit"].nunique() == 1:
+    if (
+        not runs["step"].isna().any()
+        and frame["device"].nunique() == 1
+        and frame["commit"].nunique() == 1
+        and not tidy.moved(frame).any()
+    ):
         panels["step"] = "Median step, ms"
-    figure = Figure(figsize=(style.PAGE_IN if len(panels) > 1 else style.COLUMN_IN, 2.4))
-    for axes, (column, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    shown = drawing.arrange(list(panels.items()), width, panel_in=3.2, line_in=LINE_IN, what="panels")
+    figure, all_axes = shown.draw()
+    for axes, (column, name) in zip(all_axes, shown.panels, strict=True):
         axes.set_title(name)
         draw = _curve if len(varied) == 1 else _heat_map
         draw(axes, runs, varied, column)
-    text = "Outlined: main run." if len(varied) > 1 else "Larger marker: main run."
-    if "step" not in panels:
-        text += " No step times: they are of several devices or commits, or missing."
-    interval = " Bar: 95 % interval of the mean over seeds." if len(varied) == 1 else " Means over seeds."
-    drawing.caption(figure, frame, text, over_seeds=interval)
+    which = "Outlined: main run." if len(varied) > 1 else "Larger marker: main run."
+    untimed = "" if "step" in panels else "No step times: they are of several devices or commits, or missing."
+    interval = "Bar: 95 % interval of the mean over seeds." if len(varied) == 1 else "Means over seeds."
+    drawing.caption(figure, frame, which if main else "", untimed, shown.left_out, over_seeds=interval)
     return figure
 
 
@@ -83,7 +95,9 @@ def _heat_map(axes: Axes, runs: pd.DataFrame, varied: list[str], column: str) ->
     # Lightness alone carries the value, so it survives grey.
     colors = colormaps["cividis"]
     low, high = np.nanmin(table.to_numpy()), np.nanmax(table.to_numpy())
-    image = axes.imshow(table, cmap=colors, vmin=low, vmax=high, aspect="auto", origin="lower")
+    middle = (low + high) / 2
+    reach = max((high - low) / 2, LEAST_SPAN / 2 * middle)
+    image = axes.imshow(table, cmap=colors, vmin=middle - reach, vmax=middle + reach, aspect="auto", origin="lower")
     for (row, place), value in np.ndenumerate(table.to_numpy()):
         if not math.isnan(value):
             is_dark = float(np.mean(image.cmap(image.norm(value))[:3])) < 0.5

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import reference, stats, style
-from analysis.rendering import Cell, Row, Table
+from analysis.table import Cell, Row, Table
 
 SUITES = ("ablation_*", "quickstart")
 KINDS = ("average",)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from analysis import frame as tidy
 from analysis import stats, style
-from analysis.rendering import Cell, Row, Table
+from analysis.table import Cell, Row, Table
 
 KINDS = ("eval",)
 # Suites with sets enough for a test over sets.
@@ -30,7 +32,8 @@ def build(frame: pd.DataFrame) -> Table:
             key = (label, style.method(str(method)).name)[-len(keys) :]
             rows.append((*key, Cell(float(ranks.mean[str(method)]), form=".2f"), *_cells(tests, str(method))))
         where = f"{label}: " if label else ""
-        test = f"p = {ranks.p:.2g}, critical difference {ranks.critical_difference:.2f}" if ranks.p == ranks.p else "-"
+        found = f"{style.p_value(ranks.p)}, critical difference {ranks.critical_difference:.2f}"
+        test = "not tested" if math.isnan(ranks.p) else found
         friedman.append(f"{where}{ranks.num_sets} of {part['name'].nunique()} sets, {test}")
     return Table(
         title="Methods over all evaluation sets, main metrics, means over seeds",

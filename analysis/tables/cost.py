@@ -6,7 +6,8 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import reference, stats, style
-from analysis.rendering import Cell, Row, Table, short
+from analysis.rendering import short
+from analysis.table import Cell, Row, Table
 
 KINDS = ("cost",)
 # The smoke suite is there to compare bytes, and says nothing about methods.
@@ -17,26 +18,27 @@ PHASES = ("data", "encoder", "method", "optimizer")
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per setting, method, device and commit: times of different devices or code are never averaged."""
+    """One row per setting, device, commit and method: times of different devices or code are never averaged.
+
+    A run that moved between them has no times: its own are a mixture.
+    """
     frame = tidy.main_runs(frame[~frame["name"].str.startswith("time/")])
     settings = tidy.settings(frame)
     commits = sorted(frame["commit"].unique())
-    names = {
-        "Setting": len(settings) > 1,
-        "Method": True,
-        "Device": True,
-        "Commit": len(commits) > 1,
-    }
+    names = {"Setting": len(settings) > 1, "Device": True, "Commit": len(commits) > 1, "Method": True}
     keys = tuple(name for name, is_shown in names.items() if is_shown)
     clocks = [CLOCK + phase for phase in PHASES]
     rows: list[Row] = []
     for label, part in settings:
-        for method in tidy.methods(part):
-            for (device, commit), one in part[part["method"] == method].groupby(["device", "commit"], sort=False):
+        for (device, commit), alike in part.groupby(["device", "commit"]):
+            for method in tidy.methods(alike):
+                one = alike[alike["method"] == method]
                 runs = one.pivot(index="run_id", columns="name", values="value").reindex(columns=frame["name"].unique())
+                if tidy.moved(one).any():
+                    runs = runs * float("nan")
                 shares = 100 * runs[clocks].div(runs[clocks].sum(axis=1), axis=0)
                 place = dict(
-                    zip(names, (label, style.method(method).name, str(device), short(str(commit))), strict=True)
+                    zip(names, (label, str(device), short(str(commit)), style.method(method).name), strict=True)
                 )
                 rows.append(
                     (
@@ -50,8 +52,8 @@ def build(frame: pd.DataFrame) -> Table:
     mixed = []
     if len(commits) > 1 or frame["device"].nunique() > 1:
         mixed.append("These runs are not of one device and commit: rows that differ in either do not compare.")
-    if frame[["device", "commit"]].apply(lambda column: column.str.contains(", ")).any(axis=None):
-        mixed.append("A row that names several devices or commits is of runs that moved: its times are a mixture.")
+    if tidy.moved(frame).any():
+        mixed.append("A row that names several devices or commits is of runs that moved, and has no times.")
     titles = [f"{clock.removeprefix(CLOCK).capitalize()}, %" for clock in clocks]
     return Table(
         title="Cost of training, mean ± half-width of the 95 % interval over runs",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis import cells, reference, stats, style
+from analysis import cells, reference, style
 from analysis import frame as tidy
-from analysis.rendering import Cell, Row, Table
+from analysis.table import Cell, Row, Table
 
 KINDS = ("average", "eval")
-OURS = style.method(style.OURS).name
 MAX_SETS = 12
 """Suites with more sets show averages here, and each set in the table per_task."""
 
@@ -44,12 +43,7 @@ def build(frame: pd.DataFrame) -> Table:
         header=(*keys, *titles, "Runs", "Diverged"),
         rows=tuple(rows),
         num_keys=len(keys),
-        notes=(
-            f"{tidy.describe(frame)}. Best mean in bold, the second set off. n is given where it is not the number of "
-            "runs; a single run has no interval.",
-            f"* {OURS} is better than this baseline, † worse: paired t test over seeds from {stats.MIN_PAIRS_TO_TEST} "
-            f"pairs on, level {stats.SIGNIFICANCE}, Holm-corrected over the baselines of a column.",
-        ),
+        notes=cells.notes(frame, "column"),
         reference=reference.by_method("results", "datasets"),
     )
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import reference, stats, style
-from analysis.rendering import Cell, Row, Table, three_digits
+from analysis.table import Cell, Row, Table, three_digits
 
 KINDS = ("normalizer",)
 COLUMNS = {

@@ -6,14 +6,14 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import reference, stats, style
-from analysis.rendering import Cell, Row, Table, three_digits
+from analysis.table import Cell, Row, Table, three_digits
 
 KINDS = ("normalizer",)
 SUITES = ("ablation_normalizer_error_*",)
 CHANGES = {
-    # What varies, whether small is easy, and the change that the paper reports.
-    "global_batch_size": (False, "batch 1024 to 512"),
-    "dataset_pairs": (True, "1.37 M to 13.7 M pairs"),
+    # What varies, how it is called, whether small is easy, and the change that the paper reports.
+    "global_batch_size": ("Batch", False, "batch 1024 to 512"),
+    "dataset_pairs": ("Pairs", True, "1.37 M to 13.7 M pairs"),
 }
 
 
@@ -22,7 +22,7 @@ def build(frame: pd.DataFrame) -> Table:
     frame = tidy.with_mean_error(frame[frame["is_final"]])
     frame = frame[frame["name"] == "mse"]
     rows: list[Row] = []
-    for column, (small_is_easy, change) in CHANGES.items():
+    for column, (name, small_is_easy, change) in CHANGES.items():
         paper = reference.increase(change)
         for variant in tidy.variants(frame):
             part = frame[frame["variant"] == variant]
@@ -34,7 +34,7 @@ def build(frame: pd.DataFrame) -> Table:
                 easy, hard = (one.get(size, pd.Series(dtype=float)) for size in (sizes[0], sizes[-1]))
                 rows.append(
                     (
-                        f"{column.replace('_', ' ')} {sizes[0]} to {sizes[-1]}",
+                        f"{name} {sizes[0]} to {sizes[-1]}",
                         style.variant(method, variant),
                         _cell(easy),
                         _cell(hard),

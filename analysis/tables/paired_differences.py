@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import stats, style
-from analysis.rendering import Cell, Row, Table
+from analysis.table import Cell, Row, Table
 
 KINDS = ("average", "eval")
 
@@ -20,10 +20,12 @@ def build(frame: pd.DataFrame) -> Table:
     for label, part in settings:
         for score in tidy.scores(part):
             one = part[(part["kind"] == score.kind) & (part["name"] == score.name)]
-            for test in stats.paired_differences(one, ["name"], first=style.OURS).to_dict("records"):
+            tests = stats.paired_differences(one, ["name"], first=style.OURS).set_index("baseline")
+            for baseline in style.ordered(tests.index):
+                test = tests.loc[[baseline]].to_dict("records")[0]
                 rows.append(
                     (
-                        *(label, score.title, style.method(test["baseline"]).name)[-len(keys) :],
+                        *(label, score.title, style.method(baseline).name)[-len(keys) :],
                         Cell(100 * test["mean"], 100 * test["half_width"], form="+.1f"),
                         Cell(test["p"], form=".2g"),
                         Cell(test["p_holm"], form=".2g"),

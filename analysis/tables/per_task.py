@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis import cells, style
 from analysis import frame as tidy
-from analysis.rendering import Cell, Row, Table
+from analysis.table import Cell, Row, Table
 
 KINDS = ("eval",)
 SUITES = ("cc3m", "cc12m", "dfn*", "scales")
@@ -28,5 +28,5 @@ def build(frame: pd.DataFrame) -> Table:
         header=(*keys, *(style.method(method).name for method in methods), "Chance"),
         rows=tuple(rows),
         num_keys=len(keys),
-        notes=(f"{tidy.describe(frame)}. Best mean in bold, the second set off; marks as in the main table.",),
+        notes=cells.notes(frame, "task"),
     )

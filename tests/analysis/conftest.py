@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import reported
 import synthetic
 
 from analysis.collect import collect
+from engine import paths
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +36,43 @@ def _collected(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 def frame(_collected: pd.DataFrame) -> pd.DataFrame:
     """What collecting `suite` gives."""
     return _collected.copy()
+
+
+@pytest.fixture
+def everything() -> Path:
+    """A suite of which every table and every figure has something to show."""
+    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(6)}
+    main = {"num_updates": 10, "restart_period": 500}
+    specs = [
+        synthetic.run_spec(method, seed, global_batch_size=size, config=main)
+        for method in ("neuclip", "openclip", "siglip")
+        for seed in range(2)
+        for size in (64, 32)
+    ]
+    specs.append(synthetic.run_spec("amorlip", 0, config=main))
+    variants = {
+        "1 update": [synthetic.run_spec("neuclip", seed, config={**main, "num_updates": 1}) for seed in range(2)],
+        "fixed temperature": [
+            synthetic.run_spec(method, 0, global_batch_size=size, config={**main, "fixed": True})
+            for method in ("neuclip", "openclip")
+            for size in (64, 32)
+        ],
+    }
+    suite = synthetic.write_suite(
+        specs, cards=cards, averages={"Average": list(cards)}, variants=variants, diverged=(("siglip", 1),)
+    )
+    sign = {"name": "embedding_collapse", "first_step": 3, "last_step": 30, "evidence": {}, "advice": "-"}
+    for record in paths.RESULTS.glob("runs/siglip*/record.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"signatures": [sign]}))
+    return suite
+
+
+@pytest.fixture(scope="session")
+def reported_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of `reported` and their report; tests read it, and change copies."""
+    folder = tmp_path_factory.mktemp("reported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        reported.write_results()
+        reported.write_report()
+    return folder

@@ -8,6 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
+
 from engine import paths
 from engine.spec import RunSpec, fingerprint
 
@@ -62,6 +65,23 @@ def main_specs(seeds: int = 3) -> list[dict[str, Any]]:
     return [run_spec(method, seed) for method in METHODS for seed in range(seeds)]
 
 
+def log_normalizers(method: str, seed: int) -> bytes:
+    """The file of estimates and exact values of 40 anchors; NeuCLIP's are 0.1 too high, the text side's 0.2."""
+    exact = np.random.default_rng(seed).normal(-3.0, 0.5, (2, 40)).astype(np.float32)
+    off = {"neuclip": 0.1, "openclip": 0.6}.get(method, 0.3) * np.array([[1], [2]], np.float32)
+    estimate = exact + off
+    if method == "fastclip":
+        estimate[0, :4] = np.inf
+    return safetensors.numpy.save({"exact": exact, "estimate": estimate.astype(np.float32)})
+
+
+def outcomes(card: dict[str, Any], value: float) -> dict[str, Any]:
+    """As many right answers as make `value`; in retrieval each image has one caption, and both are found or neither."""
+    hits = round(value * card["images"])
+    kinds = ([0.0], [1.0]) if card["metric"] == "acc1" else ([0.0, 1.0, 0.0], [1.0, 1.0, 1.0])
+    return {"stratum": [0, 0], "outcome": kinds, "count": [card["images"] - hits, hits]}
+
+
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
@@ -104,6 +124,11 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
     method, seed = spec.method.name, spec.seed
     weights = {str(m): hashlib.sha256(f"{spec.run_id}/{m}".encode()).hexdigest() for m in spec.milestones}
     error = {"neuclip": 0.1, "openclip": 0.6, "fastclip": 2.0}.get(method, 0.3)
+    sample = log_normalizers(method, seed)
+    if spec.samples_seen in reached:
+        path = paths.log_normalizers(spec.run_id, spec.samples_seen)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample)
     record = {
         "schema_version": 1,
         "run_id": spec.run_id,
@@ -124,6 +149,7 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
                 "text_bias": 0.1,
                 "control_mse": 0.03,
                 "control_size": 256,
+                "sample_sha256": hashlib.sha256(sample).hexdigest() if m == spec.samples_seen else None,
             }
             for m in reached
         ],
@@ -173,6 +199,7 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
                 "weights_sha256": weights[str(milestone)] if evaluated else None,
                 "card_sha256": fingerprint(card),
                 "evaluator": {"clip_benchmark": "1.6.2"},
+                "outcomes": outcomes(card, value) if evaluated else None,
             }
             write_json(paths.eval_result(spec.run_id, milestone, eval_set), result)
 

@@ -51,7 +51,7 @@ def test_suites_that_must_be_computed_are_refused(tmp_path: Path, monkeypatch: p
 
 def test_an_unknown_method_always_looks_the_same() -> None:
     look = style.method("fastclp")
-    assert look == style.MethodStyle("fastclp", look.color, look.marker)
+    assert look == style.MethodStyle("fastclp", look.color, look.marker, look.dashes)
     assert (look.color, look.marker) == ("#3B7A57", "d")
     assert look.marker not in {known.marker for known in style.KNOWN.values()}
 

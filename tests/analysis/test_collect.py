@@ -115,6 +115,7 @@ def test_normalizer_errors_and_costs_are_rows(frame: pd.DataFrame) -> None:
     assert value(one, kind="normalizer", name="image_mse", is_final=True)["value"] == pytest.approx(0.66)
     assert value(one, kind="cost", name="clock_sec/encoder")["value"] == 6.0
     assert value(one, kind="cost", name="median_step_sec")["value"] == pytest.approx(0.011)
+    assert value(one, kind="cost", name="num_processes")["value"] == 1
 
 
 def test_times_are_costs_and_not_curves(frame: pd.DataFrame) -> None:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import synthetic
 
 from analysis import artifacts
 from analysis.__main__ import main
@@ -33,33 +32,6 @@ sys.exit(status)
 def digests(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture
-def everything() -> None:
-    """A suite of which every table and every figure has something to show."""
-    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(6)}
-    main = {"num_updates": 10, "restart_period": 500}
-    specs = [
-        synthetic.run_spec(method, seed, global_batch_size=size, config=main)
-        for method in ("neuclip", "openclip", "siglip")
-        for seed in range(2)
-        for size in (64, 32)
-    ]
-    variants = {
-        "1 update": [synthetic.run_spec("neuclip", seed, config={**main, "num_updates": 1}) for seed in range(2)],
-        "fixed temperature": [
-            synthetic.run_spec(method, 0, global_batch_size=size, config={**main, "fixed": True})
-            for method in ("neuclip", "openclip")
-            for size in (64, 32)
-        ],
-    }
-    synthetic.write_suite(
-        specs, cards=cards, averages={"Average": list(cards)}, variants=variants, diverged=(("siglip", 1),)
-    )
-    sign = {"name": "embedding_collapse", "first_step": 3, "last_step": 30, "evidence": {}, "advice": "-"}
-    for record in paths.RESULTS.glob("runs/siglip*/record.json"):
-        record.write_text(json.dumps(json.loads(record.read_text()) | {"signatures": [sign]}))
 
 
 @pytest.mark.slow

@@ -71,6 +71,9 @@ def test_chance_is_a_line_near_the_data_and_a_number_far_from_it(frame: pd.DataF
     figure = build_figure(near, "results_by_method")
     assert line(panel(figure, "Digits"), "chance")[0, 0] == 25.0
     assert "\N{LEFTWARDS ARROW} chance 0.5" in [text.get_text() for text in panel(figure, "Flickr").texts]
+    far = frame.assign(chance=frame["chance"].where(frame["name"] != "digits", 0.9))
+    said = [text.get_text() for text in panel(build_figure(far, "results_by_method"), "Digits").texts]
+    assert "chance 90.0 \N{RIGHTWARDS ARROW}" in said
 
 
 def test_numbers_stand_beside_averages_and_divergence_in_the_caption(frame: pd.DataFrame) -> None:
@@ -95,14 +98,14 @@ def test_several_settings_have_a_panel_per_average_each() -> None:
 def test_training_curves_compare_what_compares_and_separate_losses(frame: pd.DataFrame) -> None:
     figure = build_figure(frame, "training_curves")
     titles = [axes.get_title(loc="left") for axes in figure.get_axes()]
-    assert titles == ["Average, %", "Temperature", "Gradient norm", *(f"Loss, {name}" for name in NAMES)]
+    assert titles == ["Average, %", "Temperature", "Gradient norm", *NAMES]
     assert legend(figure) == NAMES
     # FastCLIP's average: 36.5 % at the end, three quarters of it half-way.
     assert line(panel(figure, "Average, %"), "FastCLIP") == pytest.approx(np.array([[1280, 27.375], [2560, 36.5]]))
 
 
 def test_a_diverged_run_is_drawn_apart_and_ends_in_a_cross(frame: pd.DataFrame) -> None:
-    axes = panel(build_figure(frame, "training_curves"), "Loss, SigLIP")
+    axes = panel(build_figure(frame, "training_curves"), "SigLIP")
     (cross,) = [line for line in axes.get_lines() if line.get_marker() == "x"]
     assert cross.get_xdata()[0] == 0.75 * synthetic.BATCH * synthetic.STEPS
     first = frame[(frame["method"] == "siglip") & (frame["name"] == "loss/total") & (frame["seed"] < 2)]
@@ -123,7 +126,7 @@ def test_the_track_of_one_temperature_comes_first() -> None:
     titles = [axes.get_title(loc="left") for axes in figure.get_axes()]
     tau = "\N{GREEK SMALL LETTER TAU}"
     assert titles == [f"Fixed temperature ({tau} = 0.07)", f"Main runs ({tau} = 0.03 to 0.041)"]
-    assert legend(figure) == [*NAMES, "Fresh random embeddings"]
+    assert legend(figure) == [*NAMES, "Fresh embeddings"]
     axes = figure.get_axes()[1]
     assert axes.get_yscale() == "log"
     assert line(axes, "OpenCLIP")[-1] == pytest.approx([2560, 0.93])
@@ -147,7 +150,7 @@ def test_paired_differences_have_a_row_per_baseline(frame: pd.DataFrame) -> None
 def test_an_ablation_has_a_row_per_variant() -> None:
     variant = [synthetic.run_spec("neuclip", seed, config={"period": 20}) for seed in range(3)]
     frame = collect(synthetic.write_suite(synthetic.main_specs(), variants={"period=20": variant}))
-    axes = panel(build_figure(frame, "ablation"), "Average, %")
+    axes = panel(build_figure(frame, "ablation"), "Average")
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["period=20", "NeuCLIP"]
 
 
@@ -177,6 +180,15 @@ def test_two_options_make_a_heat_map_with_the_main_run_outlined() -> None:
     assert outline.get_xy() == pytest.approx((1 - 0.48, 1 - 0.46))
 
 
+def test_a_variant_of_something_else_does_not_enter_the_main_run_s_cell() -> None:
+    main = {"num_updates": 10, "restart_period": 500}
+    options = {"num_updates": [10, 1], "restart_period": [500, 100], "fixed": [True, False]}
+    frame = variants_of(options, {**main, "fixed": False})
+    frame["value"] = frame["value"].where(~frame["variant"].str.contains("'fixed': True"), 0.0)
+    (image,) = panel(build_figure(frame, "sensitivity"), "Average, %").images
+    assert image.get_array()[1, 1] == pytest.approx(42.5)
+
+
 def test_one_option_makes_a_curve_and_mixed_devices_have_no_step_time() -> None:
     frame = variants_of({"num_prototypes": [4096, 256]}, {"num_prototypes": 4096})
     figure = build_figure(frame, "sensitivity")
@@ -191,8 +203,11 @@ def test_one_option_makes_a_curve_and_mixed_devices_have_no_step_time() -> None:
 def test_quality_by_time_is_steps_times_the_median_step(frame: pd.DataFrame) -> None:
     (axes,) = build_figure(frame, "quality_by_time").get_axes()
     # 20 and 40 steps of 10, 11 and 12 ms.
-    assert axes.get_xlabel() == "Training, s"
+    assert axes.get_xlabel() == "Training, device seconds"
     assert line(axes, "FastCLIP") == pytest.approx(np.array([[0.22, 27.375], [0.44, 36.5]]))
+    frame.loc[frame["name"] == "num_processes", "value"] = 4
+    (axes,) = build_figure(frame, "quality_by_time").get_axes()
+    assert line(axes, "FastCLIP")[:, 0] == pytest.approx([4 * 0.22, 4 * 0.44])
 
 
 @pytest.mark.parametrize("name", ["quality_by_time", "step_time"])
@@ -201,6 +216,13 @@ def test_devices_have_panels_of_their_own(frame: pd.DataFrame, name: str) -> Non
     figure = build_figure(moved, name)
     assert [axes.get_title(loc="left") for axes in figure.get_axes()] == ["cpu", "gpu"]
     assert "do not compare" in texts(figure)
+
+
+@pytest.mark.parametrize("name", ["quality_by_time", "step_time"])
+def test_a_run_that_moved_is_not_timed(frame: pd.DataFrame, name: str) -> None:
+    moved = frame.assign(device=frame["device"].where(frame["seed"] != 1, "cpu, gpu"))
+    assert [axes.get_title(loc="left") for axes in build_figure(moved, name).get_axes()] == [""]
+    assert texts(build_figure(moved.assign(device="cpu, gpu"), name)).startswith("No ")
 
 
 def test_a_step_is_split_as_the_total_time_is(frame: pd.DataFrame) -> None:
@@ -268,15 +290,35 @@ def test_ranks_have_a_marker_per_method_and_a_bar_over_those_alike() -> None:
     assert "CD = 1.36" in texts(axes.figure)
 
 
+def test_log_normalizers_of_single_anchors_are_shown_with_their_error(frame: pd.DataFrame) -> None:
+    figure = build_figure(frame, "predicted_normalizer")
+    assert [axes.get_title(loc="left") for axes in figure.get_axes()] == NAMES * 2
+    said = [axes.texts[0].get_text() for axes in figure.get_axes()]
+    # Off by 0.1 and 0.2 for NeuCLIP, by 0.6 and 1.2 for OpenCLIP.
+    assert [said[0], said[5], said[4], said[9]] == [
+        "MSE 0.01\nbias +0.1", "MSE 0.04\nbias +0.2", "MSE 0.36\nbias +0.6", "MSE 1.4\nbias +1.2",
+    ]  # fmt: skip
+    # 40 anchors of three seeds; FastCLIP has no estimate for four of each, SigLIP's last seed diverged.
+    counts = [sum(axes.collections[-1].get_array()) for axes in figure.get_axes()]
+    assert counts == [120, 120, 80, 108, 120, 120, 120, 80, 120, 120]
+
+
+def test_in_a_column_the_two_sides_of_a_method_stand_beside_each_other(frame: pd.DataFrame) -> None:
+    figure = build_figure(frame, "predicted_normalizer", style.COLUMN_IN)
+    assert [axes.get_title(loc="left") for axes in figure.get_axes()] == [name for name in NAMES for _ in range(2)]
+    assert [axes.get_xlabel() for axes in figure.get_axes()][-2:] == ["Exact, image", "Exact, text"]
+
+
 def test_every_task_is_a_row_in_one_of_two_panels() -> None:
     left, right = build_figure(many_sets(), "per_task").get_axes()
     assert [tick.get_text() for tick in left.get_yticklabels()] == [f"Set {i}" for i in range(10)]
     assert line(right, "FastCLIP")[:, 0] == pytest.approx([32.0] * 10)
 
 
+@pytest.mark.parametrize("width", [style.PAGE_IN, style.COLUMN_IN])
 @pytest.mark.parametrize("name", artifacts.figures())
-def test_no_figure_is_taller_than_a_page(large: pd.DataFrame, name: str) -> None:
-    figure = build_figure(large, name)
+def test_no_figure_is_taller_than_a_page(large: pd.DataFrame, name: str, width: float) -> None:
+    figure = build_figure(large, name, width)
     assert figure.get_figheight() <= 9.3
     if not texts(figure).startswith("No "):
         assert "Not drawn for want of room" in texts(figure)
@@ -289,7 +331,7 @@ def test_a_figure_with_nothing_to_show_says_so(frame: pd.DataFrame, name: str) -
 
 def test_a_method_keeps_its_colour_whatever_is_drawn_with_it(frame: pd.DataFrame) -> None:
     for rows in (frame, frame[frame["method"] == "siglip"]):
-        axes = panel(build_figure(rows, "training_curves"), "Loss, SigLIP")
+        axes = panel(build_figure(rows, "training_curves"), "SigLIP")
         assert axes.get_lines()[0].get_color() == style.method("siglip").color
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis.__main__ import main
 from analysis.collect import collect
 from analysis.frame import write
+from analysis.staleness import of_suite
 from engine import paths
 
 
@@ -51,6 +53,22 @@ def test_a_table_drawn_by_other_code_or_by_none_is_named(capsys: pytest.CaptureF
     cost, gone = check(capsys, status=1)
     assert "cost: drawn by other code" in cost
     assert "gone: there is no table of this name" in gone
+
+
+def test_each_file_of_a_suite_has_its_own_reason() -> None:
+    assert of_suite("quickstart") == {}
+    record = next(paths.RESULTS.glob("runs/neuclip*/record.json"))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"median_step_sec": 1.0}))
+    found = of_suite("quickstart")
+    assert list(found) == [paths.collected("quickstart"), paths.tables("quickstart") / "cost"]
+    assert found[paths.tables("quickstart") / "cost"] == "older than its records; draw it again"
+
+
+def test_a_frame_of_another_version_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    file = paths.collected("quickstart")
+    pd.read_parquet(file).drop(columns="title").to_parquet(file)
+    (line,) = check(capsys, status=1)
+    assert line.startswith("results/collected/quickstart.parquet: collected by another version")
 
 
 def test_results_that_no_longer_fit_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,138 @@
+"""What may be said of a suite's results, in plain sentences that follow from the tests' outcomes and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis import frame as tidy
+from analysis import stats, style
+
+OURS = style.method(style.OURS).name
+
+
+def claims(frame: pd.DataFrame) -> tuple[str, ...]:
+    """State how NeuCLIP compares with each baseline, what variants change, and what is missing.
+
+    The score is the suite's first average, or its first set where it has no average.
+
+    Args:
+        frame: The tidy frame of one suite.
+
+    Returns:
+        Sentences: by setting over seeds, over sets and of variants, then diverged runs and holes. Never empty.
+    """
+    final = tidy.final_scores(frame)
+    scores = tidy.scores(final)
+    if not scores:
+        return ("No statement: this suite has no scores.", *_lost(frame))
+    title = scores[0].title
+    of_score = final[(final["kind"] == scores[0].kind) & (final["name"] == scores[0].name)]
+    sets = final[final["kind"] == "eval"]
+    methods = tidy.methods(tidy.main_runs(final))
+    sentences: list[str] = []
+    for label, rows in tidy.settings(of_score):
+        main = tidy.main_runs(rows)
+        found = list(_over_seeds(main, title, methods)) if len(main) else []
+        found += _over_sets(tidy.main_runs(sets[sets["run_id"].isin(rows["run_id"])]))
+        found += _variants(rows, title)
+        sentences += [f"{label}: {sentence}" if label else sentence for sentence in found]
+    return (*sentences, *_lost(frame))
+
+
+def _over_seeds(rows: pd.DataFrame, title: str, methods: list[str]) -> Iterator[str]:
+    """Compare ours with each baseline of the suite, seed by seed."""
+    baselines = [name for name in methods if name != style.OURS]
+    if style.OURS not in set(rows["method"]) or not baselines:
+        yield f"No statement on {title}: no runs of {OURS if baselines else 'baselines'} to compare."
+        return
+    tests = stats.paired_differences(rows, ["name"], first=style.OURS).set_index("baseline")
+    for name in baselines:
+        baseline = style.method(name).name
+        if name in tests.index:
+            yield _comparison(baseline, title, tests.loc[[name]].iloc[0])
+        else:
+            yield f"No statement on {OURS} and {baseline}: no runs of {baseline}."
+
+
+def _comparison(baseline: str, title: str, test: pd.Series) -> str:
+    n, mean, half_width, p = int(test["n"]), 100 * test["mean"], 100 * test["half_width"], test["p_holm"]
+    both = f"{OURS} and {baseline} on {title}"
+    if n == 0:
+        return f"No statement on {both}: they share no seed that has a score."
+    if n == 1:
+        return f"One seed: no statement on {both} (the difference of this seed is {mean:+.1f} points)."
+    # What is worse is so by a positive number of points, and its interval with it.
+    sign = -1 if p < stats.SIGNIFICANCE and mean < 0 else 1
+    low, high = sorted((sign * mean - half_width, sign * mean + half_width))
+    found = f"95 % interval {low:.1f} to {high:.1f}, n = {n} seeds"
+    if n < stats.MIN_PAIRS_TO_TEST:
+        return f"No statement on {both}: {n} seeds are too few to test ({mean:+.1f} points, {found})."
+    if math.isnan(p):
+        return f"No statement on {both}: {mean:+.1f} points in each of {n} seeds, without any spread to test by."
+    how = f"{found}, paired t test, Holm-corrected {style.p_value(p)}"
+    if p >= stats.SIGNIFICANCE:
+        return f"No significant difference between {both}: {mean:+.1f} points ({how})."
+    better = "better" if mean > 0 else "worse"
+    return f"{OURS} is {better} than {baseline} by {abs(mean):.1f} points on {title} ({how})."
+
+
+def _over_sets(rows: pd.DataFrame) -> Iterator[str]:
+    """Compare ours with each baseline set by set, where there are sets enough for a test."""
+    tests = stats.set_differences(stats.by_set(rows, ["name"]), first=style.OURS)
+    for test in tests.dropna(subset=["p_holm"]).to_dict("records"):
+        counts = f"better on {test['wins']}, equal on {test['ties']}, worse on {test['losses']}"
+        apart = "a significant" if test["p_holm"] < stats.SIGNIFICANCE else "no significant"
+        baseline = style.method(test["baseline"]).name
+        yield (
+            f"Over {test['num_sets']} evaluation sets {OURS} is {counts} against {baseline}: "
+            f"{apart} difference (median {100 * test['median']:+.1f} points, Wilcoxon's signed-rank test over sets, "
+            f"Holm-corrected {style.p_value(test['p_holm'])})."
+        )
+
+
+def _variants(rows: pd.DataFrame, title: str) -> Iterator[str]:
+    """Count the variants of each method that are better and worse than its main run, and name them."""
+    for method in tidy.methods(rows):
+        part = rows[rows["method"] == method]
+        variants = [variant for variant in tidy.variants(part) if variant]
+        if not variants:
+            continue
+        tests = stats.paired_differences(part.assign(method=part["variant"]), ["name"], first="")
+        tested = tests.dropna(subset=["p_holm"]).set_index("baseline")
+        is_apart = tested["p_holm"] < stats.SIGNIFICANCE
+        of_main = {"better": tested[is_apart & (tested["mean"] < 0)], "worse": tested[is_apart & (tested["mean"] > 0)]}
+        counts = []
+        for word, those in of_main.items():
+            names = ", ".join(f"{name} by {100 * abs(mean):.1f} points" for name, mean in those["mean"].items())
+            counts.append(f"{len(those)} {word}{f' ({names})' if names else ''}")
+        counts.append(f"{len(tested) - is_apart.sum()} without a significant difference")
+        if len(tested) < len(variants):
+            counts.append(f"{len(variants) - len(tested)} not tested (fewer than {stats.MIN_PAIRS_TO_TEST} seeds)")
+        yield (
+            f"Variants of {style.method(method).name} against its main run on {title}: {', '.join(counts)}; paired t "
+            "test over seeds, Holm-corrected over variants."
+        )
+
+
+def _lost(frame: pd.DataFrame) -> Iterator[str]:
+    """Count diverged runs, runs without a final score, and sets that were not there."""
+    runs = frame.drop_duplicates("run_id")
+    diverged = frame.loc[frame["status"] == "diverged", "run_id"].unique()
+    if len(diverged):
+        counts = []
+        for method, variant in tidy.curves(runs):
+            ids = runs.loc[(runs["method"] == method) & (runs["variant"] == variant), "run_id"]
+            if ids.isin(diverged).any():
+                counts.append(f"{style.variant(method, variant)} {ids.isin(diverged).sum()} of {len(ids)}")
+        yield f"Diverged, and in no mean: {len(diverged)} of {len(runs)} runs ({'; '.join(counts)})."
+    final = tidy.final_scores(frame)
+    absent = final.loc[final["status"] == "absent", "run_id"].nunique()
+    if absent:
+        yield f"Without a final score: {absent} of {len(runs)} runs."
+    missing = final[(final["kind"] == "eval") & (final["status"] == "missing")]
+    if len(missing):
+        titles = ", ".join(missing["title"].unique())
+        yield f"Evaluation sets that were not there, and are in no average: {titles}."

@@ -1,0 +1,152 @@
+"""Tables as LaTeX that fits the page: widths and heights are estimated here, and tested with pdflatex."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from analysis.table import NO_VALUE, Cell, Row, Table, panels
+
+TEXT_PT, COLUMN_PT, HEIGHT_PT = 397.0, 234.0, 640.0
+"""The text of ICLR's and NeurIPS' pages, and the column of ICML's; printer's points, 72.27 per inch."""
+LINE_PT, GAP_PT = 11.0, 8.0
+"""Distance of lines, in the size `small` of a class of 10 pt, and of columns."""
+FOOTNOTE_SIZE = 8 / 9
+"""Width of a letter in the size `footnotesize`, over that in `small`."""
+HEAD_LINES = 4
+"""Lines that rules and distances of one tabular take."""
+
+
+def to_latex(table: Table) -> str:
+    """Return floats of booktabs tabulars; the preamble needs only ``\\usepackage{booktabs}``.
+
+    A table that fits a narrow column is a ``table``, others are a ``table*`` as wide as the text, and those that do not
+    fit it are smaller. Columns that then do not fit beside each other follow in panels below, rows and panels that do
+    not fit a page in further floats.
+    """
+    whole = _width(table, range(len(table.header)))
+    width, environment = (COLUMN_PT, "table") if whole <= COLUMN_PT else (TEXT_PT, "table*")
+    size = "small" if whole <= width else "footnotesize"
+    # A letter of a caption or a note is less than 5 pt wide.
+    lines_of_text = sum(math.ceil(5 * len(text) / width) for text in (f"{table.title} (part 1 of 9).", *table.notes))
+    stacked = _panels(table, width / (1 if size == "small" else FOOTNOTE_SIZE)) if table.rows else []
+    floats = list(_floats(table, stacked, int(HEIGHT_PT / LINE_PT) - lines_of_text))
+    texts = []
+    for number, tabulars in enumerate(floats, start=1):
+        part = f" (part {number} of {len(floats)})" if len(floats) > 1 else ""
+        notes = table.notes if number == len(floats) else ()
+        texts += [
+            rf"\begin{{{environment}}}[t]",
+            r"\centering",
+            rf"\caption{{{_escape(table.title + part)}.}}\smallskip",
+            rf"\{size}\setlength{{\tabcolsep}}{{{GAP_PT / 2:g}pt}}",
+            "\n\\par\\medskip\n".join(tabulars),
+            *(rf"\par\smallskip{{\footnotesize {_escape(note)}\par}}" for note in notes),
+            rf"\end{{{environment}}}",
+            "",
+        ]
+    text = "\n".join(texts)
+    return text + ("\n" + to_latex(table.reference) if table.reference else "")
+
+
+def _floats(table: Table, stacked: list[list[int]], max_lines: int) -> Iterator[list[str]]:
+    """Yield the tabulars of each float; at least one float, which has the notes."""
+    tabulars: list[str] = []
+    num_lines = 0
+    for columns in stacked:
+        head_lines = HEAD_LINES + max(len(_head(table, i)) for i in columns)
+        num_parts = math.ceil(len(table.rows) / max(1, max_lines - head_lines))
+        size = math.ceil(len(table.rows) / num_parts)
+        for part in range(num_parts):
+            rows = table.rows[part * size : (part + 1) * size]
+            if tabulars and num_lines + head_lines + len(rows) > max_lines:
+                yield tabulars
+                tabulars, num_lines = [], 0
+            tabulars.append(_tabular(table, columns, rows))
+            num_lines += head_lines + len(rows)
+    yield tabulars
+
+
+def _tabular(table: Table, columns: list[int], rows: Iterable[Row]) -> str:
+    sides = ["l" if i < table.num_keys else "r" for i in columns]
+    heads = [[_escape(line) for line in _head(table, i)] for i in columns]
+    titles = [
+        lines[0] if len(lines) == 1 else rf"\shortstack[{side}]{{" + r" \\ ".join(lines) + "}"
+        for side, lines in zip(sides, heads, strict=True)
+    ]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{''.join(sides)}}}",
+            r"\toprule",
+            " & ".join(titles) + r" \\",
+            r"\midrule",
+            *(" & ".join(_cell(row[i]) for i in columns) + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _panels(table: Table, width: float) -> list[list[int]]:
+    """Split the columns into as few panels as fit the width, with like numbers of columns."""
+    num_others = len(table.header) - table.num_keys
+    for count in range(1, num_others + 1):
+        split = list(panels(table, math.ceil(num_others / count)))
+        if all(_width(table, columns) <= width for columns in split):
+            return split
+    return list(panels(table, 1))
+
+
+def _width(table: Table, columns: Iterable[int]) -> float:
+    """Estimate how wide columns are beside each other, in points."""
+
+    def letters(text: str) -> float:
+        return sum(2.8 if one in " .,:;ijlft'()-" else 7.2 if one.isupper() or one in "mw%±&" else 4.9 for one in text)
+
+    return sum(
+        GAP_PT + max(letters(text) for text in (*_head(table, i), *(_shown(row[i]) for row in table.rows)))
+        for i in columns
+    )
+
+
+def _head(table: Table, column: int) -> list[str]:
+    """Break a title into lines that are hardly wider than the column's cells."""
+    longest = max((len(_shown(row[column])) for row in table.rows), default=0)
+    title = table.header[column]
+    return textwrap.wrap(title, max(longest, 10), break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _shown(item: str | Cell) -> str:
+    return item if isinstance(item, str) else f"{item.text()}{item.mark} {item.remark}".strip() or NO_VALUE
+
+
+def _cell(item: str | Cell) -> str:
+    if isinstance(item, str):
+        return _escape(item)
+    text = re.sub(r"e([+-])0*(\d+)", r" \\cdot 10^{\1\2}", item.text(r" \pm ")).replace("{+", "{")
+    text = {"best": rf"\mathbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(item.emphasis, text)
+    mark = {"": "", "*": "^{*}", "†": r"^{\dagger}"}[item.mark]
+    number = f"${text}{mark}$" if text else ""
+    return f"{number} {_escape(item.remark)}".strip() or "--"
+
+
+_COMMANDS = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "·": r"$\cdot$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{GREEK SMALL LETTER TAU}": r"$\tau$",
+    "<": "$<$",
+    "|": "$|$",
+    ">": "$>$",
+    NO_VALUE: "--",
+}
+
+
+def _escape(text: str) -> str:
+    return "".join(_COMMANDS.get(character, character) for character in text).replace(r" \%", r"~\%")

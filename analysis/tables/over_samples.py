@@ -1,0 +1,47 @@
+"""Runs without further seeds: every score with the interval that finite evaluation sets leave it."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import bootstrap, style
+from analysis import frame as tidy
+from analysis.table import Cell, Row, Table
+
+KINDS = ("average", "eval", "sampling")
+
+
+def build(frame: pd.DataFrame) -> Table:
+    """One row per setting and score, one column per method with a single run, in percent."""
+    frame = tidy.main_runs(frame[frame["is_final"]])
+    widths = frame[frame["kind"] == "sampling"].set_index(["run_id", "name"])["value"]
+    final = tidy.final_scores(frame)
+    final = final[final["run_id"].isin(widths.index.get_level_values("run_id"))]
+    settings, methods = tidy.settings(final), tidy.methods(final)
+    keys = ("Setting", "Score") if len(settings) > 1 else ("Score",)
+    rows: list[Row] = []
+    for label, part in settings:
+        for score in tidy.scores(part):
+            runs = part[(part["kind"] == score.kind) & (part["name"] == score.name)].set_index("method")
+            cells = (
+                _cell(runs.loc[[method]].iloc[0], widths) if method in runs.index else Cell(None) for method in methods
+            )
+            rows.append((*(label, score.title)[-len(keys) :], *cells))
+    return Table(
+        title="Single runs in %, ± half-width of the 95 % bootstrap interval over evaluation samples",
+        header=(*keys, *(style.method(method).name for method in methods)),
+        rows=tuple(rows),
+        num_keys=len(keys),
+        notes=(
+            "Over samples, not over seeds: what the same weights would reach on another draw of the sets "
+            f"({bootstrap.NUM_RESAMPLES} resamples). Another seed's training varies beyond it, so it says nothing of "
+            "which method is better. A score of 0 or 100 % has no spread to resample. Methods with several seeds are "
+            "in the other tables.",
+        ),
+    )
+
+
+def _cell(run: pd.Series, widths: pd.Series) -> Cell:
+    place = (run["run_id"], run["name"])
+    cell = Cell(100 * run["value"], 100 * float(widths[place]) if place in widths.index else None, form=".1f")
+    return cell if run["status"] == "evaluated" else cell.but(remark=run["status"])
