@@ -43,7 +43,8 @@ def of_suite(suite: str) -> dict[Path, str]:
         is_equal = frame.digest(frame.read(file)) == frame.digest(rows)
     except ValueError:
         return {file: "collected by another version; run snakemake with --forcerun collect"}
-    changed = {} if is_equal else {file: "records have changed since; run snakemake with --forcerun collect"}
+    why = "records, or what is collected of them, changed since; run snakemake with --forcerun collect"
+    changed = {} if is_equal else {file: why}
     return {**changed, **dict(_stale_artifacts(suite, rows))}
 
 

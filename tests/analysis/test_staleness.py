@@ -41,7 +41,7 @@ def test_other_times_make_the_frame_and_the_cost_table_old_and_nothing_else(
     record = next(paths.RESULTS.glob("runs/neuclip*/record.json"))
     record.write_text(json.dumps(json.loads(record.read_text()) | {"median_step_sec": 1.0}))
     frame, cost = check(capsys, status=1)
-    assert frame.startswith("results/collected/quickstart.parquet: records have changed since")
+    assert frame.startswith("results/collected/quickstart.parquet: records, or what is collected of them, changed")
     assert cost.startswith("results/tables/quickstart/cost: older than its records")
 
 
