@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -42,21 +44,29 @@ def write_expansion(suite: ExpandedSuite) -> None:
     paths.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
 
 
-def _list(console: Console, asked: list[str]) -> None:
+def _list(console: Console, asked: list[str], *, as_json: bool) -> None:
     """Show suites, and the ablations of the small one; those that are named, with their runs."""
     table = Table("suite", "runs", "done", "data set", "title")
     runs = Table("run", "variant", "state")
+    found: list[dict[str, Any]] = []
     for name in names.resolve(asked or [*names.suites(), "ablations"]):
         try:
             suite = expand(name)
         except ValueError as error:
             table.add_row(name, "", "", "", f"error: {error}")
+            found.append({"name": name, "error": str(error)})
             continue
         states = {run.spec.run_id: paths.record(run.spec.run_id).exists() for run in suite.runs}
-        datasets = ", ".join(sorted({run.spec.dataset.name for run in suite.runs}))
-        table.add_row(name, str(len(states)), str(sum(states.values())), datasets, suite.title)
-        for run in suite.runs:
-            runs.add_row(run.spec.run_id, run.variant, "done" if states[run.spec.run_id] else "to do")
+        datasets = sorted({run.spec.dataset.name for run in suite.runs})
+        table.add_row(name, str(len(states)), str(sum(states.values())), ", ".join(datasets), suite.title)
+        rows = [(run.spec.run_id, run.variant, "done" if states[run.spec.run_id] else "to do") for run in suite.runs]
+        for row in rows:
+            runs.add_row(*row)
+        listed = [dict(zip(("run_id", "variant", "state"), row, strict=True)) for row in rows]
+        found.append({"name": name, "title": suite.title, "datasets": datasets, "runs": listed})
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
     console.print(table)
     if asked:
         console.print(runs)
@@ -82,7 +92,10 @@ def _read(run_id: str) -> RunSpec:
     return parse(RunSpec, path.read_text(encoding="utf-8"), str(path))
 
 
-def _explain(console: Console, run_id: str) -> None:
+def _explain(console: Console, run_id: str, *, as_json: bool) -> None:
+    if as_json:
+        print(_read(run_id).model_dump_json(indent=1))
+        return
     table = Table(Column("setting", overflow="fold"), Column("value", overflow="fold"), title=run_id)
     for key, value in settings(_read(run_id)).items():
         table.add_row(key, value)
@@ -97,12 +110,16 @@ def _explain(console: Console, run_id: str) -> None:
         console.print(f"{sign.name} (steps {sign.first_step} to {sign.last_step}): {sign.advice}; {sign.evidence}")
 
 
-def _diff(console: Console, first: str, second: str) -> None:
+def _diff(console: Console, first: str, second: str, *, as_json: bool) -> None:
     left, right = (settings(_read(run_id)) for run_id in (first, second))
+    differ = {key: (left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys())}
+    differ = {key: values for key, values in differ.items() if values[0] != values[1]}
+    if as_json:
+        print(json.dumps({key: {first: a, second: b} for key, (a, b) in differ.items()}, indent=1))
+        return
     table = Table(*(Column(title, overflow="fold") for title in ("setting", first, second)))
-    for key in sorted(left.keys() | right.keys()):
-        if left.get(key) != right.get(key):
-            table.add_row(key, left.get(key, ""), right.get(key, ""))
+    for key, values in differ.items():
+        table.add_row(key, *(value or "" for value in values))
     console.print(table if table.rows else "the two runs are the same")
 
 
@@ -185,12 +202,13 @@ def main(argv: list[str] | None = None) -> None:
     listing.add_argument("suites", nargs="*", help="default: all")
     planning = commands.add_parser("plan", help="what suites still ask for: runs, hours, disk, data that are missing")
     planning.add_argument("suites", nargs="*", help="or ablation_WHAT@SUITE, ablations@SUITE (default: all)")
-    planning.add_argument("--json", action="store_true", help="print it as JSON")
     explaining = commands.add_parser("explain", help="every setting of a run")
     explaining.add_argument("run_id")
     differing = commands.add_parser("diff", help="settings in which two runs differ")
     differing.add_argument("run_a")
     differing.add_argument("run_b")
+    for command in (listing, planning, explaining, differing):
+        command.add_argument("--json", action="store_true", help="print it as JSON")
     showing = commands.add_parser("jobs", help="jobs that are queued, running or failed; of named suites, every job")
     showing.add_argument("suites", nargs="*", help="default: all")
     cancelling = commands.add_parser("cancel", help="end the jobs of runs; what they saved is kept")
@@ -219,13 +237,13 @@ def main(argv: list[str] | None = None) -> None:
     console = Console()
     try:
         if args.command == "list":
-            _list(console, args.suites)
+            _list(console, args.suites, as_json=args.json)
         elif args.command == "plan":
             _plan(console, args)
         elif args.command == "explain":
-            _explain(console, args.run_id)
+            _explain(console, args.run_id, as_json=args.json)
         elif args.command == "diff":
-            _diff(console, args.run_a, args.run_b)
+            _diff(console, args.run_a, args.run_b, as_json=args.json)
         elif args.command == "jobs":
             _jobs(console, args.suites)
         elif args.command == "cancel":

@@ -91,10 +91,16 @@ def _subset_size(pairs: int, fraction: float) -> int:
     return subset_size(pairs, fraction)
 
 
+def fetching(card: DatasetCard) -> Path:
+    """The file, beside the shards, that says that a fetch has begun and has not come to its end."""
+    folder = Path(card.shards)
+    return folder.with_name(f".{folder.name}.fetching")
+
+
 def is_there(card: DatasetCard) -> bool:
     """Whether a training set has been built, or fetched to its end."""
     folder = Path(card.shards)
-    return any(folder.glob("*.tar")) and not (folder / UNFINISHED).exists()
+    return any(folder.glob("*.tar")) and not (folder / UNFINISHED).exists() and not fetching(card).exists()
 
 
 def how_to_get(card: DatasetCard) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine import shell
+from engine import paths, shell
 from experiments import cards
 
 
@@ -53,4 +53,6 @@ def run(name: str, console: Console, *, anew: bool = False) -> None:
             f"training set {name!r} takes about {card.gigabytes:,.0f} GB, {free:,.0f} GB are free in {place}: make "
             f"{card.shards} a link to a folder on a larger disk"
         )
+    paths.write_text(cards.fetching(card), "")
     shell.main([command])
+    cards.fetching(card).unlink()

@@ -230,6 +230,24 @@ def test_another_list_does_not_mix_with_the_pictures_of_the_first(tmp_path, monk
         crawl.crawl(first, Path("out"), jobs=1)
 
 
+def test_a_copy_that_was_stopped_is_no_training_set_until_it_has_come_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
+    command = "mkdir -p data/copy; touch data/copy/0.tar; test -e online && touch data/copy/1.tar"
+    card = {"name": "copy", "title": "Copy", "revision": "1", "pairs": 2, "shards": "data/copy", "fetch": command}
+    text = json.dumps(card | {"licence": "ours", "source": "here"})
+    paths.write_text(cards.FOLDER / "datasets" / "copy.yaml", text)
+    console = Console(file=io.StringIO())
+    with pytest.raises(SystemExit):
+        training_data.run("copy", console)
+    with pytest.raises(ValueError, match="'copy': not all shards are in data/copy"):
+        cards.refuse_missing(["copy"])
+    Path("online").touch()
+    training_data.run("copy", console)
+    cards.refuse_missing(["copy"])
+    assert sorted(path.name for path in Path("data/copy").iterdir()) == ["0.tar", "1.tar"]
+
+
 def test_too_little_room_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = io.StringIO()

@@ -39,6 +39,13 @@ def test_the_page_says_how_many_pairs_a_card_promises():
 def test_the_page_gives_the_commands_of_the_cards():
     for name in ("cc3m", "cc12m"):
         assert f"`{cards.dataset(name).fetch}`" in PAGE
+    shown = {
+        (target, size)
+        for size, targets in re.findall(r"\| ([\d,]+) GB \| (`\w+`.*) \|$", PAGE, re.MULTILINE)
+        for target in re.findall(r"`(\w+)`", targets)
+    }
+    known = [cards.dataset(name) for name in cards.names("datasets")]
+    assert shown == {(target, f"{card.gigabytes:,.0f}") for card in known for target in card.ways}
 
 
 def test_every_link_of_the_page_leads_somewhere():

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -416,6 +417,13 @@ def test_the_command_line_lists_explains_and_compares(tmp_path, monkeypatch):
     assert "smoke" in run("list", "smoke").stdout
     assert "method.config" in run("explain", first).stdout
     assert "method.name" in run("diff", first, second).stdout
+    listed, *_ = json.loads(run("list", "smoke", "--json").stdout)
+    assert {item["run_id"] for item in listed["runs"]} > {first, second}
+    assert json.loads(run("explain", first, "--json").stdout)["dataset"]["name"] == "icons_tiny"
+    names_of = json.loads(run("diff", first, second, "--json").stdout)["method.name"]
+    assert {name: json.loads(value) for name, value in names_of.items()} == {
+        run_id: run_id.partition("-")[0] for run_id in (first, second)
+    }
     unknown = run("explain", "nothing")
     assert unknown.returncode == 1
     assert "no run 'nothing'" in unknown.stderr

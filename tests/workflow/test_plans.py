@@ -62,8 +62,9 @@ def test_the_page_says_how_many_jobs_everything_is_and_they_are_planned_in_secon
     rows = re.findall(r"^\| (\w+) \| ([\d,]+) \|$", table, re.MULTILINE)
     stated = {rule: int(count.replace(",", "")) for rule, count in rows}
     assert counts(snakemake(tmp_path, *asked.split())) == stated
-    # Suites are expanded by now. By the processor's time, and once more if need be: what else the machine does is to have
-    # no say.
+
+    # Suites are expanded by now. By the processor's time, and once more if need be: what else the machine does is to
+    # have no say.
     def seconds():
         before = cpu_sec()
         snakemake(tmp_path, *asked.split())
