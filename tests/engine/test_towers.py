@@ -50,32 +50,40 @@ def test_a_folder_without_weights_is_refused_instead_of_evaluating_random_ones(t
         load_export(tmp_path)
 
 
-HUGGING_FACE = """
+LIBRARIES = """
 import sys, torch
+from pathlib import Path
 from engine.towers import build_towers, export, load_export, open_clip
 build_towers("tiny-vit", seed=0)
-assert "transformers" not in sys.modules
-from pathlib import Path
+assert not {"transformers", "timm"} & sys.modules.keys()
 open_clip.add_model_config(Path("models"))
-towers = build_towers("tiny-bert", seed=3).eval()
-export(towers, "tiny-bert", Path("export"), logit_scale=torch.tensor(10.0), logit_bias=None)
+name, library, part, encoder = sys.argv[1:]
+towers = build_towers(name, seed=3).eval()
+assert library in sys.modules and type(getattr(towers.clip, part)).__name__ == encoder
+export(towers, name, Path("export"), logit_scale=torch.tensor(10.0), logit_bias=None)
 loaded, _, _ = load_export(Path("export"))
-tokens = torch.tensor([[2, 5, 7, 0], [2, 3, 0, 0]])
-assert "transformers" in sys.modules and type(towers.clip.text).__name__ == "HFTextEncoder"
+tokens, pictures = torch.tensor([[2, 5, 7, 0], [2, 3, 0, 0]]), torch.rand(2, 3, 32, 32)
 assert torch.equal(loaded.encode_text(tokens), towers.clip.encode_text(tokens))
+assert torch.equal(loaded.encode_image(pictures), towers.clip.encode_image(pictures))
 """
 
 
-def test_transformers_is_imported_for_models_whose_text_encoder_is_from_there_and_only_for_them(tmp_path):
+@pytest.mark.parametrize(
+    "expected", [("tiny-bert", "transformers", "text", "HFTextEncoder"), ("tiny-timm", "timm", "visual", "TimmModel")]
+)
+def test_libraries_are_imported_for_models_that_have_an_encoder_from_there_and_only_for_them(tmp_path, expected):
     from transformers import BertConfig, BertModel
 
     bert = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertModel(bert).save_pretrained(tmp_path / "bert")
     config = open_clip.get_model_config("tiny-vit")
-    config["text_cfg"] = {"hf_model_name": str(tmp_path / "bert"), "context_length": 4}
+    bert_config = config | {"text_cfg": {"hf_model_name": str(tmp_path / "bert"), "context_length": 4}}
+    text = config["text_cfg"] | {"context_length": 4}
+    image = {"timm_model_name": "test_resnet", "timm_proj": "linear", "timm_pool": "avg", "image_size": 32}
+    timm_config = config | {"vision_cfg": image, "text_cfg": text}
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "tiny-bert.json").write_text(json.dumps(config))
-    done = subprocess.run(
-        [sys.executable, "-c", HUGGING_FACE], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    for name, content in (("tiny-bert", bert_config), ("tiny-timm", timm_config)):
+        (tmp_path / "models" / f"{name}.json").write_text(json.dumps(content))
+    command = [sys.executable, "-c", LIBRARIES, *expected]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
