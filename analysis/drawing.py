@@ -268,7 +268,7 @@ def caption(figure: Figure, frame: pd.DataFrame, *sentences: str, over_seeds: st
     """
     said = [f"Runs: {tidy.describe(frame)}.", *sentences, over_seeds if frame["seed"].nunique() > 1 else ""]
     text = " ".join(filter(None, said)).replace(" %", "\N{NO-BREAK SPACE}%")
-    lines = textwrap.wrap(text, int(figure.get_figwidth() * LETTERS_PER_IN))
+    lines = textwrap.wrap(text, int(figure.get_figwidth() * LETTERS_PER_IN), break_on_hyphens=False)
     figure.supxlabel("\n".join(lines), fontsize=7, fontweight="normal", color=style.MUTED, x=0.01, ha="left")
     figure.set_figheight(figure.get_figheight() + 0.05 + LINE_IN * len(lines))
 

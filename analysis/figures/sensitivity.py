@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from analysis import drawing, stats, style
 from analysis import frame as tidy
@@ -104,7 +105,9 @@ def _heat_map(axes: Axes, runs: pd.DataFrame, varied: list[str], column: str) ->
             axes.text(place, row, f"{value:.1f}", ha="center", va="center", color="white" if is_dark else "black")
     for _, main in runs[runs["variant"] == ""].drop_duplicates([x, y]).iterrows():
         corner = (columns.index(main[x]) - 0.48, lines.index(main[y]) - 0.46)
-        axes.add_patch(Rectangle(corner, 0.96, 0.92, fill=False, edgecolor=style.method(style.OURS).color, linewidth=2))
+        outline = Rectangle(corner, 0.96, 0.92, fill=False, edgecolor=style.method(style.OURS).color, linewidth=2)
+        outline.set_path_effects([withStroke(linewidth=4, foreground="white")])
+        axes.add_patch(outline)
     axes.set_xticks(range(table.shape[1]), _labels(columns))
     axes.set_yticks(range(table.shape[0]), _labels(lines))
     axes.set(xlabel=OPTIONS[x], ylabel=OPTIONS[y])
