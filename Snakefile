@@ -423,12 +423,13 @@ rule page:
 
 onstart:
     # Before any job, so that none waits in a queue for data that nobody has fetched.
-    to_do = {"train": [], "evaluate": []}
+    to_do = {"index": [], "train": [], "evaluate": []}
     for job in workflow.dag.needrun_jobs():
         to_do.setdefault(job.rule.name, []).append(job.wildcards)
     try:
         cards.refuse_missing(
-            {RUNS[wildcards.run].dataset.name for wildcards in to_do["train"]},
+            [wildcards.dataset for wildcards in to_do["index"]]
+            + [RUNS[wildcards.run].dataset.name for wildcards in to_do["train"]],
             [EVALUATIONS[wildcards.evaluation] for wildcards in to_do["evaluate"]],
         )
     except ValueError as error:

@@ -11,8 +11,9 @@ import hashlib
 import importlib.metadata
 import itertools
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from torch import Tensor
 
 from engine import paths
 
-_LIBRARIES = ("pillow", "torchvision")
+_LIBRARIES = ("open_clip_torch", "pillow", "torchvision")
+_FORMAT = 1
+"""Of the files; to be raised when the same key would mean other bytes."""
+_RESERVE_BYTES = 2**30
+"""Left free on the disk: results and checkpoints need it more."""
 _ABANDONED_SEC = 24 * 60 * 60
 """Nobody writes any more to an unfinished file that was touched longer ago: its process was killed."""
 
@@ -46,33 +51,29 @@ class PixelCache:
         Args:
             decoded: The batches; nothing is taken from it if the set was kept.
             data_sha256: Digest of the set.
-            transform: What is done to its pictures, in words.
+            transform: All that is done to its pictures, in words.
             count: Its pictures.
             batch_size: Pictures in a batch; the last may have fewer.
         """
         # Another version of these may give other pixels.
         versions = [f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES]
-        key = hashlib.sha256("\n".join([data_sha256, transform, *versions]).encode()).hexdigest()
+        key = hashlib.sha256("\n".join([str(_FORMAT), data_sha256, transform, *versions]).encode()).hexdigest()
         path = self.folder / f"{key[:32]}.npy"
         return _read(path, batch_size) if path.exists() else self._keep(decoded, path, count)
 
     def _keep(self, decoded: Iterator[Decoded], path: Path, count: int) -> Iterator[Decoded]:
         first = next(decoded)
         row: Any = np.dtype([("pixels", np.uint8, tuple(first[0].shape[1:])), ("has_alpha", np.bool_)])
-        num_bytes = count * row.itemsize
-        all_batches = itertools.chain([first], decoded)
-        if num_bytes > self._room():
-            yield from all_batches
+        batches = itertools.chain([first], decoded)
+        if count * row.itemsize > self._room():
+            yield from batches
             return
-        header = {"descr": row.descr, "fortran_order": False, "shape": (count,)}
-        with paths.atomic_write(path, num_bytes=num_bytes) as temporary, temporary.open("wb") as file:
-            file.truncate(num_bytes)  # its size tells other evaluations what will be taken
-            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
-            for pixels, has_alpha in all_batches:
-                rows = np.empty(len(pixels), row)
-                rows["pixels"], rows["has_alpha"] = pixels.numpy(), has_alpha.numpy()
-                file.write(rows.tobytes())
-                yield pixels, has_alpha
+        with contextlib.closing(_write(path, row, count)) as writer:
+            next(writer)
+            for batch in batches:
+                writer.send(batch)
+                yield batch
+            writer.send(None)
 
     def _room(self) -> float:
         """Bytes that are left, within the limit and on the disk."""
@@ -85,7 +86,25 @@ class PixelCache:
                     path.unlink()
                 else:
                     held += status.st_size
-        return min(self.gib * 2**30 - held, shutil.disk_usage(self.folder).free)
+        return min(self.gib * 2**30 - held, shutil.disk_usage(self.folder).free - _RESERVE_BYTES)
+
+
+def _write(path: Path, row: Any, count: int) -> Generator[None, Decoded | None, None]:
+    """Write a file of the batches that are sent, None at the end; without room, say so and let them pass."""
+    num_bytes = count * row.itemsize
+    header = {"descr": row.descr, "fortran_order": False, "shape": (count,)}
+    try:
+        with paths.atomic_write(path, num_bytes=num_bytes) as temporary, temporary.open("wb") as file:
+            file.truncate(num_bytes)  # its size tells other evaluations what will be taken
+            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+            while batch := (yield):
+                rows = np.empty(len(batch[0]), row)
+                rows["pixels"], rows["has_alpha"] = (part.numpy() for part in batch)
+                file.write(rows.tobytes())
+    except paths.DiskFullError as error:
+        sys.stderr.write(f"decoded pictures are not kept, there is no room in {path.parent} ({error.__cause__})\n")
+    while True:
+        yield
 
 
 def _read(path: Path, batch_size: int) -> Iterator[Decoded]:

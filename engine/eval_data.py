@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +42,8 @@ from engine.spec import Frozen, parse
 with late("torch._dynamo", "torch._dynamo.utils"):
     from torchvision.transforms import Compose, Normalize, ToTensor
 
+_TOLD = ("CenterCrop", "CenterCropOrPad", "MaybeConvertMode", "Resize", "ResizeKeepRatio")
+"""Steps of open_clip's transforms, of torchvision or its own: class and attributes tell all that they do."""
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 """In clip_benchmark's order of preference."""
 MIN_IMAGES_FOR_WORKERS = 2000
@@ -309,11 +310,14 @@ def split_transform(transform: Any) -> tuple[Callable[[Image.Image], Tensor], Ca
 class _Pixels:
     """From a picture to uint8 (H, W, C); a class, since worker processes may get it pickled."""
 
-    def __str__(self) -> str:
-        return re.sub(" at 0x[0-9a-f]+", "", str(self.draw))  # the address of a function says nothing
-
     def __init__(self, draw: Compose) -> None:
         self.draw = draw
+
+    def described(self) -> str | None:
+        """Return what decides the pixels, in words; None if that cannot be told, as of a function."""
+        if any(type(step).__name__ not in _TOLD for step in self.draw.transforms):
+            return None
+        return "\n".join(f"{type(step)} {vars(step)}" for step in self.draw.transforms)  # a repr may leave things out
 
     def __call__(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(np.array(self.draw(image)))
@@ -358,7 +362,7 @@ class ImageBatches:
         pixels: From a PIL image to a tensor.
         batch_size: Images in a batch; the last may have fewer.
         num_workers: Processes that decode.
-        cache: Where decoded pictures are kept, if they are; only of transforms that `split_transform` could split.
+        cache: Where decoded pictures are kept, if they are; only those of open_clip's own transforms.
     """
 
     def __init__(
@@ -371,7 +375,7 @@ class ImageBatches:
         cache: PixelCache | None = None,
     ) -> None:
         self.data, self.pixels, self.batch_size = data, pixels, batch_size
-        self._cache = cache if isinstance(pixels, _Pixels) else None
+        self._cache = cache
         small = len(data.locations) < MIN_IMAGES_FOR_WORKERS
         self._loader = DataLoader(
             _Images(data.locations, pixels),
@@ -384,11 +388,12 @@ class ImageBatches:
 
     def __iter__(self) -> Iterator[Tensor]:
         batches = self._decoded()
-        if self._cache is not None:
+        transform = self.pixels.described() if isinstance(self.pixels, _Pixels) else None
+        if self._cache is not None and transform is not None:
             batches = self._cache.batches(
                 batches,
                 data_sha256=self.data.sha256,
-                transform=str(self.pixels),
+                transform=transform,
                 count=len(self.data.locations),
                 batch_size=self.batch_size,
             )

@@ -199,11 +199,6 @@ def _association(data: EvalData, model: Model, images: ImageBatches) -> Answer:
 TASKS = {"zeroshot_classification": _classification, "zeroshot_retrieval": _retrieval, "association": _association}
 
 
-def evaluate_set(data: EvalData, model: Model) -> dict[str, float]:
-    """Return the metrics of `answer_set`."""
-    return answer_set(data, model).metrics
-
-
 def answer_set(data: EvalData, model: Model) -> Answer:
     """Let a model answer one set.
 

@@ -97,10 +97,14 @@ def fetching(card: DatasetCard) -> Path:
     return folder.with_name(f".{folder.name}.fetching")
 
 
+def unfinished(card: DatasetCard) -> list[Path]:
+    """Return the files that say that a training set's shards are not all there."""
+    return [mark for mark in (fetching(card), Path(card.shards) / UNFINISHED) if mark.exists()]
+
+
 def is_there(card: DatasetCard) -> bool:
     """Whether a training set has been built, or fetched to its end."""
-    folder = Path(card.shards)
-    return any(folder.glob("*.tar")) and not (folder / UNFINISHED).exists() and not fetching(card).exists()
+    return any(Path(card.shards).glob("*.tar")) and not unfinished(card)
 
 
 def how_to_get(card: DatasetCard) -> str | None:
@@ -128,8 +132,11 @@ def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = 
         card = dataset(name, pairs=2)  # the number of a part's pairs does not matter here
         how = how_to_get(card)
         if how is not None:
-            begun = "not all shards are" if any(Path(card.shards).glob("*.tar")) else "no *.tar shards"
-            lines.append(f"training set {name!r}: {begun} in {card.shards}. To fetch it, {how}")
+            begun = any(Path(card.shards).glob("*.tar"))
+            lack = "not all shards are" if begun else "no *.tar shards"
+            lines.append(f"training set {name!r}: {lack} in {card.shards}. To fetch it, {how}")
+            if begun:
+                lines.append(f"or, if they are all there, remove {' and '.join(map(str, unfinished(card)))}")
     needed = {
         card.name: card
         for evaluation in evaluations

@@ -8,12 +8,13 @@ list of ids names. Run again, it goes on where it was stopped. A folder is whole
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,8 @@ class Links(Frozen):
     """Column of boxes in which faces are blurred."""
     limit: int | None = Field(default=None, ge=1)
     """How many links at most, in the order of the list."""
+    options: tuple[str, ...] = ()
+    """Further options of img2dataset: with another size of shards, what is there would not be what is missing."""
 
 
 class Crawled(Frozen):
@@ -65,14 +68,13 @@ class Crawled(Frozen):
     pictures: int
 
 
-def crawl(links: Links, out: Path, *, jobs: int, options: Sequence[str] = (), get: str | None = None) -> Crawled:
+def crawl(links: Links, out: Path, *, jobs: int, get: str | None = None) -> Crawled:
     """Download what is missing.
 
     Args:
         links: What to download.
         out: Folder of the shards.
         jobs: Processes.
-        options: Further options of img2dataset.
         get: Where a list that is not here is from: an address to download it from, or what the user is to do.
 
     Raises:
@@ -82,7 +84,9 @@ def crawl(links: Links, out: Path, *, jobs: int, options: Sequence[str] = (), ge
     copied = unfinished.with_name("links")
     asked = copied / _ASKED
     if asked.exists() and parse(Links, asked.read_text(encoding="utf-8"), str(asked)) != links:
-        raise ValueError(f"{out} has pictures of other links ({asked}): remove that folder, or name another with --out")
+        raise ValueError(
+            f"{out} has pictures of other links or options ({asked}): remove that folder, or name another with --out"
+        )
     if not copied.exists() and any(out.glob("*.tar")):
         raise ValueError(f"{out} has shards that come from elsewhere: remove them, or name another folder with --out")
     _have(Path(links.source), get)
@@ -91,18 +95,23 @@ def crawl(links: Links, out: Path, *, jobs: int, options: Sequence[str] = (), ge
     if not copied.exists():
         _copy(links, copied)
     paths.write_text(unfinished, "")
+    retried = _without_pictures(out)
+    for path in retried:
+        path.unlink()  # img2dataset takes what has one for done
     num_links = sum(pq.ParquetFile(path).metadata.num_rows for path in copied.glob("*.parquet"))
     command = [
         *(str(_img2dataset(out.parent)), str(copied)),
         *("--input_format=parquet", "--url_col=url", "--caption_col=caption"),
         *("--output_format=webdataset", f"--output_folder={out}", "--incremental_mode=incremental"),
         *(f"--processes_count={jobs}", "--retries=1", *([f"--bbox_col={links.boxes}"] if links.boxes else [])),
-        *options,
+        *links.options,
     ]
     quiet = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
     code = subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode
     stats = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*_stats.json")]
     found = Crawled(links=sum(s["count"] for s in stats), pictures=sum(s["successes"] for s in stats))
+    if found.links > num_links:
+        raise ValueError(f"{out} has shards of {found.links:,} links, the list {num_links:,}: remove that folder")
     if code or found.links < num_links:
         raise ValueError(
             f"{found.links:,} of {num_links:,} links have been tried, {found.pictures:,} gave a picture"
@@ -110,8 +119,19 @@ def crawl(links: Links, out: Path, *, jobs: int, options: Sequence[str] = (), ge
         )
     if not found.pictures:
         raise ValueError(f"none of {num_links:,} links gave a picture: is this machine online, are they links?")
+    empty = [path for path in _without_pictures(out) if path not in retried]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(stats)} shards have no picture at all, as if this machine had been offline: run "
+            "this again to try their links once more"
+        )
     unfinished.unlink()
     return found
+
+
+def _without_pictures(out: Path) -> list[Path]:
+    """Return the stats of shards in which no link gave a picture."""
+    return [path for path in out.glob("*_stats.json") if not json.loads(path.read_text(encoding="utf-8"))["successes"]]
 
 
 def _have(source: Path, get: str | None) -> None:
@@ -227,20 +247,24 @@ def _are_in(ids: NDArray[np.void], uids: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def _img2dataset(folder: Path) -> Path:
-    """Return the program; install it first if it is not there."""
+    """Return the program; install it first if it is not there. Of several crawls at once, one installs it."""
     home = folder / f".img2dataset-{paths.file_sha256(PINS)[:8]}"
-    program = home / "bin" / "img2dataset"
-    if not (home / "ready").exists():
-        Console().print(f"installing img2dataset into {home}")
-        python = home / "bin" / "python"
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(home)],
-            [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(PINS)],
-        ):
-            if subprocess.run(command, check=False).returncode:
-                raise ValueError(f"img2dataset could not be installed: {' '.join(command)}")
-        paths.write_text(home / "ready", "")
-    return program
+    with home.with_name(f"{home.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "ready").exists():
+            _install(home)
+    return home / "bin" / "img2dataset"
+
+
+def _install(home: Path) -> None:
+    Console().print(f"installing img2dataset into {home}")
+    for command in (
+        [sys.executable, "-m", "venv", "--clear", str(home)],
+        [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(PINS)],
+    ):
+        if subprocess.run(command, check=False).returncode:
+            raise ValueError(f"img2dataset could not be installed: {' '.join(command)}")
+    paths.write_text(home / "ready", "")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -257,12 +281,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--get", help="where the list is from, if it is not there: its address, or what to do")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    args, options = parser.parse_known_args(argv)
-    if options and options[0] != "--":
-        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    given = sys.argv[1:] if argv is None else argv
+    end = given.index("--") if "--" in given else len(given)
+    args = parser.parse_args(given[:end], argparse.Namespace(options=given[end + 1 :]))
     try:
         links = Links.model_validate({key: getattr(args, key) for key in Links.model_fields})
-        found = crawl(links, args.out, jobs=args.jobs, options=options[1:], get=args.get)
+        found = crawl(links, args.out, jobs=args.jobs, get=args.get)
     except (ValueError, paths.DiskFullError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ def write(source: Path, out: Path, *, image: str, caption: str, per_shard: int) 
 
     Args:
         source: Parquet files are taken in the order of their names, from all folders below.
-        out: Folder of the shards.
+        out: Folder of the shards; may be there, empty, and be a link.
         image: Column of the pictures, files as bytes or as ``{bytes, path}``.
         caption: Column of captions: a text becomes ``key.txt``, a list of texts the field of that name of ``key.json``.
         per_shard: Pairs in a shard.
@@ -37,13 +37,15 @@ def write(source: Path, out: Path, *, image: str, caption: str, per_shard: int) 
         How many pairs were written.
 
     Raises:
-        ValueError: If there are no files, or no such columns, or if the folder is there.
+        ValueError: If there are no files, or no such columns, or if the folder holds something.
+        OSError: If there is no room for the shards.
     """
+    out = out.resolve()  # written beside where it really lies: its disk may be another
     files = sorted(source.rglob("*.parquet"))
     if not files:
         raise ValueError(f"no *.parquet files in {source}")
-    if out.exists():
-        raise ValueError(f"{out} is there: remove it to write it anew")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: remove what is there to write it anew")
     for path in files:
         names = pq.read_schema(path).names
         for name in (image, caption):
@@ -53,8 +55,11 @@ def write(source: Path, out: Path, *, image: str, caption: str, per_shard: int) 
     half = out.with_name(f".{out.name}.part")
     shutil.rmtree(half, ignore_errors=True)
     samples = track(_samples(files, image, caption), total=count, description="pairs", disable=not sys.stderr.isatty())
-    write_shards(half, samples, count, [f"{number:05d}.tar" for number in range(-(-count // per_shard))])
-    half.replace(out)
+    try:
+        write_shards(half, samples, count, [f"{number:05d}.tar" for number in range(-(-count // per_shard))])
+        half.replace(out)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
     return count
 
 
@@ -82,13 +87,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--image", default="image", help="column (default: %(default)s)")
     parser.add_argument("--caption", required=True, help="column")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards; it is written beside it first")
     parser.add_argument("--per-shard", type=int, default=1000, help="pairs (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         write(args.source, args.out, image=args.image, caption=args.caption, per_shard=args.per_shard)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {args.out} could not be written: {error}; what was begun is removed")
 
 
 if __name__ == "__main__":

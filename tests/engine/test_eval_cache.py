@@ -2,16 +2,18 @@
 
 import multiprocessing
 import os
+import resource
 import time
 
 import evalsets
 import pytest
 import torch
+from open_clip.transform import image_transform
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
 from engine import eval_cache, eval_data, evaluate
 from engine.eval_cache import PixelCache
-from engine.evaluate import Model, evaluate_set
+from engine.evaluate import Model, answer_set
 
 TRANSFORM = Compose(
     [Resize(evalsets.SIDE_PX), CenterCrop(evalsets.SIDE_PX), ToTensor(), Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]
@@ -56,10 +58,10 @@ def model(cache, seed=0, transform=TRANSFORM):
 def test_metrics_are_the_same_with_and_without_and_a_second_model_decodes_nothing(sets, tmp_path, num_decoded, capsys):
     cache = PixelCache(tmp_path / "pixels", 1.0)
     for seed in (0, 1):
-        expected = {name: evaluate_set(data, model(None, seed)) for name, data in sets.items()}
+        expected = {name: answer_set(data, model(None, seed)).metrics for name, data in sets.items()}
         assert "70 images have an alpha channel" in capsys.readouterr().err
         num_decoded.clear()
-        found = {name: evaluate_set(data, model(cache, seed)) for name, data in sets.items()}
+        found = {name: answer_set(data, model(cache, seed)).metrics for name, data in sets.items()}
         assert found == expected
         assert "70 images have an alpha channel" in capsys.readouterr().err
         assert len(num_decoded) == (COUNT + 70 + 12 + 70 if seed == 0 else 0)
@@ -68,35 +70,52 @@ def test_metrics_are_the_same_with_and_without_and_a_second_model_decodes_nothin
 
 def test_another_transform_or_other_pictures_are_decoded_anew(sets, tmp_path, num_decoded):
     cache = PixelCache(tmp_path / "pixels", 1.0)
-    evaluate_set(sets["classes"], model(cache))
+    answer_set(sets["classes"], model(cache))
     num_decoded.clear()
     other = Compose([Resize(2 * evalsets.SIDE_PX), *TRANSFORM.transforms[1:]])
-    assert evaluate_set(sets["classes"], model(cache, transform=other)) == evaluate_set(
-        sets["classes"], model(None, transform=other)
-    )
+    found = answer_set(sets["classes"], model(cache, transform=other)).metrics
+    assert found == answer_set(sets["classes"], model(None, transform=other)).metrics
     assert len(num_decoded) == 2 * COUNT
     again = evalsets.classification(tmp_path / "classes", COUNT, shards=3, seed=1)
-    evaluate_set(eval_data.read(again), model(cache))
+    answer_set(eval_data.read(again), model(cache))
     assert len(num_decoded) == 3 * COUNT
 
 
-def test_a_transform_whose_pixels_cannot_be_told_apart_is_not_kept(sets, tmp_path):
-    evaluate_set(sets["classes"], model(PixelCache(tmp_path / "pixels", 1.0), transform=evalsets.transform))
+def test_files_of_another_format_are_not_read(sets, tmp_path, num_decoded, monkeypatch):
+    cache = PixelCache(tmp_path / "pixels", 1.0)
+    answer_set(sets["classes"], model(cache))
+    monkeypatch.setattr(eval_cache, "_FORMAT", eval_cache._FORMAT + 1)
+    answer_set(sets["classes"], model(cache))
+    assert len(num_decoded) == 2 * COUNT
+
+
+@pytest.mark.parametrize("transform", [evalsets.transform, Compose([lambda image: image, *TRANSFORM.transforms])])
+def test_a_transform_whose_pixels_cannot_be_told_apart_is_not_kept(sets, tmp_path, transform):
+    answer_set(sets["classes"], model(PixelCache(tmp_path / "pixels", 1.0), transform=transform))
     assert not (tmp_path / "pixels").exists()
 
 
-def test_the_address_of_a_function_is_no_part_of_a_transform():
-    def drawn():
-        return eval_data.split_transform(Compose([lambda image: image, *TRANSFORM.transforms]))[0]
+def test_open_clips_transforms_are_told_apart_by_all_that_decides_the_pixels():
+    def described(size, **facts):
+        return eval_data.split_transform(image_transform(size, False, **facts))[0].described()
 
-    assert str(drawn()) == str(drawn())
-    assert "Resize(size=8" in str(drawn())
+    facts = [
+        *({"size": 8, "resize_mode": mode} for mode in ("shortest", "longest", "squash")),
+        {"size": 8, "resize_mode": "longest", "fill_color": 255},  # in no repr of open_clip's
+        {"size": 8, "interpolation": "bilinear"},
+        {"size": (8, 9)},
+    ]
+    texts = [described(**of_one) for of_one in facts]
+    assert None not in texts
+    assert len(set(texts)) == len(facts)
+    assert texts == [described(**of_one) for of_one in facts]
+    assert not any(" at 0x" in text for text in texts)
 
 
 def test_a_set_that_does_not_fit_is_not_kept_and_evaluated_all_the_same(sets, tmp_path, num_decoded):
     cache = PixelCache(tmp_path / "pixels", (NUM_BYTES + 200) / 2**30)
-    expected = {name: evaluate_set(data, model(None)) for name, data in sets.items()}
-    found = [{name: evaluate_set(data, model(cache)) for name, data in sets.items()} for _ in range(2)]
+    expected = {name: answer_set(data, model(None)).metrics for name, data in sets.items()}
+    found = [{name: answer_set(data, model(cache)).metrics for name, data in sets.items()} for _ in range(2)]
     assert found == [expected, expected]
     # The first set fills the folder.
     assert {name: num_decoded.count(name) for name in sets} == {
@@ -106,8 +125,30 @@ def test_a_set_that_does_not_fit_is_not_kept_and_evaluated_all_the_same(sets, tm
 
 def test_a_full_disk_takes_none(sets, tmp_path, monkeypatch):
     disk = eval_cache.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(eval_cache.shutil, "disk_usage", lambda _: disk._replace(free=NUM_BYTES - 1))
-    evaluate_set(sets["classes"], model(PixelCache(tmp_path / "pixels", 1.0)))
+    free = eval_cache._RESERVE_BYTES + NUM_BYTES
+    monkeypatch.setattr(eval_cache.shutil, "disk_usage", lambda _: disk._replace(free=free - 1))
+    answer_set(sets["classes"], model(PixelCache(tmp_path / "pixels", 1.0)))
+    assert list((tmp_path / "pixels").iterdir()) == []
+    monkeypatch.setattr(eval_cache.shutil, "disk_usage", lambda _: disk._replace(free=free))
+    answer_set(sets["classes"], model(PixelCache(tmp_path / "pixels", 1.0)))
+    assert len(list((tmp_path / "pixels").iterdir())) == 1
+
+
+def test_a_disk_that_fills_up_meanwhile_costs_the_file_and_not_the_evaluation(sets, tmp_path, monkeypatch, capsys):
+    clip, limits = model(PixelCache(tmp_path / "pixels", 1.0)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    encode = clip.clip.encode_image
+
+    def fill_up(batch):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        return encode(batch)
+
+    monkeypatch.setattr(clip.clip, "encode_image", fill_up)
+    try:
+        found = answer_set(sets["classes"], clip)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found == answer_set(sets["classes"], model(None))
+    assert capsys.readouterr().err.count("are not kept") == 1
     assert list((tmp_path / "pixels").iterdir()) == []
 
 
@@ -116,13 +157,13 @@ def test_an_evaluation_that_fails_keeps_nothing_and_what_killed_ones_left_goes_a
     clip = model(cache)
     clip.clip.encode_image = lambda _: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        evaluate_set(sets["classes"], clip)
+        answer_set(sets["classes"], clip)
     assert list(cache.folder.iterdir()) == []
     for age_days in (0.9, 1.1):
         left = cache.folder / f".{age_days}.npy.host.1.tmp"
         left.write_bytes(b"half")
         os.utime(left, (time.time() - age_days * 86400,) * 2)
-    evaluate_set(sets["classes"], model(cache))
+    answer_set(sets["classes"], model(cache))
     assert sorted(path.suffix for path in cache.folder.iterdir()) == [".npy", ".tmp"]
     assert (cache.folder / ".0.9.npy.host.1.tmp").exists()
 
@@ -130,7 +171,7 @@ def test_an_evaluation_that_fails_keeps_nothing_and_what_killed_ones_left_goes_a
 def one_of_many(data, folder, start, values):
     torch.set_num_threads(1)
     start.wait()
-    values.put(evaluate_set(data, model(PixelCache(folder, 1.0))))
+    values.put(answer_set(data, model(PixelCache(folder, 1.0))).metrics)
 
 
 def test_several_processes_at_once_find_the_same_and_leave_one_file(sets, tmp_path):
@@ -143,7 +184,7 @@ def test_several_processes_at_once_find_the_same_and_leave_one_file(sets, tmp_pa
     found = [values.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    assert found == [evaluate_set(sets["classes"], model(None))] * 4
+    assert found == [answer_set(sets["classes"], model(None)).metrics] * 4
     assert [path.suffix for path in folder.iterdir()] == [".npy"]
 
 

@@ -11,7 +11,7 @@ from evalsets import CLASSES, LinearClip, classification, npy, picture
 from toy import write_tar
 
 from engine import eval_data
-from engine.evaluate import Model, evaluate_set
+from engine.evaluate import Model, answer_set
 
 TEXTS = {"classnames": CLASSES, "zeroshot_classification_templates": ["a {c}"]}
 
@@ -125,7 +125,7 @@ def test_an_image_that_cannot_be_decoded_is_refused_with_and_without_workers(
     card = write(tmp_path, [sample(), sample(), sample(png=data)])
     model = Model(LinearClip(), evalsets.transform, evalsets.tokenizer, "cpu", num_workers=1)
     with pytest.raises(ValueError, match=r"^evaluation set 'pets': .*0\.tar, key '00002': the image cannot be decoded"):
-        evaluate_set(eval_data.read(card), model)
+        answer_set(eval_data.read(card), model)
 
 
 RECORDS = {"metadata": ["region", "country"], "group_by": "region", "metric": "acc_wg"}
@@ -204,4 +204,4 @@ def test_a_set_that_is_too_small_for_its_main_metric_is_refused(tmp_path):
     card = evalsets.association(tmp_path / "pets", [instance], 3)
     model = Model(LinearClip(), evalsets.transform, evalsets.tokenizer, "cpu")
     with pytest.raises(ValueError, match="'pets': it has no jaccard_score_10-12, only jaccard_score"):
-        evaluate_set(eval_data.read(card), model)
+        answer_set(eval_data.read(card), model)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from analysis import bootstrap
 from engine import eval_data, eval_model
 from engine.archive import read_members
-from engine.evaluate import Model, answer_set, evaluate_set
+from engine.evaluate import Model, answer_set
 from engine.evaluation import Evaluation
 
 
@@ -179,7 +179,7 @@ def test_the_best_five_of_fewer_classes_are_refused(tmp_path):
     data = eval_data.read(eval_card)
     data = dataclasses.replace(data, card=eval_card.model_copy(update=facts), metadata=np.zeros((10, 1)))
     with pytest.raises(ValueError, match="'set': acc_top5_wg is not defined with 2 classes"):
-        evaluate_set(data, model())
+        answer_set(data, model())
 
 
 def instances(num_images, count, seed=0):
@@ -214,7 +214,7 @@ def test_winogavil_is_the_jaccard_index_of_a_slow_computation_on_unit_vectors(tm
 def test_winogavil_encodes_every_image_and_every_cue_once(tmp_path):
     eval_card = association(tmp_path / "winogavil", instances(30, 60), 30)
     one = model()
-    evaluate_set(eval_data.read(eval_card), one)
+    answer_set(eval_data.read(eval_card), one)
     prompts = {f"{instance['cue']}" for instance in instances(30, 60)}
     assert (one.clip.num_images, one.clip.num_texts) == (30, len(prompts))
 
@@ -224,7 +224,7 @@ def test_sets_that_describe_classes_alike_share_their_vectors(tmp_path):
     fewer = classification(tmp_path / "fewer", seed=1, class_names=["dog", "tea", "anvil"])
     others = classification(tmp_path / "others", seed=2, templates=["{c}"])
     one = model()
-    shared = [evaluate_set(eval_data.read(eval_card), one) for eval_card in (first, fewer, others)]
+    shared = [answer_set(eval_data.read(eval_card), one).metrics for eval_card in (first, fewer, others)]
     # "anvil" is the only class of the second set that the first lacks; the third has templates of its own.
     assert one.clip.num_texts == len(CLASSES) * len(TEMPLATES) + len(TEMPLATES) + len(CLASSES)
     assert one.clip.num_images == 3 * 40
@@ -235,7 +235,7 @@ def test_worker_processes_change_nothing_even_if_they_are_more_than_the_shards(t
     eval_card = classification(tmp_path / "set", 150, shards=1)
     expected = evaluated(eval_card)
     monkeypatch.setattr(eval_data, "MIN_IMAGES_FOR_WORKERS", 1)
-    assert evaluate_set(eval_data.read(eval_card), model(num_workers=2)) == expected
+    assert answer_set(eval_data.read(eval_card), model(num_workers=2)).metrics == expected
 
 
 def test_bfloat16_changes_embeddings_a_little_and_leaves_them_float32(tmp_path):
@@ -282,7 +282,7 @@ def test_a_model_that_knows_nothing_scores_chance_in_every_metric_and_on_average
     found = []
     for seed in seeds:
         guesser = Model(evalsets.Guesser(seed), evalsets.transform, evalsets.tokenizer, "cpu")
-        values = {name: evaluate_set(eval_data.read(c), guesser)[c.metric] for name, c in sets.items()}
+        values = {name: answer_set(eval_data.read(c), guesser).metrics[c.metric] for name, c in sets.items()}
         found.append([*values.values(), evaluation.averaged(values, frozenset())["Average"].value])
     chance = [c.chance for c in sets.values()]
     variances = np.array([variance for _, variance in guesses.values()])

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -84,40 +86,40 @@ def program(tmp_path_factory):
     """img2dataset, installed as a crawl installs it."""
     folder = tmp_path_factory.mktemp("data")
     try:
-        crawl._img2dataset(folder)
+        return crawl._img2dataset(folder).parents[1]
     except ValueError:
         if os.environ.get("CI"):
             raise
         pytest.skip("img2dataset could not be installed from the package index, which only CI is sure to reach")
-    return next(folder.iterdir())
+
+
+@pytest.fixture
+def own_cards(tmp_path, monkeypatch):
+    """A folder to work in, with no cards but its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
+    return tmp_path
+
+
+def write_card(name, **facts):
+    card = {"name": name, "title": name, "revision": "1", "pairs": NUM_PICTURES, "shards": f"data/{name}"}
+    text = json.dumps(card | {"licence": "ours", "source": "here"} | facts)
+    paths.write_text(cards.FOLDER / "datasets" / f"{name}.yaml", text)
 
 
 @pytest.mark.slow
 def test_a_card_of_links_becomes_shards_that_are_indexed_and_is_finished_when_it_was_stopped(
-    program, web, tmp_path, monkeypatch
+    program, web, own_cards, monkeypatch
 ):
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / program.name).symlink_to(program)
+    Path("data").mkdir()
+    Path("data", program.name).symlink_to(program)
     command = (
         f"PYTHONPATH={crawl.PINS.parent.parent} python -m experiments.crawl data/links/web.tsv --columns caption url "
         f"--get {web}/list.tsv --out data/web --jobs 1 -- --image_size=64 --resize_mode=keep_ratio "
         "--number_sample_per_shard=10 --thread_count=4 --timeout=5"
     )
-    card = {
-        "name": "web",
-        "title": "Web",
-        "revision": "1",
-        "pairs": NUM_PICTURES,
-        "shards": "data/web",
-        "fetch": command,
-    }
-    paths.write_text(
-        cards.FOLDER / "datasets" / "web.yaml",
-        json.dumps(card | {"licence": "ours", "source": "here", "gigabytes": 0.001}),
-    )
+    write_card("web", fetch=command, gigabytes=0.001)
     assert not cards.is_there(cards.dataset("web"))
     assert "`snakemake fetch_web` (about 0 GB) runs: PYTHONPATH" in cards.how_to_get(cards.dataset("web"))
     said = io.StringIO()
@@ -218,29 +220,97 @@ def test_what_cannot_be_crawled_is_one_clear_error(tmp_path, arguments, message)
     assert "Traceback" not in result.stderr
 
 
-def test_another_list_does_not_mix_with_the_pictures_of_the_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [{"source": "b.tsv"}, {"options": ("--number_sample_per_shard=10",)}])
+def test_other_links_or_options_do_not_mix_with_the_pictures_of_the_first(tmp_path, monkeypatch, change):
     monkeypatch.chdir(tmp_path)
-    first = crawl.Links(source="a.tsv", columns=("url", "caption"))
+    first = crawl.Links(source="a.tsv", columns=("url", "caption"), options=("--number_sample_per_shard=20",))
     paths.write_text(Path("out/.crawl/links/links.json"), first.model_dump_json())
-    with pytest.raises(ValueError, match="out has pictures of other links"):
-        crawl.crawl(first.model_copy(update={"source": "b.tsv"}), Path("out"), jobs=1)
+    with pytest.raises(ValueError, match="out has pictures of other links or options"):
+        crawl.crawl(first.model_copy(update=change), Path("out"), jobs=1)
     shutil.rmtree("out")
     paths.write_text(Path("out/0.tar"), "")
     with pytest.raises(ValueError, match="out has shards that come from elsewhere"):
         crawl.crawl(first, Path("out"), jobs=1)
 
 
-def test_a_copy_that_was_stopped_is_no_training_set_until_it_has_come_to_its_end(tmp_path, monkeypatch):
+STAND_IN = """#!/bin/sh
+for word; do case $word in --output_folder=*) out=${word#*=};; esac; done
+for shard in 0 1; do
+    test -e $out/${shard}_stats.json && continue
+    echo $shard >> tried
+    touch $out/$shard.tar
+    echo "{\\"count\\": 12, \\"successes\\": $(grep -c $shard online)}" > $out/${shard}_stats.json
+done
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """In place of img2dataset: two shards of 12 links; the file `online` names those that get a picture."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
+    program = tmp_path / "img2dataset"
+    program.write_text(STAND_IN)
+    program.chmod(0o700)
+    monkeypatch.setattr(crawl, "_img2dataset", lambda _: program)
+    Path("list.tsv").write_text(table(1))
+    Path("online").write_text("")
+    return crawl.Links(source="list.tsv", columns=("caption", "url"))
+
+
+def test_links_that_were_tried_offline_are_tried_again(stand_in):
+    with pytest.raises(ValueError, match="none of 24 links gave a picture: is this machine online"):
+        crawl.crawl(stand_in, Path("out"), jobs=1)
+    Path("online").write_text("0\n1\n")
+    assert crawl.crawl(stand_in, Path("out"), jobs=1) == crawl.Crawled(links=24, pictures=2)
+    assert Path("tried").read_text() == "0\n1\n0\n1\n"
+
+
+def test_a_shard_without_a_picture_is_tried_twice_before_its_links_are_taken_for_dead(stand_in):
+    Path("online").write_text("0")
+    with pytest.raises(ValueError, match="1 of 2 shards have no picture at all"):
+        crawl.crawl(stand_in, Path("out"), jobs=1)
+    assert crawl.crawl(stand_in, Path("out"), jobs=1) == crawl.Crawled(links=24, pictures=1)
+    assert Path("tried").read_text() == "0\n1\n1\n"
+    assert not Path("out", cards.UNFINISHED).exists()
+
+
+def test_more_links_than_the_list_has_are_refused(stand_in):
+    Path("out").mkdir()
+    Path("out/2_stats.json").write_text('{"count": 1, "successes": 1}')
+    with pytest.raises(ValueError, match="out has shards of 25 links, the list 24"):
+        crawl.crawl(stand_in, Path("out"), jobs=1)
+
+
+def test_what_follows_two_dashes_goes_to_img2dataset_wherever_the_list_stands(stand_in):
+    Path("online").write_text("0\n1\n")
+    crawl.main(["--columns", "caption", "url", "--out", "out", "list.tsv", "--", "--image_size=64", "--", "-x"])
+    asked = json.loads(Path("out/.crawl/links/links.json").read_text())
+    assert asked["options"] == ["--image_size=64", "--", "-x"]
+
+
+def test_of_two_first_crawls_at_once_one_installs_img2dataset(tmp_path, monkeypatch):
+    commands = []
+
+    def install(command, **_):
+        time.sleep(0.05)  # the other is here by then
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(crawl.subprocess, "run", install)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(crawl._img2dataset, [tmp_path] * 2)
+    assert first == second
+    assert len(commands) == 2  # the environment, and what is in it
+
+
+def test_a_copy_that_was_stopped_is_no_training_set_until_it_has_come_to_its_end(own_cards):
     command = "mkdir -p data/copy; touch data/copy/0.tar; test -e online && touch data/copy/1.tar"
-    card = {"name": "copy", "title": "Copy", "revision": "1", "pairs": 2, "shards": "data/copy", "fetch": command}
-    text = json.dumps(card | {"licence": "ours", "source": "here"})
-    paths.write_text(cards.FOLDER / "datasets" / "copy.yaml", text)
+    write_card("copy", fetch=command)
     console = Console(file=io.StringIO())
     with pytest.raises(SystemExit):
         training_data.run("copy", console)
-    with pytest.raises(ValueError, match="'copy': not all shards are in data/copy"):
+    message = r"'copy': not all shards are in data/copy.*\nor, if they are all there, remove data/\.copy\.fetching$"
+    with pytest.raises(ValueError, match=message):
         cards.refuse_missing(["copy"])
     Path("online").touch()
     training_data.run("copy", console)
@@ -248,10 +318,42 @@ def test_a_copy_that_was_stopped_is_no_training_set_until_it_has_come_to_its_end
     assert sorted(path.name for path in Path("data/copy").iterdir()) == ["0.tar", "1.tar"]
 
 
+def test_a_copy_does_not_mix_with_a_crawl_that_was_stopped(own_cards):
+    write_card("copy", fetch="touch data/copy/1.tar", crawl=f"rm data/copy/{cards.UNFINISHED}")
+    for name in ("0.tar", cards.UNFINISHED):
+        paths.write_text(Path("data/copy", name), "")
+    with pytest.raises(ValueError, match=r"has a part of a crawl.*`snakemake crawl_copy`"):
+        training_data.run("copy", Console(file=io.StringIO()))
+    with pytest.raises(ValueError, match=rf"remove data/copy/{cards.UNFINISHED}$"):
+        cards.refuse_missing(["copy"])
+    training_data.run("copy", Console(file=io.StringIO()), anew=True)
+    cards.refuse_missing(["copy"])
+    assert not Path("data/copy/1.tar").exists()
+
+
+def test_a_command_that_makes_no_shards_has_fetched_nothing(own_cards):
+    write_card("copy", fetch="true")
+    with pytest.raises(ValueError, match=r"no \*\.tar shards are in data/copy, though its command ended well"):
+        training_data.run("copy", Console(file=io.StringIO()))
+
+
+def test_what_is_there_already_needs_no_room_again(own_cards, monkeypatch):
+    write_card("copy", fetch="touch data/copy/1.tar", gigabytes=2e-6)
+    paths.write_text(Path("data/copy/0.tar"), 1500 * "x")
+    paths.write_text(cards.fetching(cards.dataset("copy")), "")
+    disk = shutil.disk_usage(own_cards)
+    monkeypatch.setattr(training_data.shutil, "disk_usage", lambda _: disk._replace(free=499))
+    with pytest.raises(ValueError, match="larger disk"):
+        training_data.run("copy", Console(file=io.StringIO()))
+    monkeypatch.setattr(training_data.shutil, "disk_usage", lambda _: disk._replace(free=501))
+    training_data.run("copy", Console(file=io.StringIO()))
+    cards.refuse_missing(["copy"])
+
+
 def test_too_little_room_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = io.StringIO()
-    with pytest.raises(ValueError, match=r"'dfn1b' takes about 38,000 GB, [\d,]+ GB are free"):
+    with pytest.raises(ValueError, match=r"'dfn1b' takes about 38,000 GB, 0 GB of it are there, [\d,]+ GB are free"):
         training_data.run("dfn1b", Console(file=said, width=200))
     assert "Apple's licence" in said.getvalue()
     assert not Path("data").exists()

@@ -24,7 +24,7 @@ import yaml
 from PIL import Image
 
 from engine import eval_data
-from engine.evaluate import Model, evaluate_set
+from engine.evaluate import Model, answer_set
 from experiments import cards as experiments_cards
 from experiments.icons import captions, cards, catalogue, licences, render, sets, shards, sources
 
@@ -530,7 +530,7 @@ def test_a_model_that_knows_nothing_scores_the_chance_of_every_card_and_of_every
             variances[name] = chance * (1 - chance) / listed.images
         for seed in seeds:
             model = Model(evalsets.Guesser(seed), evalsets.transform, evalsets.tokenizer, "cpu")
-            found.setdefault(name, []).append(evaluate_set(data, model)[listed.metric])
+            found.setdefault(name, []).append(answer_set(data, model).metrics[listed.metric])
 
     values = {name: float(np.mean(some)) for name, some in found.items()}
     apart = {

@@ -1,6 +1,8 @@
 """Parquet files with pictures become shards that training reads."""
 
+import errno
 import io
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,6 +80,26 @@ def test_what_is_no_such_parquet_is_one_clear_error_and_leaves_nothing(source, a
     with pytest.raises(SystemExit, match=message):
         shard_parquet.main([*arguments, "--out", "out"])
     assert not (source.parent / "out").exists()
-    (source.parent / "out").mkdir()
-    with pytest.raises(SystemExit, match=r"out is there|no \*|unknown"):
-        shard_parquet.main([*arguments, "--out", "out"])
+
+
+def test_a_folder_may_be_a_link_to_an_empty_one_on_a_larger_disk(source):
+    larger = source.parent / "larger" / "set"
+    larger.mkdir(parents=True)
+    (source.parent / "out").symlink_to(larger)
+    shard_parquet.main(["source", "--caption", "caption", "--out", "out"])
+    assert [path.name for path in larger.iterdir()] == ["00000.tar"]
+    assert not list(source.parent.glob(".*"))
+    assert not list(larger.parent.glob(".*"))
+    with pytest.raises(SystemExit, match="larger/set is not empty"):
+        shard_parquet.main(["source", "--caption", "caption", "--out", "out"])
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(source, monkeypatch):
+    def fill_up(folder, *_):
+        folder.mkdir()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shard_parquet, "write_shards", fill_up)
+    with pytest.raises(SystemExit, match=r"out could not be written: .*No space left on device"):
+        shard_parquet.main(["source", "--caption", "caption", "--out", "out"])
+    assert [path.name for path in source.parent.iterdir()] == ["source"]

@@ -234,10 +234,19 @@ def test_an_ablation_is_a_target_for_any_suite(tmp_path):
 def test_missing_data_are_named_before_any_job_starts(tmp_path):
     result = snakemake(tmp_path, "--config", "suites=cc3m", check=False)
     assert result.returncode == 1
-    assert "training set 'cc3m': no *.tar shards in data/cc3m. Fetch it: hf download" in result.stdout
+    assert "training set 'cc3m': no *.tar shards in data/cc3m. To fetch it, `snakemake fetch_cc3m`" in result.stdout
     assert "evaluation set 'cars': data/datacomp/wds_cars_test is not there" in result.stdout
     assert "`python -m experiments evaluation-data NAME...` fetches them" in result.stdout
     assert "Traceback" not in result.stdout
+    assert not list(tmp_path.glob("results/logs/**/*.log"))
+
+
+def test_an_index_alone_is_not_made_of_a_set_that_is_half_fetched(tmp_path):
+    for name in ("cc3m/00000.tar", ".cc3m.fetching"):
+        paths.write_text(tmp_path / "data" / name, "")
+    result = snakemake(tmp_path, str(paths.index("cc3m")), "--config", "suites=cc3m", check=False)
+    assert result.returncode == 1
+    assert "training set 'cc3m': not all shards are in data/cc3m" in result.stdout
     assert not list(tmp_path.glob("results/logs/**/*.log"))
 
 
