@@ -52,6 +52,10 @@ def metric_of(outcomes: Outcomes, metric: str, counts_RO: NDArray[np.int64]) -> 
 
 
 def half_width(draws: NDArray[np.float64]) -> float:
-    """Half the distance between the ends of the percentile interval."""
+    """Half the distance between the ends of the percentile interval.
+
+    An interval of this width around the score holds only where draws are spread about it: not for the lowest of several
+    groups, whose draws lie below.
+    """
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(high - low) / 2

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pandas as pd
 
+from analysis import artifacts, stats, style
 from analysis import frame as tidy
-from analysis import stats, style
 
 OURS = style.method(style.OURS).name
 
 
-def claims(frame: pd.DataFrame) -> tuple[str, ...]:
+def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
     """State how NeuCLIP compares with each baseline, what variants change, and what is missing.
 
     The score is the suite's first average, or its first set where it has no average.
 
     Args:
         frame: The tidy frame of one suite.
+        averaged: The evaluation sets in the suite's first average. Over them, methods are compared set by set, in the
+            suites that the table `across_sets` is made for: in others, sets are few or share pictures.
 
     Returns:
         Sentences: by setting over seeds, over sets and of variants, then diverged runs and holes. Never empty.
@@ -30,7 +32,8 @@ def claims(frame: pd.DataFrame) -> tuple[str, ...]:
         return ("No statement: this suite has no scores.", *_lost(frame))
     title = scores[0].title
     of_score = final[(final["kind"] == scores[0].kind) & (final["name"] == scores[0].name)]
-    sets = final[final["kind"] == "eval"]
+    suite = frame["suite"].iloc[0]
+    sets = final[(final["kind"] == "eval") & final["name"].isin(averaged if _compares_sets(suite) else ())]
     methods = tidy.methods(tidy.main_runs(final))
     sentences: list[str] = []
     for label, rows in tidy.settings(of_score):
@@ -40,6 +43,10 @@ def claims(frame: pd.DataFrame) -> tuple[str, ...]:
         found += _variants(rows, title)
         sentences += [f"{label}: {sentence}" if label else sentence for sentence in found]
     return (*sentences, *_lost(frame))
+
+
+def _compares_sets(suite: str) -> bool:
+    return "across_sets" in artifacts.tables(suite)
 
 
 def _over_seeds(rows: pd.DataFrame, title: str, methods: list[str]) -> Iterator[str]:
@@ -81,15 +88,15 @@ def _comparison(baseline: str, title: str, test: pd.Series) -> str:
 
 def _over_sets(rows: pd.DataFrame) -> Iterator[str]:
     """Compare ours with each baseline set by set, where there are sets enough for a test."""
-    tests = stats.set_differences(stats.by_set(rows, ["name"]), first=style.OURS)
+    tests = stats.set_differences(stats.by_set(rows, ["name"])[tidy.methods(rows)], first=style.OURS)
     for test in tests.dropna(subset=["p_holm"]).to_dict("records"):
         counts = f"better on {test['wins']}, equal on {test['ties']}, worse on {test['losses']}"
         apart = "a significant" if test["p_holm"] < stats.SIGNIFICANCE else "no significant"
         baseline = style.method(test["baseline"]).name
         yield (
             f"Over {test['num_sets']} evaluation sets {OURS} is {counts} against {baseline}: "
-            f"{apart} difference (median {100 * test['median']:+.1f} points, Wilcoxon's signed-rank test over sets, "
-            f"Holm-corrected {style.p_value(test['p_holm'])})."
+            f"{apart} difference (median {100 * test['median']:+.1f} points, Wilcoxon's signed-rank test, sets taken "
+            f"as independent, Holm-corrected {style.p_value(test['p_holm'])})."
         )
 
 
@@ -98,8 +105,8 @@ def _variants(rows: pd.DataFrame, title: str) -> Iterator[str]:
     for method in tidy.methods(rows):
         part = rows[rows["method"] == method]
         variants = [variant for variant in tidy.variants(part) if variant]
-        if not variants:
-            continue
+        if not variants or len(variants) == part["variant"].nunique():
+            continue  # nothing varies, or there is no main run to compare with
         tests = stats.paired_differences(part.assign(method=part["variant"]), ["name"], first="")
         tested = tests.dropna(subset=["p_holm"]).set_index("baseline")
         is_apart = tested["p_holm"] < stats.SIGNIFICANCE
@@ -107,14 +114,13 @@ def _variants(rows: pd.DataFrame, title: str) -> Iterator[str]:
         counts = []
         for word, those in of_main.items():
             names = ", ".join(f"{name} by {100 * abs(mean):.1f} points" for name, mean in those["mean"].items())
-            counts.append(f"{len(those)} {word}{f' ({names})' if names else ''}")
-        counts.append(f"{len(tested) - is_apart.sum()} without a significant difference")
-        if len(tested) < len(variants):
-            counts.append(f"{len(variants) - len(tested)} not tested (fewer than {stats.MIN_PAIRS_TO_TEST} seeds)")
-        yield (
-            f"Variants of {style.method(method).name} against its main run on {title}: {', '.join(counts)}; paired t "
-            "test over seeds, Holm-corrected over variants."
-        )
+            counts.append((len(those), f"{word} ({names})"))
+        counts.append((len(tested) - is_apart.sum(), "without a significant difference"))
+        why = f"fewer than {stats.MIN_PAIRS_TO_TEST} common seeds, or no spread"
+        counts.append((len(variants) - len(tested), f"not tested ({why})"))
+        found = ", ".join(f"{count} {outcome}" for count, outcome in counts if count)
+        how = "; paired t test over seeds, Holm-corrected over variants" if len(tested) else ""
+        yield f"Variants of {style.method(method).name} against its main run on {title}: {found}{how}."
 
 
 def _lost(frame: pd.DataFrame) -> Iterator[str]:
@@ -127,7 +133,7 @@ def _lost(frame: pd.DataFrame) -> Iterator[str]:
             ids = runs.loc[(runs["method"] == method) & (runs["variant"] == variant), "run_id"]
             if ids.isin(diverged).any():
                 counts.append(f"{style.variant(method, variant)} {ids.isin(diverged).sum()} of {len(ids)}")
-        yield f"Diverged, and in no mean: {len(diverged)} of {len(runs)} runs ({'; '.join(counts)})."
+        yield f"Diverged, and in no mean of scores: {len(diverged)} of {len(runs)} runs ({'; '.join(counts)})."
     final = tidy.final_scores(frame)
     absent = final.loc[final["status"] == "absent", "run_id"].nunique()
     if absent:

@@ -17,13 +17,15 @@ import safetensors.numpy
 from analysis import bootstrap
 from analysis.frame import COLUMNS
 from engine import paths
-from engine.evaluation import EvalCard, EvalResult, Evaluation
+from engine.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
 from engine.record import Record
 from engine.spec import ModelT, canonical_json, fingerprint, parse
 from engine.suite import ExpandedSuite, SuiteRun
 
 MAX_CURVE_POINTS = 400
 """Longer logs are averaged in bins: a figure shows no more, and single steps would alias with periodic restarts."""
+MAX_ROUNDING = 1e-6
+"""Between a score and the same of its counted outcomes; scores are means in float32."""
 MAX_ANCHORS = 512
 """Anchors of a run whose log-normalizers a figure shows, on each side."""
 
@@ -63,7 +65,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
         shared = _shared(suite.name, run, record)
         for row in (
             *_score_rows(suite.evaluation, run, record, seen, missing),
-            *(_sampling_rows(suite.evaluation, run, missing) if num_seeds[_place(run)] == 1 else ()),
+            *(_sampling_rows(suite.evaluation, run) if not run.variant and num_seeds[_place(run)] == 1 else ()),
             *_normalizer_rows(record),
             *_log_normalizer_rows(record),
             *_train_rows(run),
@@ -79,7 +81,13 @@ def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
     # A run that went on elsewhere names all places: its times are a mixture.
     origins = [attempt.provenance for attempt in record.attempts]
     commits = (f"{o.commit}+{o.dirty_sha256[:8]}" if o.dirty_sha256 else o.commit for o in origins)
-    devices = (f"{o.world_size} x {o.device}" if o.world_size > 1 else o.device for o in origins)
+    # What makes times compare: with other threads a device is another one.
+    devices = (
+        (f"{o.world_size} x " if o.world_size > 1 else "")
+        + o.device
+        + (f" ({o.threads} threads)" if o.threads > 1 else "")
+        for o in origins
+    )
     return {
         "suite": suite,
         "run_id": run.spec.run_id,
@@ -168,24 +176,20 @@ def _place(run: SuiteRun) -> tuple[object, ...]:
     return spec.method.name, run.variant, spec.dataset, spec.model.name, spec.global_batch_size
 
 
-def _sampling_rows(evaluation: Evaluation, run: SuiteRun, missing: frozenset[str]) -> Iterator[Row]:
-    """Resample the final model's sets: the only interval that a run without further seeds can have."""
+def _sampling_rows(evaluation: Evaluation, run: SuiteRun) -> Iterator[Row]:
+    """Resample the final model's sets: the only interval that a run without further seeds can have.
+
+    Averages have none: sets that show the same pictures would have to be drawn together, and results do not say which.
+    """
     end = run.spec.samples_seen
-    draws = {}
     for name, card in evaluation.sets.items():
         result = _load(EvalResult, paths.eval_result(run.spec.run_id, end, name))
-        if result.outcomes is not None:
-            # Sets are independent, and of each run drawn alike whatever else the suite has.
-            seed = int.from_bytes(hashlib.sha256(f"{run.spec.run_id}/{name}".encode()).digest()[:8], "big")
-            draws[name] = bootstrap.draw(result.outcomes, card.metric, np.random.default_rng(seed))
-    drawn = dict(draws)
-    known = {name: None if name in missing else 0.0 for name in evaluation.sets}
-    for key, average in evaluation.averaged(known, missing).items():
-        members = [name for name in evaluation.averages[key] if name not in missing]
-        if average.value is not None and draws.keys() >= set(members):
-            drawn[average.name] = np.mean([draws[name] for name in members], axis=0)
-    for name, of_name in drawn.items():
-        value = bootstrap.half_width(of_name)
+        if result.outcomes is None or card.metric in WORST_GROUP:
+            continue  # The lowest of several groups is lower still in a resample, by more than its spread.
+        # Of each run drawn alike, whatever else the suite has.
+        seed = int.from_bytes(hashlib.sha256(f"{run.spec.run_id}/{name}".encode()).digest()[:8], "big")
+        draws = bootstrap.draw(result.outcomes, card.metric, np.random.default_rng(seed))
+        value = bootstrap.half_width(draws)
         yield {"kind": "sampling", "samples_seen": end, "name": name, "metric": "half_width", "value": value}
 
 
@@ -340,6 +344,13 @@ def _check_result(
         require("num_samples", result.num_samples, card.images)
     if result.value is not None and not 0 <= result.value <= 1:
         raise CollectError(f"{path}: value is {result.value}, allowed is [0, 1]; evaluate again")
+    if result.value is not None and result.outcomes is not None:
+        counted = bootstrap.metric_of(result.outcomes, card.metric, np.array([result.outcomes.count]))[0]
+        if not abs(counted - result.value) <= MAX_ROUNDING:
+            raise CollectError(
+                f"{path}: value of {run.spec.run_id} on {name} is {result.value}, but its outcomes make {counted:.6f}; "
+                f"remove {path.parent} and run snakemake again"
+            )
 
 
 def _agree(seen: Seen, key: tuple[str, str], found: str | None, path: Path) -> None:

@@ -157,14 +157,16 @@ def _compare(group: pd.DataFrame, a: pd.Series, b: pd.Series, *, kind: str) -> d
     """Compare one quantity; the verdict is empty where the test decides."""
     change = (group["value_b"] - group["value_a"]).dropna()
     n, p, verdict = len(change), float("nan"), ""
-    if kind == "cost" and set(group["device_a"].dropna()) != set(group["device_b"].dropna()):
+    rounded = change.round(12)
+    if kind == "cost" and not _on_one_device(group, paired=n > 0):
         verdict = "other device"
     elif n and (change == 0).all():
         verdict = "equal"
     elif (n or min(len(a), len(b))) < stats.MIN_PAIRS_TO_TEST:
         verdict = "too few seeds"
-    elif n and change.nunique() == 1:
-        verdict = "differs"  # All by the same amount: seeds add no noise at all.
+    elif n and rounded.nunique() == 1:
+        # All by the same amount: seeds add no noise at all. What differs in its last bits only was summed otherwise.
+        verdict = "differs" if rounded.any() else "within noise"
     else:
         p = stats.paired_t_test(change) if n else stats.welch_t_test(a, b)
     return {
@@ -176,6 +178,13 @@ def _compare(group: pd.DataFrame, a: pd.Series, b: pd.Series, *, kind: str) -> d
         "p": p,
         "verdict": verdict,
     }
+
+
+def _on_one_device(group: pd.DataFrame, *, paired: bool) -> bool:
+    """Tell whether times compare: each pair's, or without pairs all, are of one device, and no run moved."""
+    devices = pd.concat([group["device_a"], group["device_b"]]).dropna()
+    alike = (group["device_a"] == group["device_b"]).all() if paired else devices.nunique() == 1
+    return bool(alike) and not devices.str.contains(", ").any()
 
 
 def _difference_table(rows: pd.DataFrame) -> Table:
@@ -194,7 +203,7 @@ def _difference_table(rows: pd.DataFrame) -> Table:
                 Cell(factor * row["mean_b"], form=form),
                 Cell(factor * row["difference"], factor * row["half_width"], form=f"+{form}"),
                 Cell(row["num_pairs"], form="d"),
-                Cell(row["p_holm"], form=".2g"),
+                Cell(row["p_holm"], form=style.p_form(row["p_holm"])),
                 row["verdict"],
             )
         )

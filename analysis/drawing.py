@@ -51,10 +51,12 @@ class Arrangement(NamedTuple, Generic[Item]):
         return figure, grid(figure, len(self.panels), self.columns, sharey=sharey)
 
 
-def arrange(panels: Sequence[Item], width: float, *, panel_in: float, line_in: float, what: str) -> Arrangement[Item]:
+def arrange(
+    panels: Sequence[Item], width: float, *, panel_in: float, line_in: float, what: str, in_tables: bool = True
+) -> Arrangement[Item]:
     """Put as many panels beside each other as are at least `panel_in` wide, in as many lines as a page is high."""
     columns = min(max(1, int(width / panel_in)), len(panels))
-    kept, left_out = fit(panels, columns * max(1, int(MAX_IN / line_in)), what)
+    kept, left_out = fit(panels, columns * max(1, int(MAX_IN / line_in)), what, in_tables=in_tables)
     return Arrangement(kept, columns, width / columns, line_in * math.ceil(len(kept) / columns), left_out)
 
 
@@ -66,10 +68,14 @@ def grid(part: Figure | SubFigure, count: int, columns: int, *, sharey: bool = F
     return list(axes.flat[:count])
 
 
-def fit(items: Sequence[Item], most: int, what: str) -> tuple[list[Item], str]:
-    """Keep what fits a page; returns it, and a sentence for the caption if something is left out."""
+def fit(items: Sequence[Item], most: int, what: str, *, in_tables: bool = True) -> tuple[list[Item], str]:
+    """Keep what fits a page; returns it, and a sentence for the caption if something is left out.
+
+    `in_tables` says that a table has the numbers of all.
+    """
     left_out = len(items) - most
-    note = f"Not drawn for want of room, but in the tables: {left_out} of the {what}." if left_out > 0 else ""
+    elsewhere = ", but in the tables" if in_tables else ""
+    note = f"Not drawn for want of room{elsewhere}: {left_out} of the {what}." if left_out > 0 else ""
     return list(items[:most]), note
 
 

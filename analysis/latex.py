@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from analysis.table import NO_VALUE, Cell, Row, Table, panels
@@ -132,21 +133,68 @@ def _cell(item: str | Cell) -> str:
     return f"{number} {_escape(item.remark)}".strip() or "--"
 
 
-_COMMANDS = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "·": r"$\cdot$",
-    "\N{MULTIPLICATION SIGN}": r"$\times$",
-    "\N{GREEK SMALL LETTER TAU}": r"$\tau$",
-    "<": "$<$",
-    "|": "$|$",
-    ">": "$>$",
-    NO_VALUE: "--",
+# Those that look like Latin letters have no commands.
+_GREEK = (
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
+    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
+    "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega",
+)  # fmt: skip
+_SIGNS = {
+    unicodedata.lookup(
+        f"GREEK {'SMALL' if name.islower() else 'CAPITAL'} LETTER {name.upper().replace('LAMBDA', 'LAMDA')}"
+    ): rf"\{name}"
+    for name in _GREEK
+} | {
+    "±": r"\pm",
+    "†": r"\dagger",
+    "·": r"\cdot",
+    "\N{MULTIPLICATION SIGN}": r"\times",
+    "\N{MICRO SIGN}": r"\mu",
+    "\N{MINUS SIGN}": "-",
+    "\N{DEGREE SIGN}": r"^\circ",
+    "\N{SUPERSCRIPT TWO}": "^2",
+    "\N{RIGHTWARDS ARROW}": r"\rightarrow",
+    "\N{INFINITY}": r"\infty",
+    "\N{ALMOST EQUAL TO}": r"\approx",
+    "\N{LESS-THAN OR EQUAL TO}": r"\leq",
+    "\N{GREATER-THAN OR EQUAL TO}": r"\geq",
+    "<": "<",
+    "|": "|",
+    ">": ">",
 }
+_COMMANDS = (
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: f"${command}$" for character, command in _SIGNS.items()}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        # A row that begins with one of these would be taken for an argument of the line break before it.
+        "[": "{[}",
+        "*": "{*}",
+        NO_VALUE: "--",
+        "\N{EM DASH}": "---",
+        "\N{HORIZONTAL ELLIPSIS}": r"\dots{}",
+        "\N{NO-BREAK SPACE}": "~",
+    }
+)
+_ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
+"""Accents that LaTeX can put on a letter of any font."""
 
 
 def _escape(text: str) -> str:
-    return "".join(_COMMANDS.get(character, character) for character in text).replace(r" \%", r"~\%")
+    text = unicodedata.normalize("NFC", text)
+    return "".join(_COMMANDS.get(one) or _plain(one, text) for one in text).replace(r" \%", r"~\%")
+
+
+def _plain(character: str, text: str) -> str:
+    """Return what LaTeX sets as it is: ASCII, and the letters of Latin-1 and Latin Extended-A that every font has."""
+    parts = unicodedata.normalize("NFD", character)
+    has_accent = parts[0].isascii() and set(parts[1:]) <= set(_ACCENTS) and ord(character) < 0x180
+    if character.isprintable() and (has_accent or character in "ßæÆøØłŁœŒ"):
+        return character
+    name = unicodedata.name(character, "a control character")
+    raise ValueError(
+        f"LaTeX tables cannot show {character!r} ({name}), which came in {text!r}; allowed are Latin and Greek letters "
+        "and common signs: write the label without it, or add its command to _COMMANDS in analysis/latex.py"
+    )

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 
 import matplotlib as mpl
 
+from analysis.stats import SIGNIFICANCE
+
 COLUMN_IN = 3.25
 """Width of one column of a two-column page, inches."""
 PAGE_IN = 6.75
@@ -91,9 +93,19 @@ def variant(name: str, label: str) -> str:
     return f"{method(name).name}, {label}" if label else method(name).name
 
 
+def p_form(p: float) -> str:
+    """Return the format of a p value: three decimals, and more where they would round it across the level."""
+    if p < 0.001:
+        return ".1e"
+    digits = 3
+    while p < SIGNIFICANCE <= round(p, digits):
+        digits += 1
+    return f".{digits}f"
+
+
 def p_value(p: float) -> str:
-    """Write a p value out, with as many digits as say something."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:{'.1g' if p < 0.01 else '.2g'}}"
+    """Write a p value out."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:{p_form(p)}}"
 
 
 def paper(draw: Draw) -> Draw:

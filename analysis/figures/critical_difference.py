@@ -41,7 +41,10 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         "Rank 1 is the best. A bar joins methods whose ranks differ by less than the critical difference (CD): "
         f"Nemenyi's test at {stats.SIGNIFICANCE}. p: Friedman's test."
     )
-    drawing.caption(figure, frame, text, shown.left_out, over_seeds="Scores are means over seeds.")
+    scored = set(frame.dropna(subset=["value"])["method"])
+    lacking = ", ".join(style.method(name).name for name in tidy.methods(frame) if name not in scored)
+    unranked = f"Without scores, and not ranked: {lacking}." if lacking else ""
+    drawing.caption(figure, frame, text, unranked, shown.left_out, over_seeds="Scores are means over seeds.")
     return figure
 
 

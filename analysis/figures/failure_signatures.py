@@ -34,7 +34,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
                 rows.append((where, name.replace("_", " "), method, seeds, signs[signs["name"] == name]))
     labels = drawing.wrapped([f"{where}: {name}" for where, name, *_ in rows], width)
     row_in = 0.07 + drawing.LINE_IN * max(1 + label.count("\n") for label in labels)
-    rows, left_out = drawing.fit(rows, int(drawing.MAX_IN / row_in), "rows")
+    rows, left_out = drawing.fit(rows, int(drawing.MAX_IN / row_in), "rows", in_tables=False)
     figure = Figure(figsize=(width, 0.45 + row_in * len(rows)))
     axes = figure.subplots()
     for y, (_, _, method, seeds, signs) in enumerate(rows):

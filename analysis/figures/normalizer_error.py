@@ -42,7 +42,8 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         final = rows[rows["is_final"]]
         panels += [(_title(name, final), c, _slice(final, c)) for c in GRIDS if rows[c].nunique() > 1]
     is_many = len(panels) > 4 or any(x in GRIDS for _, x, _ in panels)
-    shown = drawing.arrange(panels, width, panel_in=2.2 if is_many else 2.4, line_in=LINE_IN, what="panels")
+    panel_in = 2.2 if is_many else 2.4
+    shown = drawing.arrange(panels, width, panel_in=panel_in, line_in=LINE_IN, what="panels", in_tables=False)
     figure, all_axes = shown.draw(sharey=True)
     for axes, (title, x, rows) in zip(all_axes, shown.panels, strict=True):
         drawing.title(axes, title, shown.panel_in)

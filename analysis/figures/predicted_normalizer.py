@@ -34,7 +34,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     )
     settings = tidy.settings(pairs[pairs["variant"] == variant])
     rows = settings[-1].rows
-    not_drawn = drawing.fit(settings, 1, "settings")[1]
+    not_drawn = drawing.fit(settings, 1, "settings", in_tables=False)[1]
     methods = tidy.methods(rows)[::-1]
     # On a page the methods stand side by side, in a column the two sides do.
     is_page = width > style.COLUMN_IN
@@ -42,7 +42,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     parts = [methods[start : start + columns] for start in range(0, len(methods), columns)] if is_page else []
     panels = [(method, side) for part in parts for side in SIDES for method in [*part, *[""] * (columns - len(part))]]
     panels = panels or [(method, side) for method in methods for side in SIDES]
-    panels, left_out = drawing.fit(panels, columns * int(drawing.MAX_IN / LINE_IN), "panels")
+    panels, left_out = drawing.fit(panels, columns * int(drawing.MAX_IN / LINE_IN), "panels", in_tables=False)
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(width, LINE_IN * lines))
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)

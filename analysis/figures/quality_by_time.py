@@ -23,7 +23,8 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     if rows.empty:
         reason = "No quality against time: no main run of this suite was timed on one device and evaluated."
         return drawing.nothing(reason, width)
-    shown = drawing.arrange(drawing.timed(rows), width, panel_in=2.2, line_in=LINE_IN, what="panels")
+    panels = drawing.timed(rows)
+    shown = drawing.arrange(panels, width, panel_in=2.2, line_in=LINE_IN, what="panels", in_tables=False)
     figure, all_axes = shown.draw()
     for axes, (title, part) in zip(all_axes, shown.panels, strict=True):
         drawing.title(axes, title, shown.panel_in)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
@@ -13,7 +14,6 @@ from analysis import frame as tidy
 KINDS = ("average", "train")
 COMPARED = {"temperature/value": "Temperature", "grad_norm": "Gradient norm"}
 LOSS = "loss/total"
-NUM_COMPARED = 1 + len(COMPARED)
 COMPARED_IN, LOSS_IN = (1.6, 1.6), (1.1, 1.25)
 """Least width, and height, of a panel."""
 
@@ -26,14 +26,15 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         return drawing.nothing("No training curves: this suite has logged none for its main runs.", width)
     settings = tidy.settings(frame)
     num_methods = max(rows["method"].nunique() for _, rows in settings)
-    columns = min(NUM_COMPARED, int(width / COMPARED_IN[0])), min(num_methods, int(width / LOSS_IN[0]))
+    num_compared = max(len(_compared(rows)) for _, rows in settings)
+    columns = min(num_compared, int(width / COMPARED_IN[0])), min(num_methods, int(width / LOSS_IN[0]))
     heights = [
-        math.ceil(NUM_COMPARED / columns[0]) * COMPARED_IN[1],
+        math.ceil(num_compared / columns[0]) * COMPARED_IN[1],
         math.ceil(num_methods / columns[1]) * LOSS_IN[1],
     ]
     with_losses = len(settings) * sum(heights) <= drawing.MAX_IN
     heights = heights[: 1 + with_losses]
-    settings, left_out = drawing.fit(settings, int(drawing.MAX_IN / sum(heights)), "settings")
+    settings, left_out = drawing.fit(settings, int(drawing.MAX_IN / sum(heights)), "settings", in_tables=False)
     figure = Figure(figsize=(width, len(settings) * sum(heights)))
     parts = figure.subfigures(len(settings) * len(heights), 1, squeeze=False, height_ratios=heights * len(settings))
     for number, (label, rows) in enumerate(settings):
@@ -50,14 +51,23 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     return figure
 
 
-def _draw_compared(part: SubFigure, rows: pd.DataFrame, columns: int) -> None:
+def _compared(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Give the quantities that compare between methods by the title of their panel."""
     panels = {title: rows[rows["name"] == name] for name, title in COMPARED.items() if name in set(rows["name"])}
     averages = [score for score in tidy.scores(rows) if score.kind == "average"]
     if averages and rows.loc[rows["kind"] == "average", "samples_seen"].nunique() > 1:
         scores = rows[(rows["kind"] == "average") & (rows["name"] == averages[0].name)]
         panels = {f"{averages[0].title}, %": scores.assign(value=100 * scores["value"])} | panels
-    all_axes = drawing.grid(part, len(panels), min(columns, len(panels)))
-    for axes, (title, shown) in zip(all_axes, panels.items(), strict=True):
+    return panels
+
+
+def _draw_compared(part: SubFigure, rows: pd.DataFrame, columns: int) -> None:
+    panels = _compared(rows)
+    # The first panel takes the cells that would be left over.
+    cells = [*[next(iter(panels))] * (-len(panels) % columns), *panels]
+    all_axes = part.subplot_mosaic(np.reshape(cells, (-1, columns)).tolist())
+    for title, shown in panels.items():
+        axes = all_axes[title]
         axes.set_title(title)
         for method in tidy.methods(rows):
             drawing.curve(axes, shown[shown["method"] == method], method, marked=bool(shown["is_main"].all()))

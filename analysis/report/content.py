@@ -108,7 +108,7 @@ def _suite(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> Suite:
         name=suite.name,
         title=suite.title,
         command=f"snakemake --config suites={suite.name}",
-        claims=claims.claims(frame),
+        claims=claims.claims(frame, next(iter(suite.evaluation.averages.values()), ())),
         facts=_facts(suite, runs),
         methods=_methods(suite),
         stale=old_frame,
@@ -232,13 +232,17 @@ def _run_rows(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[tu
         "Setting": [labels.get(run.spec.run_id, "") for run in suite.runs],
         "Variant": [run.variant for run in suite.runs],
     }
-    after = {"Signs of failure": [", ".join(s.name for s in record.signatures) if record else "" for record in records]}
+    after = {
+        **_where_timed(suite, frame),
+        "Signs of failure": [", ".join(s.name for s in record.signatures) if record else "" for record in records],
+    }
     before, after = ({key: column for key, column in columns.items() if any(column)} for columns in (before, after))
     title = f"{score.title}, %" if score else "Score"
     header = ("Method", *before, "Seed", "Status", title, "Step, ms", *after, "Run")
+    moved = set(frame.loc[tidy.moved(frame), "run_id"])
     rows = []
     for number, (run, record) in enumerate(zip(suite.runs, records, strict=True)):
-        step = record.median_step_sec if record else None
+        step = record.median_step_sec if record and run.spec.run_id not in moved else None
         cells = (
             style.method(run.spec.method.name).name,
             *(column[number] for column in before.values()),
@@ -252,3 +256,13 @@ def _run_rows(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[tu
     order = {run_id: place for place, run_id in enumerate(runs.shown)}
     rows.sort(key=lambda row: order[row.run.run_id])
     return header, tuple(rows)
+
+
+def _where_timed(suite: ExpandedSuite, frame: pd.DataFrame) -> dict[str, list[str]]:
+    """Give each run's device and commit, as columns, where they differ in the suite: times then do not compare."""
+    of_run = frame.drop_duplicates("run_id").set_index("run_id")
+    return {
+        name.capitalize(): [rendering.short(of_run[name].get(run.spec.run_id, "")) for run in suite.runs]
+        for name in ("device", "commit")
+        if of_run[name].nunique() > 1
+    }

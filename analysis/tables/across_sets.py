@@ -24,13 +24,12 @@ def build(frame: pd.DataFrame) -> Table:
     rows: list[Row] = []
     friedman = []
     for label, part in settings:
-        scores = stats.by_set(part, ["name"])
-        scores = scores.reindex(columns=tidy.methods(part))
+        scores = stats.by_set(part, ["name"])[tidy.methods(part)]
         ranks = stats.rank(scores)
         tests = stats.set_differences(scores, first=style.OURS).set_index("baseline")
         for method in scores:
             key = (label, style.method(str(method)).name)[-len(keys) :]
-            rows.append((*key, Cell(float(ranks.mean[str(method)]), form=".2f"), *_cells(tests, str(method))))
+            rows.append((*key, Cell(ranks.mean.get(str(method)), form=".2f"), *_cells(tests, str(method))))
         where = f"{label}: " if label else ""
         found = f"{style.p_value(ranks.p)}, critical difference {ranks.critical_difference:.2f}"
         test = "not tested" if math.isnan(ranks.p) else found
@@ -44,8 +43,8 @@ def build(frame: pd.DataFrame) -> Table:
             f"Wins, ties, losses: sets on which {OURS} is above, at and below the baseline. p: two-sided Wilcoxon "
             f"signed-rank test over sets, from {stats.MIN_SETS_TO_TEST} sets on, Holm-corrected over baselines. Sets "
             "count alike, and as if they were drawn independently, which related ones are not.",
-            "Friedman's test of the ranks, and Nemenyi's critical difference, over the sets on which every method has "
-            f"a value: {'; '.join(friedman) or 'none'}.",
+            "Friedman's test of the ranks, and Nemenyi's critical difference, over the sets on which every method that "
+            f"has any scores has one: {'; '.join(friedman) or 'none'}.",
         ),
     )
 
@@ -54,5 +53,7 @@ def _cells(tests: pd.DataFrame, method: str) -> list[Cell]:
     if method not in tests.index:
         return [Cell(None)] * 5
     test = tests.loc[[method]].astype(float).to_dict("records")[0]
+    if test["num_sets"] == 0:
+        return [Cell(None)] * 5
     counts = [Cell(int(test[name]), form="d") for name in ("wins", "ties", "losses")]
-    return [Cell(100 * test["mean"], form="+.2f"), *counts, Cell(test["p_holm"], form=".2g")]
+    return [Cell(100 * test["mean"], form="+.2f"), *counts, Cell(test["p_holm"], form=style.p_form(test["p_holm"]))]

@@ -1,4 +1,4 @@
-"""Runs without further seeds: every score with the interval that finite evaluation sets leave it."""
+"""Runs without further seeds: every evaluation set with the interval that its finite samples leave it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from analysis import bootstrap, style
 from analysis import frame as tidy
 from analysis.table import Cell, Row, Table
 
-KINDS = ("average", "eval", "sampling")
+KINDS = ("eval", "sampling")
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per setting and score, one column per method with a single run, in percent."""
+    """One row per setting and set, one column per method with a single main run, in percent."""
     frame = tidy.main_runs(frame[frame["is_final"]])
     widths = frame[frame["kind"] == "sampling"].set_index(["run_id", "name"])["value"]
     final = tidy.final_scores(frame)
-    final = final[final["run_id"].isin(widths.index.get_level_values("run_id"))]
+    runs_alike = final.groupby(["dataset_pairs", *tidy.SETTING, "method"])["run_id"].transform("nunique")
+    final = final[runs_alike == 1]
     settings, methods = tidy.settings(final), tidy.methods(final)
-    keys = ("Setting", "Score") if len(settings) > 1 else ("Score",)
+    keys = ("Setting", "Set") if len(settings) > 1 else ("Set",)
     rows: list[Row] = []
     for label, part in settings:
         for score in tidy.scores(part):
-            runs = part[(part["kind"] == score.kind) & (part["name"] == score.name)].set_index("method")
+            runs = part[part["name"] == score.name].set_index("method")
             cells = (
                 _cell(runs.loc[[method]].iloc[0], widths) if method in runs.index else Cell(None) for method in methods
             )
@@ -37,6 +38,8 @@ def build(frame: pd.DataFrame) -> Table:
             f"({bootstrap.NUM_RESAMPLES} resamples). Another seed's training varies beyond it, so it says nothing of "
             "which method is better. A score of 0 or 100 % has no spread to resample. Methods with several seeds are "
             "in the other tables.",
+            "Without an interval: worst-group metrics, as the lowest of several groups comes out lower in resamples; "
+            "averages, which are in the other tables, as some of their sets show the same pictures.",
         ),
     )
 

@@ -27,8 +27,7 @@ def build(frame: pd.DataFrame) -> Table:
                     (
                         *(label, score.title, style.method(baseline).name)[-len(keys) :],
                         Cell(100 * test["mean"], 100 * test["half_width"], form="+.1f"),
-                        Cell(test["p"], form=".2g"),
-                        Cell(test["p_holm"], form=".2g"),
+                        *(Cell(test[name], form=style.p_form(test[name])) for name in ("p", "p_holm")),
                         Cell(test["n"], form="d"),
                     )
                 )

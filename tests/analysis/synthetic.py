@@ -76,10 +76,13 @@ def log_normalizers(method: str, seed: int) -> bytes:
 
 
 def outcomes(card: dict[str, Any], value: float) -> dict[str, Any]:
-    """As many right answers as make `value`; in retrieval each image has one caption, and both are found or neither."""
-    hits = round(value * card["images"])
-    kinds = ([0.0], [1.0]) if card["metric"] == "acc1" else ([0.0, 1.0, 0.0], [1.0, 1.0, 1.0])
-    return {"stratum": [0, 0], "outcome": kinds, "count": [card["images"] - hits, hits]}
+    """Answers that make `value`: right, wrong, and one that is partly right, for the rest.
+
+    In retrieval each image has one caption, and both are found alike.
+    """
+    rest, hits = math.modf(value * card["images"])
+    kinds = [[hit, 1.0, hit] if card["metric"] == "mean_recall@1" else [hit] for hit in (0.0, rest, 1.0)]
+    return {"stratum": [0, 0, 0], "outcome": kinds, "count": [card["images"] - int(hits) - 1, 1, int(hits)]}
 
 
 def write_json(path: Path, value: Any) -> None:

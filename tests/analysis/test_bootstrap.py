@@ -10,7 +10,7 @@ import pytest
 import synthetic
 
 from analysis.bootstrap import draw, half_width, metric_of
-from analysis.collect import collect
+from analysis.collect import CollectError, collect
 from analysis.rendering import build_table
 from analysis.table import Cell
 from engine import paths
@@ -98,26 +98,33 @@ def test_the_interval_of_an_accuracy_is_the_binomial_one() -> None:
     assert width == pytest.approx(1.96 * math.sqrt(0.3 * 0.7 / 10_000), rel=0.03)
 
 
-def test_only_single_runs_have_an_interval_over_samples_and_it_is_the_same_again() -> None:
+def test_only_single_main_runs_have_an_interval_over_samples_and_it_is_the_same_again() -> None:
     assert "sampling" not in set(collect(synthetic.write_suite(synthetic.main_specs(2)))["kind"])
-    suite = synthetic.write_suite([*synthetic.main_specs(1), synthetic.run_spec("neuclip", 1)])
+    variants = {"fixed": [synthetic.run_spec("neuclip", 0, config={"fixed": True})]}
+    specs = [*synthetic.main_specs(1), synthetic.run_spec("neuclip", 1)]
+    suite = synthetic.write_suite(specs, variants=variants)
     rows = collect(suite).query("kind == 'sampling'")
     assert set(rows["method"]) == {"openclip", "fastclip", "siglip", "amorlip"}
-    assert rows["name"].unique().tolist() == ["digits", "flickr", "Average", "Retrieval"]
+    assert rows["name"].unique().tolist() == ["digits", "flickr"]
     assert rows.equals(collect(suite).query("kind == 'sampling'"))
     width = rows[(rows["method"] == "fastclip")].set_index("name")["value"]
     digits, flickr = (1.96 * math.sqrt(p * (1 - p) / n) for p, n in ((0.32, 1797), (0.37, 200)))
     assert width["digits"] == pytest.approx(digits, rel=0.1)
     assert width["flickr"] == pytest.approx(flickr, rel=0.1)
-    assert width["Average"] == pytest.approx(math.hypot(digits, flickr) / 2, rel=0.1)
+
+
+def test_the_lowest_of_several_groups_has_no_interval() -> None:
+    worst = {**synthetic.CARDS["digits"], "metric": "acc_wg", "group_by": "family", "metadata": ["family"]}
+    suite = synthetic.write_suite(synthetic.main_specs(1), cards={**synthetic.CARDS, "digits": worst})
+    assert collect(suite).query("kind == 'sampling'")["name"].unique().tolist() == ["flickr"]
 
 
 def test_the_table_says_over_samples_and_leaves_methods_with_seeds_out() -> None:
     suite = synthetic.write_suite([*synthetic.main_specs(1), synthetic.run_spec("neuclip", 1)])
     table = build_table(collect(suite), "over_samples")
-    assert table.header == ("Score", "OpenCLIP", "FastCLIP", "SigLIP", "AmorLIP")
-    assert [row[0] for row in table.rows] == ["Average", "Retrieval", "Digits", "Flickr"]
-    cell = table.rows[2][2]
+    assert table.header == ("Set", "OpenCLIP", "FastCLIP", "SigLIP", "AmorLIP")
+    assert [row[0] for row in table.rows] == ["Digits", "Flickr"]
+    cell = table.rows[0][2]
     assert isinstance(cell, Cell)
     assert (cell.value, cell.half_width) == (pytest.approx(32.0), pytest.approx(2.16, rel=0.1))
     assert "over evaluation samples" in table.title
@@ -132,6 +139,21 @@ def test_results_from_before_outcomes_were_kept_have_no_interval() -> None:
     assert names.tolist() == ["digits"]
 
 
-def test_a_run_that_diverged_has_none() -> None:
+def test_outcomes_that_make_another_score_are_refused() -> None:
+    suite = synthetic.write_suite(synthetic.main_specs(1))
+    path = next((paths.RESULTS / "evals").glob("neuclip*/*/digits.json"))
+    result = json.loads(path.read_text())
+    synthetic.write_json(path, result | {"value": result["value"] + 1e-4})
+    with pytest.raises(CollectError, match=r"value of neuclip.* on digits is 0\.\d+, but its outcomes make 0\.\d+"):
+        collect(suite)
+
+
+def test_a_run_that_diverged_has_none_and_says_so() -> None:
     suite = synthetic.write_suite(synthetic.main_specs(1), diverged=(("siglip", 0),))
-    assert "siglip" not in set(collect(suite).query("kind == 'sampling'")["method"])
+    frame = collect(suite)
+    assert "siglip" not in set(frame.query("kind == 'sampling'")["method"])
+    table = build_table(frame, "over_samples")
+    (digits, _) = table.rows
+    cell = digits[table.header.index("SigLIP")]
+    assert isinstance(cell, Cell)
+    assert (cell.text(), cell.remark) == ("", "diverged")

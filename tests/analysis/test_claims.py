@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas as pd
 import pytest
 import synthetic
 
+from analysis import style
 from analysis.claims import claims
 from analysis.collect import collect
+
+
+def said(frame: pd.DataFrame, averaged: Collection[str] = ("digits", "flickr")) -> tuple[str, ...]:
+    """What is claimed of a suite whose first average is over these sets."""
+    return claims(frame, averaged)
 
 
 def scored(frame: pd.DataFrame, **values: list[float]) -> pd.DataFrame:
@@ -20,31 +28,39 @@ def scored(frame: pd.DataFrame, **values: list[float]) -> pd.DataFrame:
 def test_what_is_better_is_said_with_difference_interval_seeds_and_p(frame: pd.DataFrame) -> None:
     # Differences of 1, 1.2, 1.4 points: mean 1.2, sd 0.2, half-width 4.302653 * 0.2 / sqrt(3) = 0.497;
     # t = 10.39 with two degrees of freedom, p = 0.0091.
-    assert claims(scored(frame, neuclip=[31, 32.2, 33.4], openclip=[30, 31, 32])) == (
+    assert said(scored(frame, neuclip=[31, 32.2, 33.4], openclip=[30, 31, 32])) == (
         "NeuCLIP is better than OpenCLIP by 1.2 points on Average (95 % interval 0.7 to 1.7, n = 3 seeds, paired t "
         "test, Holm-corrected p = 0.009).",
     )
 
 
 def test_what_is_worse_is_said_as_such_with_the_interval_of_its_number(frame: pd.DataFrame) -> None:
-    assert claims(scored(frame, neuclip=[30, 31, 32], openclip=[31, 32.2, 33.4])) == (
+    assert said(scored(frame, neuclip=[30, 31, 32], openclip=[31, 32.2, 33.4])) == (
         "NeuCLIP is worse than OpenCLIP by 1.2 points on Average (95 % interval 0.7 to 1.7, n = 3 seeds, paired t "
         "test, Holm-corrected p = 0.009).",
     )
 
 
 def test_a_difference_within_noise_is_called_none(frame: pd.DataFrame) -> None:
-    (sentence,) = claims(scored(frame, neuclip=[31, 30, 33], openclip=[30, 31, 32]))
+    (sentence,) = said(scored(frame, neuclip=[31, 30, 33], openclip=[30, 31, 32]))
     # Differences of 1, -1, 1: mean 0.333, half-width 4.302653 * 1.1547 / sqrt(3) = 2.868, t = 0.5, p = 0.667.
     assert sentence == (
         "No significant difference between NeuCLIP and OpenCLIP on Average: +0.3 points (95 % interval -2.5 to 3.2, "
-        "n = 3 seeds, paired t test, Holm-corrected p = 0.67)."
+        "n = 3 seeds, paired t test, Holm-corrected p = 0.667)."
     )
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(2e-5, "p < 0.001"), (0.0096, "p = 0.010"), (0.0496, "p = 0.0496"), (0.0504, "p = 0.050"), (0.67, "p = 0.670")],
+)
+def test_a_p_is_never_rounded_across_the_level(p: float, text: str) -> None:
+    assert style.p_value(p) == text
 
 
 def test_p_is_corrected_for_the_number_of_baselines(frame: pd.DataFrame) -> None:
     ours, theirs = [31, 32.2, 33.4], [30, 31, 32]
-    first, second = claims(scored(frame, neuclip=ours, openclip=theirs, siglip=theirs))
+    first, second = said(scored(frame, neuclip=ours, openclip=theirs, siglip=theirs))
     # Two tests at p = 0.0091: Holm doubles both.
     assert "better than OpenCLIP" in first
     assert "better than SigLIP" in second
@@ -52,7 +68,7 @@ def test_p_is_corrected_for_the_number_of_baselines(frame: pd.DataFrame) -> None
 
 
 def test_equal_runs_have_no_spread_to_test_by(frame: pd.DataFrame) -> None:
-    assert claims(scored(frame, neuclip=[30, 31, 32], openclip=[30, 31, 32])) == (
+    assert said(scored(frame, neuclip=[30, 31, 32], openclip=[30, 31, 32])) == (
         "No statement on NeuCLIP and OpenCLIP on Average: +0.0 points in each of 3 seeds, without any spread to test "
         "by.",
     )
@@ -62,36 +78,36 @@ def test_equal_runs_have_no_spread_to_test_by(frame: pd.DataFrame) -> None:
     ("seeds", "beginning"), [(1, "One seed: no statement on NeuCLIP and "), (2, "No statement on NeuCLIP and ")]
 )
 def test_few_seeds_make_no_statement(seeds: int, beginning: str) -> None:
-    sentences = claims(collect(synthetic.write_suite(synthetic.main_specs(seeds))))
+    sentences = said(collect(synthetic.write_suite(synthetic.main_specs(seeds))))
     assert len(sentences) == 4
     assert all(sentence.startswith(beginning) for sentence in sentences)
     assert not any("better" in sentence or "worse" in sentence for sentence in sentences)
 
 
 def test_diverged_runs_are_counted_and_leave_their_pair(frame: pd.DataFrame) -> None:
-    *_, of_siglip, _, last = claims(frame)
+    *_, of_siglip, _, last = said(frame)
     assert of_siglip.startswith("No statement on NeuCLIP and SigLIP on Average: 2 seeds are too few to test")
-    assert last == "Diverged, and in no mean: 1 of 15 runs (SigLIP 1 of 3)."
+    assert last == "Diverged, and in no mean of scores: 1 of 15 runs (SigLIP 1 of 3)."
 
 
 def test_a_method_whose_runs_all_diverged_makes_no_statement() -> None:
     suite = synthetic.write_suite(synthetic.main_specs(1), diverged=(("siglip", 0),))
     sentence = "No statement on NeuCLIP and SigLIP on Average: they share no seed that has a score."
-    assert sentence in claims(collect(suite))
+    assert sentence in said(collect(suite))
 
 
 def test_without_our_method_or_without_baselines_nothing_is_claimed(frame: pd.DataFrame) -> None:
     theirs = frame[frame["method"] != "neuclip"]
-    assert claims(theirs)[0] == "No statement on Average: no runs of NeuCLIP to compare."
+    assert said(theirs)[0] == "No statement on Average: no runs of NeuCLIP to compare."
     ours = frame[frame["method"] == "neuclip"]
-    assert claims(ours) == ("No statement on Average: no runs of baselines to compare.",)
-    assert claims(frame[:0]) == ("No statement: this suite has no scores.",)
+    assert said(ours) == ("No statement on Average: no runs of baselines to compare.",)
+    assert said(frame[:0]) == ("No statement: this suite has no scores.",)
 
 
 def test_a_method_that_one_setting_lacks_is_named_there(frame: pd.DataFrame) -> None:
     small = frame.assign(global_batch_size=32, run_id=frame["run_id"] + "small")
     both = pd.concat([frame, small[small["method"] != "fastclip"]])
-    sentences = claims(both)
+    sentences = said(both)
     assert "batch 32: No statement on NeuCLIP and FastCLIP: no runs of FastCLIP." in sentences
     assert any(s.startswith("batch 64: NeuCLIP is better than FastCLIP by 6.0 points on Average (") for s in sentences)
 
@@ -99,21 +115,43 @@ def test_a_method_that_one_setting_lacks_is_named_there(frame: pd.DataFrame) -> 
 def test_a_set_that_is_not_there_is_named() -> None:
     suite = synthetic.write_suite(synthetic.main_specs(1))
     lost = collect(synthetic.lose_set(suite, "digits", when_missing="average_of_available"))
-    assert claims(lost)[-1] == "Evaluation sets that were not there, and are in no average: Digits."
-    assert "on Average (1 of 2 sets)" in claims(lost)[0]
+    assert said(lost)[-1] == "Evaluation sets that were not there, and are in no average: Digits."
+    assert "on Average (1 of 2 sets)" in said(lost)[0]
 
 
-def test_one_seed_on_many_sets_is_tested_over_sets() -> None:
-    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(8)}
-    suite = synthetic.write_suite(synthetic.main_specs(1), cards=cards, averages={"Average": list(cards)})
-    frame = collect(suite)
-    worse = (frame["method"] == "neuclip") & (frame["name"] == "set0")
-    frame["value"] = frame["value"] - 0.3 * worse
+def many_sets(name: str, diverged: tuple[tuple[str, int], ...] = ()) -> pd.DataFrame:
+    """One seed of each method, baselines backwards, on nine sets; NeuCLIP is worse on the first two."""
+    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(9)}
+    specs = synthetic.main_specs(1)[::-1]
+    frame = collect(
+        synthetic.write_suite(specs, name=name, cards=cards, averages={"All": list(cards)}, diverged=diverged)
+    )
+    worse = (frame["method"] == "neuclip") & frame["name"].isin(["set0", "set1"])
+    return frame.assign(value=frame["value"] - 0.3 * worse)
+
+
+def test_one_seed_on_many_sets_is_tested_over_those_of_the_average() -> None:
+    averaged = [f"set{i}" for i in range(1, 9)]
+    sentences = [sentence for sentence in said(many_sets("cc3m"), averaged) if sentence.startswith("Over ")]
     # Wilcoxon with 8 sets, one against: the rank sum of the one is 8, its exact p 0.195 before the correction.
-    sentences = [sentence for sentence in claims(frame) if sentence.startswith("Over 8 evaluation sets")]
-    assert len(sentences) == 4
-    assert all("NeuCLIP is better on 7, equal on 0, worse on 1 against " in sentence for sentence in sentences)
-    assert all("no significant difference" in sentence for sentence in sentences)
+    for sentence, name in zip(sentences, ("OpenCLIP", "FastCLIP", "SigLIP", "AmorLIP"), strict=True):
+        assert sentence.startswith(
+            f"Over 8 evaluation sets NeuCLIP is better on 7, equal on 0, worse on 1 against {name}: no significant "
+        )
+        assert "Wilcoxon's signed-rank test, sets taken as independent, Holm-corrected p = " in sentence
+
+
+def test_a_method_that_diverged_silences_no_other_over_sets() -> None:
+    frame = many_sets("cc3m", diverged=(("siglip", 0),))
+    sentences = said(frame, [f"set{i}" for i in range(9)])
+    assert [sentence.split(" against ")[1].split(":")[0] for sentence in sentences if sentence.startswith("Over ")] == [
+        "OpenCLIP", "FastCLIP", "AmorLIP",
+    ]  # fmt: skip
+
+
+def test_suites_without_the_table_over_sets_are_not_tested_over_sets() -> None:
+    sentences = said(many_sets("quickstart"), [f"set{i}" for i in range(9)])
+    assert not any(sentence.startswith("Over ") for sentence in sentences)
 
 
 def test_variants_are_counted_by_outcome_and_those_apart_are_named() -> None:
@@ -126,8 +164,16 @@ def test_variants_are_counted_by_outcome_and_those_apart_are_named() -> None:
     frame["value"] += (frame["variant"] == "period=20") * (change - 0.03) + (frame["variant"] == "period=100") * (
         2 * change - 0.002
     )
-    assert claims(frame)[-1] == (
-        "Variants of NeuCLIP against its main run on Average: 0 better, 1 worse (period=20 by 2.9 points), 1 without a "
-        "significant difference, 1 not tested (fewer than 3 seeds); paired t test over seeds, Holm-corrected over "
-        "variants."
+    assert said(frame)[-1] == (
+        "Variants of NeuCLIP against its main run on Average: 1 worse (period=20 by 2.9 points), 1 without a "
+        "significant difference, 1 not tested (fewer than 3 common seeds, or no spread); paired t test over seeds, "
+        "Holm-corrected over variants."
     )
+
+
+def test_variants_that_no_seed_tells_apart_or_without_a_main_run_are_not_called_tested(frame: pd.DataFrame) -> None:
+    alike = frame[frame["method"] == "neuclip"].assign(variant="alike", run_id=lambda rows: rows["run_id"] + "alike")
+    assert said(pd.concat([frame, alike]))[-2] == (
+        "Variants of NeuCLIP against its main run on Average: 1 not tested (fewer than 3 common seeds, or no spread)."
+    )
+    assert not any(s.startswith("Variants") for s in said(pd.concat([frame[frame["method"] != "neuclip"], alike])))

@@ -21,7 +21,7 @@ def run_id(method: str, seed: int) -> str:
     return RunSpec.model_validate(synthetic.run_spec(method, seed)).run_id
 
 
-def change(path: Path, *keys: str, to: Any) -> None:
+def change(path: Path, *keys: str | int, to: Any) -> None:
     """Change one value of a JSON file."""
     value = content = json.loads(path.read_text())
     for key in keys[:-1]:
@@ -116,6 +116,13 @@ def test_normalizer_errors_and_costs_are_rows(frame: pd.DataFrame) -> None:
     assert value(one, kind="cost", name="clock_sec/encoder")["value"] == 6.0
     assert value(one, kind="cost", name="median_step_sec")["value"] == pytest.approx(0.011)
     assert value(one, kind="cost", name="num_processes")["value"] == 1
+
+
+def test_a_device_with_other_threads_is_another_device(suite: Path) -> None:
+    change(RECORD, "attempts", 0, "provenance", "threads", to=16)
+    devices = collect(suite).drop_duplicates("run_id").set_index("run_id")["device"]
+    assert devices[run_id("neuclip", 1)] == "cpu (16 threads)"
+    assert set(devices.drop(run_id("neuclip", 1))) == {"cpu"}
 
 
 def test_times_are_costs_and_not_curves(frame: pd.DataFrame) -> None:

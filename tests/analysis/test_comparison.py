@@ -15,7 +15,7 @@ import synthetic
 from analysis.__main__ import main
 from analysis.collect import collect
 from analysis.comparison import Comparison, compare
-from analysis.frame import write
+from analysis.frame import read, write
 from engine import paths
 
 A, B = Path("a"), Path("b")
@@ -102,6 +102,30 @@ def test_times_of_other_devices_are_not_compared() -> None:
     assert verdict(found, "neuclip", "median_step_sec")["verdict"] == "other device"
     assert verdict(found, "neuclip", "Average")["verdict"] == "equal"
     assert found.provenance == {"device": (["cpu"], ["gpu"])}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(["cpu", "gpu", "gpu"], ["gpu", "cpu", "gpu"]), (["cpu, gpu"] * 3, ["cpu, gpu"] * 3)],
+    ids=["pairs of different devices", "runs that moved"],
+)
+def test_times_are_compared_within_a_device_only(ours: list[str], theirs: list[str]) -> None:
+    folders()
+    for folder, devices in ((A, ours), (B, theirs)):
+        path = folder / "collected" / "quickstart.parquet"
+        frame = read(path)
+        write(frame.assign(device=frame["seed"].map(dict(enumerate(devices)))), path)
+    assert verdict(compare(A, B), "neuclip", "median_step_sec")["verdict"] == "other device"
+
+
+def test_what_rounding_alone_tells_apart_is_no_difference() -> None:
+    folders(lambda frame: shift(frame, dict.fromkeys(range(3), 2e-16)))
+    assert verdict(compare(A, B), "neuclip", "Average")["verdict"] == "within noise"
+    # The same shift of every seed, but for the last bits of some.
+    folders(lambda frame: shift(frame, {0: 0.05, 1: 0.05 + 2e-16, 2: 0.05 - 2e-16}))
+    row = verdict(compare(A, B), "neuclip", "Average")
+    assert row["verdict"] == "differs"
+    assert pd.isna(row["p"])
 
 
 def test_a_run_that_diverged_on_one_side_is_named() -> None:

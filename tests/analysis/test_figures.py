@@ -17,6 +17,10 @@ from analysis.collect import collect
 from analysis.rendering import build_figure
 from engine import paths
 
+NOT_IN_TABLES = (
+    "training_curves", "quality_by_time", "normalizer_error", "predicted_normalizer", "failure_signatures",
+)  # fmt: skip
+"""What these figures draw, no table has."""
 NAMES = ["NeuCLIP", "AmorLIP", "SigLIP", "FastCLIP", "OpenCLIP"]
 
 
@@ -102,6 +106,21 @@ def test_training_curves_compare_what_compares_and_separate_losses(frame: pd.Dat
     assert legend(figure) == NAMES
     # FastCLIP's average: 36.5 % at the end, three quarters of it half-way.
     assert line(panel(figure, "Average, %"), "FastCLIP") == pytest.approx(np.array([[1280, 27.375], [2560, 36.5]]))
+
+
+def test_in_a_column_no_cell_of_what_compares_is_empty(frame: pd.DataFrame) -> None:
+    def size(rows: pd.DataFrame) -> tuple[float, list[tuple[int, int]]]:
+        figure = build_figure(rows, "training_curves", style.COLUMN_IN)
+        spans = [axes.get_subplotspec() for axes in figure.get_axes()[: -len(NAMES)]]
+        assert None not in spans
+        return figure.get_figheight(), [(len(span.rowspan), len(span.colspan)) for span in spans if span]
+
+    # The average is as wide as both others; without it, one line is enough.
+    with_average, spans = size(frame)
+    assert spans == [(1, 2), (1, 1), (1, 1)]
+    without, spans = size(frame[frame["kind"] != "average"])
+    assert spans == [(1, 1), (1, 1)]
+    assert without < with_average - 1
 
 
 def test_a_diverged_run_is_drawn_apart_and_ends_in_a_cross(frame: pd.DataFrame) -> None:
@@ -290,6 +309,14 @@ def test_ranks_have_a_marker_per_method_and_a_bar_over_those_alike() -> None:
     assert "CD = 1.36" in texts(axes.figure)
 
 
+def test_a_method_without_scores_is_said_to_be_unranked() -> None:
+    frame = many_sets()
+    frame["value"] = frame["value"].where(frame["method"] != "siglip")
+    figure = build_figure(frame, "critical_difference")
+    assert "Without scores, and not ranked: SigLIP." in texts(figure)
+    assert len(line(figure.get_axes()[0], "FastCLIP"))
+
+
 def test_log_normalizers_of_single_anchors_are_shown_with_their_error(frame: pd.DataFrame) -> None:
     figure = build_figure(frame, "predicted_normalizer")
     assert [axes.get_title(loc="left") for axes in figure.get_axes()] == NAMES * 2
@@ -322,6 +349,7 @@ def test_no_figure_is_taller_than_a_page(large: pd.DataFrame, name: str, width: 
     assert figure.get_figheight() <= 9.3
     if not texts(figure).startswith("No "):
         assert "Not drawn for want of room" in texts(figure)
+        assert ("but in the tables" in texts(figure)) == (name not in NOT_IN_TABLES)
 
 
 @pytest.mark.parametrize("name", artifacts.figures())

@@ -75,11 +75,40 @@ def many_variants() -> pd.DataFrame:
     return collect(synthetic.write_suite(synthetic.main_specs(), name="ablation_acceleration", variants=variants))
 
 
+def any_labels() -> Table:
+    """A table with all that a label may hold, at the beginning of its first cell."""
+    known = [chr(code) for code in range(0x20, 0x2300) if is_known(chr(code))]
+    return Table(
+        "[Free] *text*", ("[Label]", "*x"), tuple((f"{one} = 0.9", Cell(1.0)) for one in known), notes=("[a]",)
+    )
+
+
+def is_known(character: str) -> bool:
+    try:
+        to_latex(Table("T", (character,), ((character,),)))
+    except ValueError:
+        return False
+    return True
+
+
+def test_labels_may_hold_greek_accents_and_common_signs() -> None:
+    assert all(is_known(one) for one in "abc [*]\\~^<>|&%$#_{}\"'`éöçñÅŠßø±µ°²→∞≈≤≥·†")
+    text = to_latex(Table("T", ("Variant",), (("\N{GREEK SMALL LETTER BETA} = 0.9",), ("[off]",), ("*",))))
+    assert r"$\beta$ = 0.9 \\" in text
+    assert "\n{[}off]" in text
+    assert "\n{*}" in text
+
+
+def test_what_cannot_be_shown_is_one_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"cannot show '中' \(CJK UNIFIED .*\), which came in '中 = 1'; allowed are"):
+        to_latex(Table("T", ("Variant",), (("中 = 1",),)))
+
+
 @pytest.mark.slow
 def test_every_table_compiles_and_fits_the_page(everything: Path) -> None:
     debian.require(PACKAGES)
     frames = {"everything": collect(everything), "paper": paper_suite(), "ablation": many_variants()}
-    tables: list[str] = []
+    tables = [r"\typeout{TABLE any labels}", to_latex(any_labels()), r"\clearpage"]
     for suite, frame in frames.items():
         for name in artifacts.tables():
             tables += [rf"\typeout{{TABLE {suite} {name}}}", to_latex(build_table(frame, name)), r"\clearpage"]

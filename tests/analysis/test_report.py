@@ -19,7 +19,7 @@ from reported import FIGURES, HARM, SUITE, VARIANT, make, write_report
 
 from analysis import claims, frame, rendering, staleness
 from analysis.__main__ import main
-from analysis.report import curves
+from analysis.report import content, curves
 from analysis.report import page as page_module
 from analysis.report.page import SCRIPTS
 from engine import paths
@@ -119,7 +119,7 @@ def test_what_others_wrote_is_as_they_published_it_with_its_licence() -> None:
 
 
 def test_what_the_tests_say_is_on_it_word_by_word(page: Page) -> None:
-    said = claims.claims(frame.read(paths.collected(SUITE)))
+    said = claims.claims(frame.read(paths.collected(SUITE)), ["digits", "flickr"])
     assert "95 % interval" in said[0]
     assert all(" ".join(claim.split()) in page.text for claim in said)
 
@@ -179,6 +179,28 @@ def test_divergence_signs_and_replaced_samples_are_told_with_their_run(page: Pag
     assert "npn_too_small, steps 3 to 30: raise num_prototypes" in page.text
     assert "2 samples could not be decoded" in page.text
     assert "not evaluated at 2,560 samples, which it did not reach" in page.text
+
+
+def test_runs_of_several_devices_say_which_and_one_that_moved_has_no_step_time() -> None:
+    def steps() -> dict[str, tuple[str, ...]]:
+        make("collect", str(paths.suite(SUITE)), "--out", str(paths.collected(SUITE)))
+        (suite,) = content.gather([SUITE]).suites
+        columns = [suite.header.index(name) for name in ("Step, ms", "Device") if name in suite.header]
+        return {
+            row.run.run_id: tuple(c if isinstance(c, str) else c.text() for c in (row.cells[i] for i in columns))
+            for row in suite.runs
+        }
+
+    assert {len(cells) for cells in steps().values()} == {1}
+    path = min(paths.RESULTS.glob("runs/openclip*-s0-*/record.json"))
+    record = json.loads(path.read_text())
+    (first,) = record["attempts"]
+    second = {**first, "first_step": 3, "provenance": {**first["provenance"], "device": "gpu"}}
+    path.write_text(json.dumps({**record, "attempts": [first, second]}))
+    told = steps()
+    assert told.pop(path.parent.name) == ("", "cpu, gpu")
+    assert {device for _, device in told.values()} == {"cpu"}
+    assert all(step for step, _ in told.values())
 
 
 def test_what_is_not_there_is_named_with_what_to_do() -> None:

@@ -63,6 +63,14 @@ def test_identical_differences_have_no_test() -> None:
     assert math.isnan(row["p"])
 
 
+def test_differences_that_rounding_alone_tells_apart_have_no_test() -> None:
+    hits = np.array([9, 12, 19])
+    frame = runs(neuclip=list((hits + 1) / 83), other=list(hits / 83))
+    assert ((hits + 1) / 83 - hits / 83).std() > 0
+    (row,) = stats.paired_differences(frame, ["name"], first="neuclip").to_dict("records")
+    assert math.isnan(row["p"])
+
+
 def test_without_the_first_method_there_is_nothing_to_compare() -> None:
     assert stats.paired_differences(runs(a=[1.0], b=[2.0]), ["name"], first="neuclip").empty
 

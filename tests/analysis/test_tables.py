@@ -151,7 +151,10 @@ def test_times_of_different_devices_or_commits_are_not_averaged(frame: pd.DataFr
     keys = ("cpu", "0123456789ab"), ("cpu", "f" * 12), ("gpu", "0123456789ab")
     # Those that compare stand together, and are of all methods.
     assert [line[:3] for line in table.rows] == [(*key, name) for key in keys for name in METHODS]
+    cells = [cell for line in table.rows for cell in line if isinstance(cell, Cell)]
     assert all(cell.value == 1 for line in table.rows for cell in line[-1:] if isinstance(cell, Cell))
+    # Nothing is the best of several devices, or better than what was timed elsewhere.
+    assert {(cell.emphasis, cell.mark) for cell in cells} == {("", "")}
     assert any("rows that differ in either do not compare" in note for note in table.notes)
 
 
@@ -220,6 +223,18 @@ def test_ours_is_compared_with_each_baseline_over_sets() -> None:
     assert row(table, "NeuCLIP")["Mean rank"].value == pytest.approx((12 * 1 + 2 * 5) / 14)
     assert row(table, "NeuCLIP")["Wins"].value is None
     assert any("14 of 14 sets" in note for note in table.notes)
+
+
+def test_a_method_that_always_diverged_is_not_ranked_and_the_others_are() -> None:
+    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(8)}
+    suite = synthetic.write_suite(
+        synthetic.main_specs(1), cards=cards, averages={"Average": list(cards)}, diverged=(("siglip", 0),)
+    )
+    table = build_table(collect(suite), "across_sets")
+    assert all(cell.value is None for cell in row(table, "SigLIP").values())
+    assert [row(table, "FastCLIP")[name].value for name in ("Wins", "Ties", "Losses")] == [8, 0, 0]
+    assert row(table, "FastCLIP")["p (Holm)"].value == pytest.approx(3 * 2 / 2**8)
+    assert any("8 of 8 sets" in note for note in table.notes)
 
 
 def test_the_growth_of_the_error_is_beside_the_papers() -> None:
