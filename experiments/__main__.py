@@ -46,19 +46,22 @@ def write_expansion(suite: ExpandedSuite) -> None:
 
 def _list(console: Console, asked: list[str], *, as_json: bool) -> None:
     """Show suites, and the ablations of the small one; those that are named, with their runs."""
-    table = Table("suite", "runs", "done", "data set", "title")
-    runs = Table("run", "variant", "state")
+    # One line a suite, with as much of the title as there is room for; those that are named have all of theirs.
+    title = Column("title", ratio=1) if asked else Column("title", ratio=1, no_wrap=True, overflow="ellipsis")
+    table = Table(*(Column(name, no_wrap=True) for name in ("suite", "runs", "done")), title, expand=True)
+    runs = Table(Column("run", no_wrap=True), "variant", "state")
     found: list[dict[str, Any]] = []
     for name in names.resolve(asked or [*names.suites(), "ablations"]):
         try:
             suite = expand(name)
         except ValueError as error:
-            table.add_row(name, "", "", "", f"error: {error}")
+            table.add_row(name, "", "", f"error: {error}")
             found.append({"name": name, "error": str(error)})
             continue
         states = {run.spec.run_id: paths.record(run.spec.run_id).exists() for run in suite.runs}
         datasets = sorted({run.spec.dataset.name for run in suite.runs})
-        table.add_row(name, str(len(states)), str(sum(states.values())), ", ".join(datasets), suite.title)
+        shown = name if asked else name.removesuffix(f"@{names.BASE}")
+        table.add_row(shown, str(len(states)), str(sum(states.values())), suite.title)
         rows = [(run.spec.run_id, run.variant, "done" if states[run.spec.run_id] else "to do") for run in suite.runs]
         for row in rows:
             runs.add_row(*row)
@@ -96,7 +99,7 @@ def _explain(console: Console, run_id: str, *, as_json: bool) -> None:
     if as_json:
         print(_read(run_id).model_dump_json(indent=1))
         return
-    table = Table(Column("setting", overflow="fold"), Column("value", overflow="fold"), title=run_id)
+    table = Table(Column("setting", no_wrap=True), Column("value", overflow="fold"), title=run_id)
     for key, value in settings(_read(run_id)).items():
         table.add_row(key, value)
     console.print(table)
@@ -117,18 +120,24 @@ def _diff(console: Console, first: str, second: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({key: {first: a, second: b} for key, (a, b) in differ.items()}, indent=1))
         return
-    table = Table(*(Column(title, overflow="fold") for title in ("setting", first, second)))
+    table = Table(Column("setting", no_wrap=True), *(Column(run_id, overflow="fold") for run_id in (first, second)))
     for key, values in differ.items():
         table.add_row(key, *(value or "" for value in values))
     console.print(table if table.rows else "the two runs are the same")
 
 
 def _load(asked: list[str]) -> list[ExpandedSuite]:
-    """Return suites by name; without names those that have been expanded in this folder."""
-    known = sorted(path.stem for path in paths.suite("").parent.glob("*.json"))
-    if not asked and not known:
-        raise ValueError(f"no suite has been started here (none in {paths.suite('').parent}): name one")
-    return list(expansion.load(names.resolve(asked or known)).values())
+    """Return suites by name; without names those of which any run has been started in this folder."""
+    if not asked:
+        suites = (parse(ExpandedSuite, path.read_text(), str(path)) for path in paths.suite("").parent.glob("*.json"))
+        asked = sorted(suite.name for suite in suites if any(_is_started(run.spec.run_id) for run in suite.runs))
+    if not asked:
+        raise ValueError(f"no run of a suite has been started here (none in {paths.suite('').parent}): name a suite")
+    return list(expansion.load(names.resolve(asked)).values())
+
+
+def _is_started(run_id: str) -> bool:
+    return any(path.exists() for path in (paths.attempts(run_id), paths.jobs(run_id), paths.record(run_id)))
 
 
 def _watch(console: Console, args: argparse.Namespace) -> None:
@@ -158,10 +167,14 @@ def _jobs(console: Console, suites: list[str]) -> None:
 
 
 def _tensorboard(args: argparse.Namespace) -> None:
-    print(f"tensorboard --logdir {args.out}", flush=True)
+    look = f"tensorboard --logdir {args.out}"
+    if args.follow:
+        print(look, flush=True)
     found = mirror(_load(args.suites), args.out, every_sec=args.every if args.follow else None)
     if not found:
         raise ValueError("none of these runs has logged anything yet")
+    if not args.follow:
+        print(look)
 
 
 def _evaluation_data(console: Console, args: argparse.Namespace) -> None:
@@ -222,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     mirroring.add_argument("--out", type=Path, default=paths.tensorboard(), help="folder (default: %(default)s)")
     mirroring.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
     for command in (watching, mirroring):
-        command.add_argument("suites", nargs="*", help="default: those that were started in this folder")
+        command.add_argument("suites", nargs="*", help="default: those with a run that was started in this folder")
         command.add_argument("--every", type=float, default=5.0, metavar="SEC", help="how often it looks")
     fetching = commands.add_parser("evaluation-data", help="fetch what is missing of evaluation sets")
     fetching.add_argument("names", nargs="+", help="evaluations of experiments/evaluations/, or single sets")

@@ -415,6 +415,8 @@ def test_the_command_line_lists_explains_and_compares(tmp_path, monkeypatch):
     assert run("expand", "smoke").returncode == 0
     first, second = sorted(p.name for p in (tmp_path / "results" / "runs").iterdir())[:2]
     assert "smoke" in run("list", "smoke").stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "ablation_normalizer_error_dataset_size " in run("list").stdout
     assert "method.config" in run("explain", first).stdout
     assert "method.name" in run("diff", first, second).stdout
     listed, *_ = json.loads(run("list", "smoke", "--json").stdout)

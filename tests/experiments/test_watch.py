@@ -263,7 +263,9 @@ def test_on_a_terminal_it_refreshes_until_everything_is_done(root):
     suite = make_suite(spec)
     Path("suite.json").write_text(suite.model_dump_json())
     work = f"""
-import subprocess, sys, pathlib
+import subprocess, sys, pathlib, time
+while not pathlib.Path("watching").exists():
+    time.sleep(0.05)
 subprocess.run([sys.executable, "-m", "engine.train", {str(paths.spec(spec.run_id))!r}], check=True)
 path = pathlib.Path({str(paths.evaluated(spec.run_id, spec.samples_seen, suite.evaluation.key))!r})
 path.parent.mkdir(parents=True)
@@ -271,8 +273,11 @@ path.touch()
 """
     process = subprocess.Popen([sys.executable, "-c", work], stderr=subprocess.DEVNULL)
     try:
-        code, shown = run_on_terminal([sys.executable, "-c", WATCH])
+        # Training starts when the first look was shown.
+        begin = "import threading\nthreading.Timer(1, Path('watching').touch).start()\nwatch("
+        code, shown = run_on_terminal([sys.executable, "-c", WATCH.replace("watch(", begin)], timeout_sec=120)
     finally:
+        Path("watching").touch()
         assert process.wait() == 0
     assert code == 0, shown
     lines = lines_of(shown)
@@ -295,18 +300,15 @@ def test_the_command_prints_json_and_in_a_pipe_one_table(tmp_path, monkeypatch, 
     main(["watch", "smoke", "--json"])
     snapshot = Snapshot.model_validate_json(capsys.readouterr().out)
     assert snapshot.suites[0].states == {"to do": 5}
-    # Without a name: what was started, and so expanded, in this folder.
+    # Without a name: what was started in this folder. Expanded it is after any look at it, such as a dry run.
+    with pytest.raises(SystemExit, match=r"no run of a suite has been started here \(none in results/suites\)"):
+        main(["watch"])
+    paths.jobs(snapshot.runs[0].run_id).mkdir(parents=True)
     main(["watch"])
     text = capsys.readouterr().out
     assert text.startswith("smoke: 5 to do; 0 % trained; 0/5 models evaluated\n")
     assert all(run.run_id in text for run in snapshot.runs)
     assert "\x1b" not in text
-
-
-def test_without_a_started_suite_a_name_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"no suite has been started here \(none in results/suites\): name one"):
-        main(["watch"])
 
 
 def test_every_state_of_a_run_has_its_place_in_the_table():
