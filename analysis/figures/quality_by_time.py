@@ -1,4 +1,4 @@
-"""What a method reaches in how many GPU hours of training. Measured, so never twice the same."""
+"""What a method reaches in how much training time. Measured, so never twice the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How training went: score at the milestones, temperature, gradient norm, and each method's own loss."""
+"""How training went: scores where there are several milestones, temperature, gradient norm, each method's own loss."""
 
 from __future__ import annotations
 
