@@ -102,6 +102,8 @@ def _over_sets(rows: pd.DataFrame) -> Iterator[str]:
 
 def _variants(rows: pd.DataFrame, title: str) -> Iterator[str]:
     """Count the variants of each method that are better and worse than its main run, and name them."""
+    why = f"fewer than {stats.MIN_PAIRS_TO_TEST} common seeds, or no spread"
+    untested = []
     for method in tidy.methods(rows):
         part = rows[rows["method"] == method]
         variants = [variant for variant in tidy.variants(part) if variant]
@@ -109,6 +111,9 @@ def _variants(rows: pd.DataFrame, title: str) -> Iterator[str]:
             continue  # nothing varies, or there is no main run to compare with
         tests = stats.paired_differences(part.assign(method=part["variant"]), ["name"], first="")
         tested = tests.dropna(subset=["p_holm"]).set_index("baseline")
+        if tested.empty:
+            untested.append(f"{len(variants)} of {style.method(method).name}")
+            continue
         is_apart = tested["p_holm"] < stats.SIGNIFICANCE
         of_main = {"better": tested[is_apart & (tested["mean"] < 0)], "worse": tested[is_apart & (tested["mean"] > 0)]}
         counts = []
@@ -116,11 +121,14 @@ def _variants(rows: pd.DataFrame, title: str) -> Iterator[str]:
             names = ", ".join(f"{name} by {100 * abs(mean):.1f} points" for name, mean in those["mean"].items())
             counts.append((len(those), f"{word} ({names})"))
         counts.append((len(tested) - is_apart.sum(), "without a significant difference"))
-        why = f"fewer than {stats.MIN_PAIRS_TO_TEST} common seeds, or no spread"
         counts.append((len(variants) - len(tested), f"not tested ({why})"))
         found = ", ".join(f"{count} {outcome}" for count, outcome in counts if count)
-        how = "; paired t test over seeds, Holm-corrected over variants" if len(tested) else ""
-        yield f"Variants of {style.method(method).name} against its main run on {title}: {found}{how}."
+        yield (
+            f"Variants of {style.method(method).name} against its main run on {title}: {found}; paired t test over "
+            "seeds, Holm-corrected over variants."
+        )
+    if untested:
+        yield f"Variants that were not tested against their main run on {title} ({why}): {', '.join(untested)}."
 
 
 def _lost(frame: pd.DataFrame) -> Iterator[str]:

@@ -174,6 +174,7 @@ def test_variants_are_counted_by_outcome_and_those_apart_are_named() -> None:
 def test_variants_that_no_seed_tells_apart_or_without_a_main_run_are_not_called_tested(frame: pd.DataFrame) -> None:
     alike = frame[frame["method"] == "neuclip"].assign(variant="alike", run_id=lambda rows: rows["run_id"] + "alike")
     assert said(pd.concat([frame, alike]))[-2] == (
-        "Variants of NeuCLIP against its main run on Average: 1 not tested (fewer than 3 common seeds, or no spread)."
+        "Variants that were not tested against their main run on Average (fewer than 3 common seeds, or no spread): "
+        "1 of NeuCLIP."
     )
     assert not any(s.startswith("Variants") for s in said(pd.concat([frame[frame["method"] != "neuclip"], alike])))
