@@ -176,13 +176,17 @@ def test_a_wrong_entry_of_the_suite_is_one_clear_error(mine, old, new, message):
 # Suites by file -----------------------------------------------------------------------------------------------------
 
 
-def test_a_suite_that_was_named_by_its_file_is_known_by_its_name_there(mine):
+def test_a_suite_that_was_named_by_its_file_is_known_by_its_name_there(mine, capsys):
     with pytest.raises(ValueError, match=r"unknown suite 'mine'.*One of your own: its file, path/to/NAME\.yaml"):
         names.split("mine")
     expansion.load(["path/to/mine.yaml"])
     assert names.resolve(["mine"]) == ["path/to/mine.yaml"]
-    assert set(expansion.load(["mine"])) == {"mine"}
+    suites = expansion.load(["mine"])
+    assert set(suites) == {"mine"}
+    # One of its runs has been started: it is watched without being named.
+    paths.jobs(suites["mine"].runs[0].spec.run_id).mkdir()
     main(["watch", "--once"])
+    assert capsys.readouterr().out.startswith("mine: ")
 
 
 def test_ablations_apply_to_a_suite_that_is_named_by_its_file(mine):
