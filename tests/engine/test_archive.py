@@ -99,15 +99,62 @@ def test_random_damage_never_leads_out_of_the_archive(tmp_path, tar_format):
             assert 512 <= member.offset <= member.offset + member.num_bytes <= len(data)
 
 
-@pytest.mark.parametrize("records", [b"0 path=a\n", b"-9 path=a\n", b"1 ", b"path", b"12 size=-600\n", b"9 size=x\n"])
-def test_pax_records_that_are_none_are_damage(tmp_path, records):
-    path = tmp_path / "a.tar"
+def write_pax(path, records):
     extension, member = tarfile.TarInfo("pax"), tarfile.TarInfo("a.txt")
     extension.type, extension.size = tarfile.XHDTYPE, len(records)
     path.write_bytes(extension.tobuf() + records.ljust(512, b"\0") + member.tobuf() + bytes(1024))
+
+
+@pytest.mark.parametrize("records", [b"0 path=a\n", b"12 size=-600\n", b"9 size=x\n"])
+def test_pax_records_with_impossible_numbers_are_damage(tmp_path, records):
+    path = tmp_path / "a.tar"
+    write_pax(path, records)
     members, damage = read(path)
     assert [m.name for m in members] == ["a.txt"]
     assert damage == ["damaged header at byte 0; 1024 bytes were skipped"]
+
+
+@pytest.mark.parametrize("records", [b"-9 path=a\n", b"1 ", b"path"])
+def test_what_are_no_pax_records_change_no_member(tmp_path, records):
+    path = tmp_path / "a.tar"
+    write_pax(path, records)
+    # Newer patches of Python call it damage, older ones pass over it.
+    assert [(m.name, m.offset, m.num_bytes) for m in read(path)[0]] == [("a.txt", 1536, 0)]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+@pytest.mark.parametrize("size", [2**50, 2**70, -513])
+def test_a_name_of_an_impossible_size_is_damage(tmp_path, kind, size):
+    path = tmp_path / "a.tar"
+    extension, member = tarfile.TarInfo("long"), tarfile.TarInfo("a.txt")
+    extension.type, extension.size = kind, size
+    path.write_bytes(extension.tobuf(tarfile.GNU_FORMAT) + member.tobuf() + bytes(1024))
+    members, damage = read(path)
+    assert [m.name for m in members] == ["a.txt"]
+    assert damage == ["damaged header at byte 0; 512 bytes were skipped"]
+
+
+def test_a_sparse_member_is_no_file(tmp_path):
+    path = tmp_path / "a.tar"
+    sparse, after = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT)), tarfile.TarInfo("b.jpg")
+    sparse[156:157], sparse[483:495] = tarfile.GNUTYPE_SPARSE, b"00000007777\0"  # its size with the holes
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = f"{sum(sparse):06o}\0 ".encode()
+    path.write_bytes(sparse + after.tobuf() + bytes(1024))
+    members, damage = read(path)
+    assert [(m.name, m.is_file) for m in members] == [("a.jpg", False), ("b.jpg", True)]
+    assert damage == []
+
+
+def test_a_header_for_all_that_follows_is_no_damage(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(
+        path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "as git archive writes it"}
+    ) as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"))
+    members, damage = read(path)
+    assert [m.name for m in members] == ["a.jpg"]
+    assert damage == []
 
 
 def test_links_and_devices_are_no_files(tmp_path):
