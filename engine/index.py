@@ -1,9 +1,9 @@
 """Index tar shards of image-text pairs, so that training can read any sample by its offset.
 
-One sidecar per shard (offsets and sizes of its usable pairs), one `index.json` for the set, and `rejected.csv` with
-what was left out and why. A pair's data set position is its shard's start plus its row. An index step that was
-stopped goes on: a sidecar is made again only if its shard has changed since. Links inside an archive are never
-followed, and nothing is ever extracted.
+One sidecar per shard (offsets, sizes and checksums of its usable pairs), one `index.json` for the set, and
+`rejected.csv` with what was left out and why. A pair's data set position is its shard's start plus its row. An index
+step that was stopped goes on: a sidecar is made again only if its shard has changed since, or if it is damaged. Links
+inside an archive are never followed, and nothing is ever extracted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -33,10 +35,16 @@ from engine.paths import file_sha256
 from engine.spec import CaptionSource, Digest, Frozen, canonical_json, fingerprint, parse
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes")
+COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes", "crc32")
+"""Columns of a sidecar's rows; `crc32` only where the index step read the pairs (`digest: bytes`)."""
 
-_FORMAT = "2"
+_FORMAT = "3"
 """Raised when the content of a sidecar changes its meaning, so that old ones are made again."""
+
+_OWN_SHA256 = "sidecar_sha256"
+"""What a sidecar calls the digest of its own content."""
+
+Rows = NDArray[np.uint32 | np.uint64]
 
 
 class Shards(Frozen):
@@ -66,6 +74,20 @@ class Index(Frozen):
     sha256: str
     shards: Shards
 
+    @model_validator(mode="after")
+    def _adds_up(self) -> Index:
+        shards = self.shards
+        columns = (shards.name, shards.num_bytes, shards.sha256, shards.usable, shards.pairs)
+        if len(set(map(len, columns))) > 1:
+            raise ValueError("the columns of 'shards' are not of the same length")
+        if sum(shards.pairs) != self.pairs:
+            raise ValueError(f"'shards.pairs' sums up to {sum(shards.pairs)}, 'pairs' is {self.pairs}")
+        if self.fraction == 1 and shards.pairs != shards.usable:
+            raise ValueError("'shards.pairs' is not 'shards.usable', although 'fraction' is 1")
+        if self.sha256 != _content_sha256(shards.sha256, self.digest, self.fraction):
+            raise ValueError("'sha256' is not that of 'shards.sha256', 'digest' and 'fraction'")
+        return self
+
     @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Pairs in each shard, in order of position."""
@@ -80,24 +102,34 @@ class Index(Frozen):
     def _usable_starts(self) -> NDArray[np.int64]:
         return _starts(self.shards.usable)
 
-    def read_rows(self, index_path: Path, shard: int) -> NDArray[np.uint32 | np.uint64]:
-        """Return the offsets and sizes of a shard's pairs, shape (pairs, 4), columns as in `COLUMNS`.
+    def read_rows(self, index_path: Path, shard: int) -> Rows:
+        """Return the rows of a shard's pairs, shape (pairs, 5), or (pairs, 4) without checksums; see `COLUMNS`.
 
         Args:
             index_path: Where this index was read from.
             shard: Number of the shard.
 
         Raises:
-            ValueError: If the sidecar is missing, or of another version of the shard.
+            ValueError: If the sidecar is missing, damaged, or of another version of the shard, or not what the index
+                says.
         """
         name = self.shards.name[shard]
         path = _sidecar(_sidecar_folder(index_path, self.folder, self.captions, self.digest), name)
-        if _read_facts(path).get("sha256") != self.shards.sha256[shard]:
+        try:
+            facts, rows = _read_sidecar(path)
+        except ValueError as error:
+            raise ValueError(f"data set {self.name!r}: {error}: {_again(index_path)}") from None
+        if facts.get("sha256") != self.shards.sha256[shard]:
             raise ValueError(f"data set {self.name!r}: shard {name} was indexed anew, or never: {_again(index_path)}")
-        with safe_open(path, framework="numpy") as file:
-            rows: NDArray[np.uint32 | np.uint64] = file.get_tensor("rows")
+        usable = len(rows)
         if self.fraction < 1:
-            return rows[_chosen(int(self._usable_starts[shard]), len(rows), self.fraction)]
+            rows = rows[_chosen(int(self._usable_starts[shard]), usable, self.fraction)]
+        found, said = (usable, len(rows)), (self.shards.usable[shard], self.shards.pairs[shard])
+        if found != said:
+            raise ValueError(
+                f"{index_path}: shard {name} has {found[0]} usable pairs, {found[1]} of them in the set; 'shards' says "
+                f"{said[0]} and {said[1]}. The file was changed: {_again(index_path)}"
+            )
         return rows
 
 
@@ -163,14 +195,17 @@ def caption_texts(data: bytes, captions: CaptionSource) -> list[str]:
     return texts
 
 
-def index_shard(
-    path: Path, captions: CaptionSource, digest: Digest = "bytes"
-) -> tuple[NDArray[Any], list[Rejected], str]:
-    """Read one shard's member table.
+def pair_crc32(image: bytes, caption: bytes) -> int:
+    """Return the checksum of a pair: CRC-32 of the image member followed by the caption member."""
+    return zlib.crc32(caption, zlib.crc32(image))
+
+
+def index_shard(path: Path, captions: CaptionSource, digest: Digest = "bytes") -> tuple[Rows, list[Rejected], str]:
+    """Read one shard's member table, and with `digest` "bytes" its pairs.
 
     Returns:
-        Offsets and sizes (pairs, 4), uint32 if the shard is smaller than 4 GiB, else uint64; the rejected samples; and
-        the digest (hex).
+        Rows as in `COLUMNS`, (pairs, 5), (pairs, 4) for `digest` "members"; uint32 if the shard is smaller than 4 GiB,
+        else uint64; the rejected samples; and the digest (hex).
     """
     samples: dict[str, dict[str, Member]] = {}
     rejected: list[Rejected] = []
@@ -191,7 +226,7 @@ def index_shard(
         if extension.lower() in fields:
             duplicates.add(key)
         fields[extension.lower()] = member
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     with path.open("rb", buffering=0) as file:
         for key, fields in samples.items():
             image = next((fields[e] for e in IMAGE_EXTENSIONS if e in fields), None)
@@ -211,18 +246,24 @@ def index_shard(
             elif caption.num_bytes == 0:
                 reason = f"empty .{captions.member} caption"
             else:
+                row = (image.offset, image.num_bytes, caption.offset, caption.num_bytes)
+                if digest == "members":
+                    rows.append(row)
+                    continue
+                caption_data = os.pread(file.fileno(), caption.num_bytes, caption.offset)
                 try:
-                    if digest == "bytes":
-                        caption_texts(os.pread(file.fileno(), caption.num_bytes, caption.offset), captions)
+                    caption_texts(caption_data, captions)
                 except ValueError as error:
                     reason = str(error)
                 else:
-                    rows.append((image.offset, image.num_bytes, caption.offset, caption.num_bytes))
+                    image_data = os.pread(file.fileno(), image.num_bytes, image.offset)
+                    rows.append((*row, pair_crc32(image_data, caption_data)))
                     continue
             rejected.append(Rejected(path.name, key, reason))
-    dtype = np.uint32 if shard_bytes < 2**32 else np.uint64
     sha256 = file_sha256(path) if digest == "bytes" else table.hexdigest()
-    return np.array(rows, dtype=dtype).reshape(-1, len(COLUMNS)), rejected, sha256
+    columns = COLUMNS if digest == "bytes" else COLUMNS[:-1]
+    wide = np.array(rows, dtype=np.uint64).reshape(-1, len(columns))
+    return wide if shard_bytes >= 2**32 else wide.astype(np.uint32), rejected, sha256
 
 
 def _index_one(path: Path, captions: CaptionSource, digest: Digest, folder: Path) -> _Indexed:
@@ -236,23 +277,46 @@ def _index_one(path: Path, captions: CaptionSource, digest: Digest, folder: Path
         "digest": digest,
     }
     sidecar = _sidecar(folder, path.name)
-    known = _read_facts(sidecar)
+    try:
+        known, _ = _read_sidecar(sidecar)
+    except ValueError as error:
+        sys.stderr.write(f"{error}: making it again\n")
+        known = {}
     if not facts.items() <= known.items():
         rows, rejected, sha256 = index_shard(path, captions, digest)
         known = {**facts, "sha256": sha256, "usable": str(len(rows)), "rejected": json.dumps(rejected)}
         with paths.atomic_write(sidecar) as temporary:
-            save_file({"rows": rows}, temporary, metadata=known)
+            save_file({"rows": rows}, temporary, metadata={**known, _OWN_SHA256: _sidecar_sha256(known, rows)})
     rejected = [Rejected(*each) for each in json.loads(known["rejected"])]
     return _Indexed(path.name, stat.st_size, known["sha256"], int(known["usable"]), rejected)
 
 
-def _read_facts(sidecar: Path) -> dict[str, str]:
-    """Return what a sidecar says of its shard; nothing if there is none, or none that can be read."""
+def _read_sidecar(sidecar: Path) -> tuple[dict[str, str], Rows]:
+    """Return what a sidecar says of its shard, and its rows; nothing if there is none of this version.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     try:
         with safe_open(sidecar, framework="numpy") as file:
-            return dict(file.metadata())
-    except (FileNotFoundError, SafetensorError):
-        return {}
+            facts, rows = dict(file.metadata() or {}), file.get_tensor("rows")
+    except FileNotFoundError:
+        return {}, np.empty((0, len(COLUMNS)), np.uint32)
+    except SafetensorError as error:
+        raise ValueError(f"{sidecar} is damaged ({error})") from None
+    if facts.get("format") != _FORMAT:
+        return {}, rows
+    if facts.pop(_OWN_SHA256, "") != _sidecar_sha256(facts, rows):
+        raise ValueError(f"{sidecar} is damaged (its content is not what its digest says)")
+    return facts, rows
+
+
+def _sidecar_sha256(facts: dict[str, str], rows: Rows) -> str:
+    """Return the digest of all that a sidecar holds."""
+    about = json.dumps([sorted(facts.items()), str(rows.dtype), rows.shape])
+    digest = hashlib.sha256(about.encode())
+    digest.update(np.ascontiguousarray(rows).data)
+    return digest.hexdigest()
 
 
 def _sidecar(folder: Path, shard: str) -> Path:
@@ -263,6 +327,14 @@ def _sidecar_folder(index_path: Path, folder: str, captions: CaptionSource, dige
     # Sets over the same shards (subsets) share their sidecars.
     key = fingerprint({"folder": folder, "captions": captions.model_dump(mode="json"), "digest": digest})
     return paths.sidecars(index_path, key[:12])
+
+
+def _content_sha256(digests: Sequence[str], digest: Digest, fraction: float) -> str:
+    """Return the digest of a set, from those of its shards."""
+    content: Any = list(digests)
+    if digest != "bytes" or fraction < 1:
+        content = {"shards": content, "digest": digest, "fraction": fraction}
+    return fingerprint(content)
 
 
 def _again(index_path: Path) -> str:
@@ -358,9 +430,6 @@ def build_index(
             f"or set 'pairs' in its card, below experiments/datasets, to {total}{whole}. Left out: {num_rejected}, see "
             f"{rejected_path(out)}{lines}"
         )
-    content: Any = list(digests)
-    if digest != "bytes" or fraction < 1:
-        content = {"shards": content, "digest": digest, "fraction": fraction}
     index = Index(
         name=name,
         revision=revision,
@@ -370,7 +439,7 @@ def build_index(
         fraction=fraction,
         pairs=total,
         rejected=num_rejected,
-        sha256=fingerprint(content),
+        sha256=_content_sha256(digests, digest, fraction),
         shards=Shards(name=names, num_bytes=num_bytes, sha256=digests, usable=usable, pairs=sizes),
     )
     paths.write_text(out, json.dumps(index.model_dump(mode="json"), indent=1) + "\n")

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine import order
 from engine.archive import member_name
-from engine.index import Index
+from engine.index import Index, Rows, pair_crc32
 
 _ONE_READ_BYTES = 2**14
 """Image and caption are read at once if no more than this lies between them."""
@@ -22,7 +21,7 @@ _ONE_READ_BYTES = 2**14
 class _OpenShard:
     path: Path
     descriptor: int
-    rows: NDArray[np.uint32 | np.uint64]
+    rows: Rows
 
 
 class PairReader:
@@ -46,38 +45,45 @@ class PairReader:
 
         Raises:
             OSError: If the shard cannot be read.
-            ValueError: If the shard is not the one that was indexed.
+            ValueError: If the shard or the pair is not the one that was indexed.
         """
-        shard, image_offset, image_bytes, caption_offset, caption_bytes = self._locate(position)
+        shard, (image_offset, image_bytes, caption_offset, caption_bytes, *checksum) = self._locate(position)
         image_end, caption_end = image_offset + image_bytes, caption_offset + caption_bytes
         begin, end = min(image_offset, caption_offset), max(image_end, caption_end)
         if end - begin <= image_bytes + caption_bytes + _ONE_READ_BYTES:
             data = _pread(shard, begin, end)
-            return data[image_offset - begin : image_end - begin], data[caption_offset - begin : caption_end - begin]
-        return _pread(shard, image_offset, image_end), _pread(shard, caption_offset, caption_end)
+            image = data[image_offset - begin : image_end - begin]
+            caption = data[caption_offset - begin : caption_end - begin]
+        else:
+            image, caption = _pread(shard, image_offset, image_end), _pread(shard, caption_offset, caption_end)
+        if checksum and checksum != [pair_crc32(image, caption)]:
+            raise ValueError(
+                f"data set {self.index.name!r}: {self.place(position)}: picture and caption are not those that were "
+                f"indexed. Fetch {shard.path} again, or `touch` it if it was changed on purpose, and index the data "
+                f"set again (`snakemake -f {self.index_path}`)"
+            )
+        return image, caption
 
     def announce(self, positions: Iterable[int]) -> None:
         """Say which pairs will be read next, so that the file system can fetch them side by side."""
         if not hasattr(os, "posix_fadvise"):  # macOS
             return
         for position in positions:
-            shard, image_offset, image_bytes, _, _ = self._locate(position)
+            shard, (image_offset, image_bytes, *_) = self._locate(position)
             os.posix_fadvise(shard.descriptor, image_offset, image_bytes, os.POSIX_FADV_WILLNEED)
 
     def place(self, position: int) -> str:
         """Name the shard of a pair, and its image in there."""
-        shard, image_offset, _, _, _ = self._locate(position)
+        shard, (image_offset, *_) = self._locate(position)
         return f"shard {shard.path.name}, sample {member_name(shard.descriptor, image_offset)}"
 
-    def _locate(self, position: int) -> tuple[_OpenShard, int, int, int, int]:
-        """Return a pair's shard, and where image and caption lie in there (`engine.index.COLUMNS`)."""
+    def _locate(self, position: int) -> tuple[_OpenShard, list[int]]:
+        """Return a pair's shard, and its row (`engine.index.COLUMNS`)."""
         number = int(np.searchsorted(self.index.starts, position, side="right")) - 1
         shard = self._open_shards.pop(number, None) or self._open(number)
         self._open_shards[number] = shard  # now the last one to be closed
-        image_offset, image_bytes, caption_offset, caption_bytes = shard.rows[
-            position - int(self.index.starts[number])
-        ].tolist()
-        return shard, image_offset, image_bytes, caption_offset, caption_bytes
+        row: list[int] = shard.rows[position - int(self.index.starts[number])].tolist()
+        return shard, row
 
     def _open(self, number: int) -> _OpenShard:
         # A batch lies in two windows at most, unless shards are smaller than its share of one.

@@ -221,6 +221,11 @@ def main(argv: list[str] | None = None) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # The first process says it for all.
     sys.stderr.write(f"{record.run_id}: {record.status} after {record.samples_seen:,} samples\n")
+    if record.num_replaced:
+        sys.stderr.write(
+            f"warning: {record.num_replaced:,} of {record.samples_seen:,} samples could not be decoded and were "
+            "replaced by their neighbours; with max_replaced_fraction 0 a run stops at the first one and names it\n"
+        )
     for sign in record.signatures:
         sys.stderr.write(f"{sign.name}, steps {sign.first_step} to {sign.last_step}: {sign.advice}\n")
 

@@ -227,13 +227,15 @@ def _run_rows(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[tu
         values = of_score.set_index("run_id")["value"].to_dict()
     labels = {str(i): label for label, rows in tidy.settings(frame) for i in rows["run_id"].unique()}
     records = [runs.records.get(run.spec.run_id) for run in suite.runs]
+    replaced = [record.num_replaced if record else 0 for record in records]
     # Columns that are shown only where they say something.
-    before = {
+    before: dict[str, list[str | Cell]] = {
         "Setting": [labels.get(run.spec.run_id, "") for run in suite.runs],
         "Variant": [run.variant for run in suite.runs],
     }
-    after = {
+    after: dict[str, list[str | Cell]] = {
         **_where_timed(suite, frame),
+        "Replaced samples": [Cell(number, form=",d") for number in replaced] if any(replaced) else [],
         "Signs of failure": [", ".join(s.name for s in record.signatures) if record else "" for record in records],
     }
     before, after = ({key: column for key, column in columns.items() if any(column)} for columns in (before, after))
@@ -258,7 +260,7 @@ def _run_rows(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[tu
     return header, tuple(rows)
 
 
-def _where_timed(suite: ExpandedSuite, frame: pd.DataFrame) -> dict[str, list[str]]:
+def _where_timed(suite: ExpandedSuite, frame: pd.DataFrame) -> dict[str, list[str | Cell]]:
     """Give each run's device and commit, as columns, where they differ in the suite: times then do not compare."""
     of_run = frame.drop_duplicates("run_id").set_index("run_id")
     return {

@@ -178,6 +178,11 @@ def test_divergence_signs_and_replaced_samples_are_told_with_their_run(page: Pag
     assert "SigLIP, seed 2 (icons, tiny, batch 64): diverged at step 30: not finite (temperature 0.07)" in page.text
     assert "npn_too_small, steps 3 to 30: raise num_prototypes" in page.text
     assert "2 samples could not be decoded" in page.text
+    (suite,) = content.gather([SUITE]).suites
+    column = suite.header.index("Replaced samples")
+    assert {(row.cells[0], row.cells[column].text()) for row in suite.runs} == {
+        ("NeuCLIP", "2"), ("OpenCLIP", "0"), ("SigLIP", "0")
+    }  # fmt: skip
     assert "not evaluated at 2,560 samples, which it did not reach" in page.text
 
 

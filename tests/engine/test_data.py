@@ -205,6 +205,45 @@ def test_a_shard_that_was_cut_after_indexing_stops_the_run(tmp_path):
         dataset(tmp_path)[Request(0, np.array([50]))]
 
 
+def change_pair(root, position, what):
+    """Change a pair of the toy set where it lies, and keep its shard's size and modification time."""
+    path = root / paths.index("toy")
+    built = read_index(path)
+    shard = int(np.searchsorted(built.starts, position, side="right")) - 1
+    row = built.read_rows(path, shard)[position - built.starts[shard]].tolist()
+    tar = root / "data/toy/train" / built.shards.name[shard]
+    data, times = bytearray(tar.read_bytes()), tar.stat()
+    if what == "a bit of a caption":
+        data[row[2] + 2] ^= 1
+    else:
+        data[row[0] + 60 : row[0] + 80] = bytes(20)
+    tar.write_bytes(data)
+    os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("what", ["a bit of a caption", "bytes of a picture"])
+def test_a_pair_that_is_not_the_one_that_was_indexed_stops_the_run(tmp_path, what):
+    toy.build(tmp_path)
+    change_pair(tmp_path, 50, what)
+    again = f"Fetch {tmp_path}/data/toy/train/00001.tar again.*snakemake -f {tmp_path / paths.index('toy')}"
+    with pytest.raises(ValueError, match=f"data set 'toy': shard 00001.tar, sample 000050.png: .*indexed. {again}"):
+        stacked(dataset(tmp_path), steps=range(6))
+
+
+def test_the_checksum_is_of_one_pair_whatever_lies_between_picture_and_caption(tmp_path):
+    members = {"0.png": toy.picture("red", "top left", 0), "0.json": b" " * 2**15, "0.txt": b"a red square"}
+    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
+    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=1)
+    assert dataset(tmp_path)[Request(0, np.array([0]))].replaced == ()
+    change_pair(tmp_path, 0, "a bit of a caption")
+    with pytest.raises(ValueError, match=r"sample 0.png: .*not those that were indexed"):
+        dataset(tmp_path)[Request(0, np.array([0]))]
+
+
+def test_an_index_of_headers_only_knows_no_checksums(damaged):
+    assert dataset(damaged).index.read_rows(damaged / paths.index("toy"), 0).shape == (40, 4)
+
+
 def test_one_of_several_captions_is_drawn_anew_each_epoch(tmp_path):
     texts = ["a", "bb", "ccc"]
     members = {}

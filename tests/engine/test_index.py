@@ -1,11 +1,13 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +44,11 @@ def test_offsets_lead_to_the_members(tmp_path):
     toy.write_shards(tmp_path / "train")
     built = index(tmp_path, pairs=toy.NUM_PAIRS)
     data = (tmp_path / "train" / built.shards.name[1]).read_bytes()
-    image_offset, image_bytes, caption_offset, caption_bytes = rows(tmp_path, built, 1)[3].tolist()
+    image_offset, image_bytes, caption_offset, caption_bytes, crc32 = rows(tmp_path, built, 1)[3].tolist()
     colour, place, number = toy.pairs()[built.shards.pairs[0] + 3]
     assert data[image_offset : image_offset + image_bytes] == toy.picture(colour, place, number)
     assert data[caption_offset : caption_offset + caption_bytes].decode() == f"a {colour} square, {place}"
+    assert crc32 == zlib.crc32(toy.picture(colour, place, number) + f"a {colour} square, {place}".encode())
 
 
 def test_the_index_does_not_depend_on_the_number_of_processes(tmp_path):
@@ -185,13 +188,109 @@ def test_what_was_left_out_is_reported_again_when_nothing_is_read(tmp_path):
     assert sidecar_times(tmp_path) == times
 
 
-def test_a_damaged_sidecar_is_made_again(tmp_path):
+def flip_bit(path, place):
+    """Flip the lowest bit of one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_damage_of_any_byte_of_a_sidecar_is_found_when_it_is_read(tmp_path):
+    toy.write_tar(
+        tmp_path / "train" / "0.tar", {"a.png": PNG, "a.txt": b"fine", "b.png": PNG, "b.txt": b"fine", "c.png": PNG}
+    )
+    built = index(tmp_path)
+    (sidecar,) = (tmp_path / "index" / "_shards").rglob("*.safetensors")
+    whole, expected = sidecar.read_bytes(), rows(tmp_path, built, 0)
+    for place in range(len(whole)):
+        flip_bit(sidecar, place)
+        with pytest.raises(ValueError, match=r"data set 'toy'.* index the data set again") as caught:
+            rows(tmp_path, built, 0)
+        # A sidecar of another version is one whose format is another, and damage can make it so.
+        assert f"{sidecar} is damaged" in str(caught.value) or "was indexed anew" in str(caught.value)
+        sidecar.write_bytes(whole)
+    assert np.array_equal(rows(tmp_path, built, 0), expected)
+
+
+@pytest.mark.parametrize("place", [3, 20, -2], ids=["size", "header", "rows"])
+def test_the_index_step_names_a_damaged_sidecar_and_makes_it_again(tmp_path, capfd, place):
+    toy.write_shards(tmp_path / "train")
+    built = index(tmp_path)
+    sidecar, *others = sorted((tmp_path / "index" / "_shards").rglob("*.safetensors"))
+    expected, times = rows(tmp_path, built, 0), sidecar_times(tmp_path)
+    flip_bit(sidecar, place)
+    assert index(tmp_path) == built
+    assert np.array_equal(rows(tmp_path, built, 0), expected)
+    assert f"{sidecar} is damaged" in capfd.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in others}.items() <= times.items()
+
+
+def test_a_sidecar_that_is_cut_off_is_made_again(tmp_path):
     toy.write_shards(tmp_path / "train")
     built = index(tmp_path)
     sidecar = next((tmp_path / "index" / "_shards").rglob("*.safetensors"))
-    sidecar.write_bytes(sidecar.read_bytes()[:100])
+    for kept in (0, 100):
+        sidecar.write_bytes(sidecar.read_bytes()[:kept])
+        assert index(tmp_path) == built
+    assert len(rows(tmp_path, built, 0)) == 40
+
+
+def test_a_sidecar_of_an_earlier_version_is_made_again(tmp_path, capfd, monkeypatch):
+    toy.write_shards(tmp_path / "train")
+    monkeypatch.setattr("engine.index._FORMAT", "2")
+    index(tmp_path)
+    monkeypatch.undo()
+    built = read_index(tmp_path / "index" / "toy" / "index.json")
+    with pytest.raises(ValueError, match=r"shard 00000.tar was indexed anew, or never: index the data set again"):
+        rows(tmp_path, built, 0)
     assert index(tmp_path) == built
     assert len(rows(tmp_path, built, 0)) == 40
+    assert "damaged" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("pairs",), 95, "'shards.pairs' sums up to 96, 'pairs' is 95"),
+        (("shards", "pairs", 1), 29, "'shards.pairs' sums up to 95, 'pairs' is 96"),
+        (("shards", "pairs"), [41, 29, 26], "'shards.pairs' is not 'shards.usable', although 'fraction' is 1"),
+        (("shards", "usable", 1), 31, "'shards.pairs' is not 'shards.usable', although 'fraction' is 1"),
+        (("shards", "usable"), [40, 30], "the columns of 'shards' are not of the same length"),
+        (("shards", "sha256", 0), "0" * 64, "'sha256' is not that of 'shards.sha256', 'digest' and 'fraction'"),
+        (("digest",), "members", "'sha256' is not that of"),
+        (("fraction",), 0.9, "'sha256' is not that of"),
+        (("sha256",), "0" * 64, "'sha256' is not that of"),
+    ],
+)  # fmt: skip
+def test_an_index_that_was_edited_is_refused(tmp_path, path, value, message):
+    toy.write_shards(tmp_path / "train")
+    index(tmp_path)
+    file = tmp_path / "index" / "toy" / "index.json"
+    edit(file, path, value)
+    with pytest.raises(ValueError, match=f"{re.escape(message)}(.|\n)*index the data set again"):
+        read_index(file)
+
+
+def edit(file, path, value):
+    """Change one value of an index by hand."""
+    content = json.loads(file.read_text())
+    *parents, last = path
+    owner = content
+    for part in parents:
+        owner = owner[part]
+    owner[last] = value
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("column", ["usable", "pairs"])
+def test_an_index_that_says_other_numbers_than_a_sidecar_is_refused(tmp_path, column):
+    toy.write_shards(tmp_path / "train")
+    built = index(tmp_path, fraction=0.5)
+    file = tmp_path / "index" / "toy" / "index.json"
+    first, second, third = getattr(built.shards, column)
+    edit(file, ("shards", column), [first + 1, second - 1, third])
+    with pytest.raises(ValueError, match=r"shard 00000.tar has 40 usable pairs(.|\n)*index the data set again"):
+        read_index(file).read_rows(file, 0)
 
 
 def test_another_place_of_captions_is_another_index(tmp_path):
@@ -294,9 +393,10 @@ def test_an_index_of_an_earlier_version_is_refused(tmp_path):
         read_index(path)
 
 
-def test_a_pair_takes_sixteen_bytes(tmp_path):
+@pytest.mark.parametrize(("digest", "num_bytes"), [("bytes", 20), ("members", 16)])
+def test_a_pair_takes_sixteen_bytes_and_four_of_checksum(tmp_path, digest, num_bytes):
     toy.write_shards(tmp_path / "train")
-    assert rows(tmp_path, index(tmp_path), 0).dtype == np.uint32
+    assert rows(tmp_path, index(tmp_path, digest=digest), 0).nbytes == 40 * num_bytes
 
 
 def test_a_shard_of_more_than_four_gib_takes_wider_numbers(tmp_path):

@@ -18,7 +18,7 @@ from engine.metrics import forget_after
 from engine.record import Record
 from engine.spec import Execution
 from engine.towers import WEIGHTS_FILE
-from engine.train import read_spec, train
+from engine.train import main, read_spec, train
 from engine.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -132,6 +132,30 @@ def test_checkpoints_of_other_data_are_refused(root):
     toy.index(root)
     with pytest.raises(ValueError, match="belongs to another spec or to other data"):
         train(spec, Execution())
+
+
+@pytest.mark.parametrize("old", [b"a red square, top right", b"IHDR"], ids=["caption", "picture"])
+def test_a_pair_that_changed_where_it_lies_ends_the_run(root, old):
+    spec = toy.run_spec("openclip")
+    shard = root / "data" / "toy" / "train" / "00000.tar"
+    times = shard.stat()
+    # One bit, and neither size nor time of the shard.
+    shard.write_bytes(shard.read_bytes().replace(old, old[:-1] + bytes([old[-1] ^ 1]), 1))
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(
+        SystemExit, match=r"error: data set 'toy': shard 00000.tar, sample 00000\d.png: .*Fetch .* again"
+    ):
+        main([str(toy.write_spec(root, spec))])
+    assert not paths.record(spec.run_id).exists()
+
+
+def test_replaced_samples_give_a_warning_at_the_end(root, capsys):
+    shard = root / "data" / "toy" / "train" / "00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"IHDR", b"IHXX", 1))
+    toy.index(root)
+    main([str(toy.write_spec(root, toy.run_spec("openclip", steps=6)))])
+    warning = "warning: 1 of 96 samples could not be decoded and were replaced by their neighbours"
+    assert warning in capsys.readouterr().err
 
 
 def test_batch_norm_is_refused_where_it_would_see_a_part_of_the_batch(root):

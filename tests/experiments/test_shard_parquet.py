@@ -51,7 +51,7 @@ def test_pictures_and_captions_come_out_as_the_card_reads_them(source, name):
     assert (index.pairs, index.rejected, len(index.shard_sizes)) == (7, 0, 3)
     found = []
     for shard, path in enumerate(sorted(folder.iterdir())):
-        for image_offset, image_bytes, offset, size in index.read_rows(paths.index(name), shard):
+        for image_offset, image_bytes, offset, size, _ in index.read_rows(paths.index(name), shard):
             data = path.read_bytes()
             red, *_ = (
                 Image.open(io.BytesIO(data[image_offset : image_offset + image_bytes])).convert("RGB").getpixel((0, 0))
