@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -245,7 +246,7 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary sibling to write to; it takes `path`'s place only if the block succeeds.
 
     The data is on disk before the name changes, so that a crash leaves the old file or the new one. A process that is
-    killed leaves its temporary file: see `remove_temporaries`.
+    killed leaves its temporary file: see `remove_temporaries`. The umask says who may read the file, whatever wrote it.
 
     Args:
         path: The file.
@@ -258,8 +259,13 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with explain_full_disk(path, temporary=temporary, num_bytes=num_bytes):
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
             with temporary.open("rb") as file:
+                # safetensors puts a file of its own there, for its owner only.
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                    os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
