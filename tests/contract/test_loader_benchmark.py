@@ -27,6 +27,14 @@ def test_both_readers_are_measured_cold_and_warm(tmp_path: Path, capsys: pytest.
     assert os.listdir(tmp_path) == ["loader.json"]
 
 
+def test_a_turn_of_less_than_a_clock_tick_has_its_processor_time() -> None:
+    def quick(batches: int, num_workers: int) -> int:
+        return sum(range(20_000))
+
+    seconds = loader.take_turns({"quick": quick}, rounds=20, batches=1, num_workers=0, before=lambda: None)
+    assert all(cpu > 0 for _, cpu in seconds["quick"])
+
+
 def test_both_readers_see_an_epoch_of_the_same_pairs(tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
         files = shards.write_shards(48, 32, 4)
