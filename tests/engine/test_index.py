@@ -128,6 +128,20 @@ def test_the_digest_is_of_the_content(tmp_path):
     assert index(tmp_path, digest="members").sha256 != table_before.sha256
 
 
+@pytest.mark.parametrize(
+    ("digest", "fraction", "sha256"),
+    [("bytes", 1.0, "25e5fa204d6dfaa8"), ("bytes", 0.5, "2c97d733158f625e"), ("members", 1.0, "b5a8b3d32fa76860")],
+)
+def test_the_digest_stays_what_it_was_since_records_and_checkpoints_hold_it(tmp_path, digest, fraction, sha256):
+    long = "n" * 200
+    toy.write_tar(
+        tmp_path / "train" / "0.tar",
+        {"a.png": b"a picture", "a.txt": b"a caption", "b.png": b"another", "b.txt": b"one"},
+    )
+    toy.write_tar(tmp_path / "train" / "1.tar", {f"{long}.png": b"a picture", f"{long}.txt": b"a caption"})
+    assert index(tmp_path, digest=digest, fraction=fraction).sha256.startswith(sha256)
+
+
 def test_a_truncated_shard_keeps_its_whole_samples(tmp_path):
     toy.write_shards(tmp_path / "train")
     shard = tmp_path / "train" / "00000.tar"
