@@ -95,8 +95,17 @@ class Clock:
         self.step_sec = list(state["step_sec"])
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak memory of a GPU be that of what comes now. A process's own cannot be set back everywhere."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory: of the device on a GPU, resident memory of the process on a CPU."""
+    """Peak memory: of the device on a GPU, resident memory of the process on a CPU, from its start on.
+
+    On a CPU a checkpoint that was loaded is therefore in it, the file's pages included.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -19,7 +19,7 @@ from engine.diagnostics import measure_normalizer_error
 from engine.distributed import Collectives
 from engine.index import read_index
 from engine.method import Features, LossOutput, MethodEnv, Progress
-from engine.metrics import Clock, peak_memory_bytes
+from engine.metrics import Clock, forget_peak_memory, peak_memory_bytes
 from engine.optim import Optimizer
 from engine.record import Attempt, Divergence, Milestone, NormalizerError, Record
 from engine.registry import build_method
@@ -379,7 +379,7 @@ class Trainer:
         step = int(self.collectives.broadcast(torch.tensor(newest or 0, device=self.device)))
         if step == 0:
             return
-        state = checkpoint.load_checkpoint(folder, step, self.device)
+        state = checkpoint.load_checkpoint(folder, step)
         if (state["fingerprint"], state["dataset_sha256"]) != (fingerprint(self.spec), self.dataset.index.sha256):
             raise ValueError(f"{folder} belongs to another spec or to other data: remove that folder")
         if self.collectives.rank == 0:
@@ -387,12 +387,18 @@ class Trainer:
         self.towers.load_state_dict(state["towers"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+        # Parameters and buffers are copied; extra state and AdamW's may be kept as they are given.
+        for key in state["method"]:
+            if key.endswith("_extra_state"):
+                state["method"][key] = checkpoint.copy_to(self.device, state["method"][key])
         self.method.load_state_dict(state["method"])
-        self.optimizer.adamw.load_state_dict(state["optimizer"])
+        self.optimizer.adamw.load_state_dict(checkpoint.copy_to(self.device, state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
         self.clock.load_state_dict(state["clock"])
         self.step_number, self.first_indices = step, state["first_indices"]
         self.num_replaced = state["num_replaced"]
+        # What was copied and is not needed any more is no part of training.
+        forget_peak_memory(self.device)
 
     def export_weights(self) -> None:
         """Write the model of a milestone (first process only)."""

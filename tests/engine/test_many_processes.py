@@ -57,7 +57,7 @@ def final_weights(spec):
 def newest_checkpoint(spec):
     folder = paths.checkpoints(spec.run_id)
     step = newest_step(folder)
-    return step, load_checkpoint(folder, step, torch.device("cpu"))
+    return step, load_checkpoint(folder, step)
 
 
 def set_aside(root, spec):

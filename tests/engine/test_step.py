@@ -135,7 +135,7 @@ def test_a_run_in_half_precision_is_close_to_one_in_full_and_goes_on_bit_for_bit
             assert server.run(root, path, kill=kill, execution=execution) == [-9]
         if kills:
             step = newest_step(paths.checkpoints(spec.run_id))
-            scaler = load_checkpoint(paths.checkpoints(spec.run_id), step, CPU)["scaler"]
+            scaler = load_checkpoint(paths.checkpoints(spec.run_id), step)["scaler"]
             assert scaler.get("_growth_tracker", 0) == (step if precision == "fp16" else 0)
         assert server.run(root, path, execution=execution) == [0]
         finals.append(paths.file_sha256(paths.weights(spec.run_id, spec.samples_seen) / WEIGHTS_FILE))
