@@ -19,7 +19,7 @@ from torch.utils.serialization import config
 from engine import paths
 
 KEEP = 2
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when the meaning of a checkpoint's content changes, so that no run goes on from what it would misread."""
 
 

@@ -149,8 +149,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_alike(t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, f"by torch {re.escape(torch.__version__)} with schema 2"),
-        ({"torch": "2.9.0+cu128"}, r"by torch 2\.9\.0\+cu128 with schema 1"),
+        ({"schema_version": 1}, f"by torch {re.escape(torch.__version__)} with schema 1"),
+        ({"torch": "2.9.0+cu128"}, r"by torch 2\.9\.0\+cu128 with schema 2"),
     ],
 )
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, change, message):

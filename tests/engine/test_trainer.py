@@ -275,6 +275,28 @@ def test_a_signal_in_a_measurement_ends_it_and_the_measurement_is_made_on_resumi
     assert outcome(spec) == interrupted
 
 
+def test_skipped_steps_in_a_row_are_counted_across_a_restart(root, monkeypatch):
+    honest = Trainer.backward
+
+    def backward(self, batch, **options):
+        if self.step_number == 0:
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+        output = honest(self, batch, **options)
+        self.optimizer.parameters[0].grad.fill_(float("nan"))
+        return output
+
+    monkeypatch.setattr(Trainer, "backward", backward)
+    spec = toy.run_spec("openclip", steps=40, precision="fp16", normalizer_error=None)
+    stop_at(root, spec, 13)
+    interrupted = outcome(spec)
+    assert read_attempts(spec.run_id)[-1].first_step == 13
+    assert (interrupted.status, interrupted.divergence.step, interrupted.num_skipped) == ("diverged", 19, 20)
+    assert interrupted.divergence.reason.startswith("fp16 skipped 20 steps in a row")
+
+    os.rename(paths.run(spec.run_id), root / "interrupted")
+    assert outcome(spec) == interrupted
+
+
 def test_a_measurement_that_was_given_up_leaves_no_earlier_one_behind(root):
     spec = toy.run_spec("openclip", normalizer_error={"at": (64,), "num_anchors": 32, "control_size": 16})
     stale = paths.normalizer_error(spec.run_id, 64)
