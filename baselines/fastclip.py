@@ -171,7 +171,7 @@ class FastCLIP(Method):
         metrics = {
             "loss/contrastive": surrogate.detach(),
             "loss/objective": objective,
-            "temperature/value": 1 / scale.detach().mean(),
+            "temperature/value": (1 / scale.detach()).mean(),
             "normalizer/gamma": torch.tensor(gamma),
             "normalizer/unvisited_share": 1 - visited_B1.float().mean(),
             "normalizer/eps_share": (math.log(self.config.eps) - log_weight_B2).exp().mean(),

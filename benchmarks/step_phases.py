@@ -92,8 +92,9 @@ class Contestant:
         begin = clock()
         with self.clock.phase("data"):
             batch = next(self.batches)
-        if self.trainer.step(batch, lambda: NO_WISHES, timing=False).metrics is None:
-            raise RuntimeError(f"{self.trainer.spec.run_id}: the loss is not finite, nothing is left to measure")
+        diverged = self.trainer.step(batch, lambda: NO_WISHES, timing=False).divergence
+        if diverged is not None:
+            raise RuntimeError(f"{self.trainer.spec.run_id}: {diverged}; nothing is left to measure")
         self.clock.seconds[STEP].append(clock() - begin)
 
 

@@ -19,7 +19,7 @@ from torch.utils.serialization import config
 from engine import paths
 
 KEEP = 2
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when the meaning of a checkpoint's content changes, so that no run goes on from what it would misread."""
 
 
@@ -64,8 +64,8 @@ def newest_step(folder: Path) -> int | None:
     return None
 
 
-def load_checkpoint(folder: Path, step: int, device: torch.device) -> dict[str, Any]:
-    """Return the state after `step` steps, on `device`.
+def load_checkpoint(folder: Path, step: int) -> dict[str, Any]:
+    """Return the state after `step` steps. Its tensors lie in the file: copy what is kept, as `copy_to` does.
 
     Raises:
         ValueError: If another version of this code or of torch wrote it.
@@ -79,7 +79,18 @@ def load_checkpoint(folder: Path, step: int, device: torch.device) -> dict[str, 
             f"{torch.__version__} and schema {SCHEMA_VERSION}, which may read it otherwise or go on otherwise: "
             f"go back to those versions, or remove {folder} to train the run again from its start"
         )
-    state: dict[str, Any] = torch.load(data, map_location=device, weights_only=True)
+    state: dict[str, Any] = torch.load(data, map_location="cpu", mmap=True, weights_only=True)
+    return state
+
+
+def copy_to(device: torch.device, state: Any) -> Any:
+    """Return a nested state with all its tensors copied to a device."""
+    if isinstance(state, Tensor):
+        return state.to(device, copy=True)
+    if isinstance(state, dict):
+        return {key: copy_to(device, value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(copy_to(device, value) for value in state)
     return state
 
 

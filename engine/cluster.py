@@ -53,7 +53,8 @@ class Request(Frozen):
 
     nodes: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
-    """GPUs that a job sees on each node; 0 runs on the CPU."""
+    """GPUs that a job sees on each node; 0 runs on the CPU. With GPUs, device ``auto`` means ``cuda``: a job that does
+    not find them fails."""
     tasks_per_node: int | None = Field(default=None, ge=1)
     """Processes on each node; None is one per GPU, one without GPUs."""
     cpus_per_task: int | None = Field(default=None, ge=1)
@@ -215,6 +216,8 @@ def resolve(cluster: Cluster, kind: Kind, spec: RunSpec | None = None) -> tuple[
             execution = _over(execution, override.execution)
     if request.cpus_per_task is None:
         request = request.model_copy(update={"cpus_per_task": execution.threads + execution.num_workers})
+    if request.gpus_per_node and execution.device == "auto" and kind != "prepare":
+        execution = execution.model_copy(update={"device": "cuda"})
     _check(cluster, kind, request, execution)
     return request, execution
 

@@ -7,8 +7,10 @@ over processes. With `gather_with_grad` this gives the gradient of the mean over
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -121,14 +123,43 @@ def choose_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu`` or ``cuda`` into this process's device.
 
     Raises:
-        ValueError: If ``cuda`` is asked for and none is visible.
+        ValueError: If ``cuda`` is asked for and there is none for this process.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch sees no GPU: use device 'cpu' or 'auto'")
+        raise ValueError(f"a GPU was asked for (gpus_per_node, or device 'cuda'): {explain_no_gpu()}")
     # Some schedulers show every process its own GPU only.
-    alone = torch.cuda.device_count() == 1
-    device = torch.device("cuda", 0 if alone else int(os.environ.get("LOCAL_RANK", "0")))
+    count, local_rank = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if 1 < count <= local_rank:
+        raise ValueError(
+            f"process {local_rank} of this node needs a GPU of its own, and torch sees {count}: start as many "
+            "processes as there are GPUs"
+        )
+    device = torch.device("cuda", 0 if count == 1 else local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def explain_no_gpu() -> str:
+    """Say why torch sees no GPU as far as can be found, torch's build and the driver, and what to do."""
+    cuda, hip = torch.version.cuda, torch.version.hip
+    build = f"for CUDA {cuda}" if cuda else f"for ROCm {hip}" if hip else "without CUDA"
+    driver = nvidia_driver()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not (cuda or hip):
+        advice = "install torch for CUDA (https://pytorch.org/get-started/locally)"
+    elif cuda and driver is None:
+        advice = "run on a machine with an NVIDIA driver"
+    else:
+        advice = "let the job see its GPUs, with a driver that is new enough for this build"
+    return (
+        f"torch sees none. It is {torch.__version__}, built {build}; NVIDIA driver {driver or 'not found'}; "
+        f"CUDA_VISIBLE_DEVICES {'not set' if visible is None else repr(visible)}: {advice}, or use gpus_per_node 0"
+    )
+
+
+def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Return the version of the NVIDIA driver that the kernel has loaded; None where it says nothing of one."""
+    found = re.search(r"\d+\.[\d.]+", path.read_text(encoding="utf-8")) if path.exists() else None
+    return found and found[0]

@@ -273,7 +273,8 @@ class Launcher:
             return ()
         machine = _gpus_of_this_machine()
         if wanted > len(machine):
-            raise ValueError(f"{self.launch.name} asks for {wanted} GPUs, this machine has {len(machine)}")
+            why = "" if machine else f": {_ask_torch('distributed.explain_no_gpu()')}"
+            raise ValueError(f"{self.launch.name} asks for {wanted} GPUs, this machine has {len(machine)}{why}")
         has_said = False
         while True:
             with scheduler.locked(paths.scheduler() / "gpus.lock"):
@@ -380,9 +381,13 @@ def _gpus_of_this_machine() -> list[int]:
             return [int(number) for number in visible.split(",") if number]
         except ValueError:
             raise ValueError(f"CUDA_VISIBLE_DEVICES = {visible!r}: use numbers, such as 0,1") from None
-    # In a process of its own: a launcher must stay small, and many wait at once.
-    code = "import torch; print(torch.cuda.device_count())"
-    return list(range(int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)))
+    return list(range(int(_ask_torch("distributed.torch.cuda.device_count()"))))
+
+
+def _ask_torch(expression: str) -> str:
+    """Evaluate in a process of its own: a launcher must stay small, and many wait at once."""
+    code = f"from engine import distributed; print({expression})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.strip()
 
 
 def _say(text: str) -> None:

@@ -90,6 +90,9 @@ class LossOutput:
 
     total: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars, of which the mean over processes is logged: give means over this process's anchors, or what is the same
+    on all processes. Reduce anything else (a maximum, a norm, a logarithm of a mean) over `env.collectives` first. In
+    one step all processes give the same names, in any order; at most `engine.metrics.MAX_METRICS`."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
-"""`metrics.jsonl`, clocks by phase, and what a person sees while training: a bar on a terminal, lines in a log."""
+"""Metrics as means over processes, `metrics.jsonl`, clocks by phase, and what a person sees while training: a bar on a
+terminal, lines in a log.
+
+Shape suffixes: B local batch, D embedding.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import resource
@@ -9,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +26,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from engine import paths
 from engine.record import Attempt
@@ -31,6 +37,81 @@ RECENT_SEC = 30.0
 """A rate is one of so many seconds: it follows when a neighbour takes the machine, or leaves it."""
 LOG_LINE_SEC = 15.0
 """Plain lines in a log are at least so far apart."""
+
+
+MAX_METRICS = 128
+"""So many may be logged in a step, beside the engine's own."""
+_DIGEST_BITS = 20
+
+
+def pack_metrics(metrics: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """Return metrics as a vector whose sum over processes `mean_metrics` reads.
+
+    Its length, (2 + MAX_METRICS,), float64, is that of every process, whatever each has logged: none waits for more.
+
+    Args:
+        metrics: Scalars by name, on any device, in any order; `mean_metrics` refuses too many.
+        device: Where the vector is needed.
+    """
+    names = sorted(metrics)
+    digest = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:4], "big") >> (32 - _DIGEST_BITS)
+    vector = torch.zeros(2 + MAX_METRICS, dtype=torch.float64)
+    # float64 holds the sum of squares exactly, up to 2^53: over 8192 processes.
+    vector[:2] = torch.tensor([digest, digest**2])
+    vector = vector.to(device)
+    values = [torch.as_tensor(metrics[name]).detach().to(vector) for name in names[:MAX_METRICS]]
+    if values:
+        vector[2 : 2 + len(values)] = torch.stack(values)
+    return vector
+
+
+def mean_metrics(metrics: Mapping[str, Tensor], sums: Tensor, world_size: int) -> dict[str, float]:
+    """Return the means of metrics over processes, in the order of `metrics`.
+
+    Args:
+        metrics: This process's, as given to `pack_metrics`.
+        sums: The sum of `pack_metrics` over processes.
+        world_size: Their number.
+
+    Raises:
+        ValueError: On every process, if they logged different names, or too many.
+    """
+    digests, squares, *values = sums.tolist()
+    # Equal in all processes exactly when their variance is zero.
+    if int(digests) ** 2 != world_size * int(squares):
+        raise ValueError(
+            f"processes logged different metrics, this one {', '.join(metrics) or 'none'}: in one step a method's "
+            "loss must return metrics of the same names on all processes"
+        )
+    if len(metrics) > MAX_METRICS:
+        raise ValueError(f"the method logged {len(metrics)} metrics: at most {MAX_METRICS} are allowed in a step")
+    means = {name: value / world_size for name, value in zip(sorted(metrics), values, strict=False)}
+    return {name: means[name] for name in metrics}
+
+
+def embedding_moments(image_BD: Tensor, text_BD: Tensor) -> Tensor:
+    """Return the mean and the second moment of unit embeddings, (2, 1 + D, D): means, which processes can average.
+
+    Takes B D^2 products: for logged steps only.
+    """
+    sides = (image_BD.detach(), text_BD.detach())
+    return torch.stack([torch.cat([x_BD.mean(dim=0, keepdim=True), x_BD.T @ x_BD / len(x_BD)]) for x_BD in sides])
+
+
+def embedding_spread(moments: Tensor) -> dict[str, float]:
+    """Return how far unit embeddings spread, as metrics for each side.
+
+    ``embedding/mean_norm_...`` is the norm of their mean, whose square is their mean cosine; 1 where all are equal.
+    ``embedding/effective_rank_...`` is 1 / mean cos^2 over all pairs: about how many directions they use, 1 to D.
+
+    Args:
+        moments: `embedding_moments` of the global batch, (2, 1 + D, D).
+    """
+    metrics = {}
+    for side, moments_of_side in zip(("image", "text"), moments, strict=True):
+        metrics[f"embedding/mean_norm_{side}"] = float(moments_of_side[0].norm())
+        metrics[f"embedding/effective_rank_{side}"] = float(1 / moments_of_side[1:].square().sum())
+    return metrics
 
 
 class Clock:
@@ -95,8 +176,17 @@ class Clock:
         self.step_sec = list(state["step_sec"])
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak memory of a GPU be that of what comes now. A process's own cannot be set back everywhere."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory: of the device on a GPU, resident memory of the process on a CPU."""
+    """Peak memory: of the device on a GPU, resident memory of the process on a CPU, from its start on.
+
+    On a CPU a checkpoint that was loaded is therefore in it, the file's pages included.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

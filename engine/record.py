@@ -67,7 +67,7 @@ class NormalizerError(Frozen):
 
 
 class Divergence(Frozen):
-    """Where and how training stopped being finite."""
+    """Where and how training stopped being finite, or fp16 found no loss scale at which its gradient is."""
 
     step: int
     reason: str
@@ -95,6 +95,10 @@ class Record(Frozen):
     """Every start of the run, in order; the last one finished it."""
     num_replaced: int = 0
     """Samples that could not be decoded, and were replaced by their neighbours."""
+    num_skipped: int = 0
+    """Steps that fp16 skipped since their gradient was not finite."""
+    loss_scale: float | None = None
+    """That of fp16 at the end; None in other precisions."""
     first_indices: tuple[int, ...]
     """Data set positions of the first pairs of the run, to compare orders."""
     divergence: Divergence | None

@@ -2,7 +2,7 @@
 
 Found at the end of a run from the lines of `metrics.jsonl` alone, so that a run that was killed and resumed finds the
 same. What any method can show is here; a method adds its own (`Method.signatures`). `docs/failure-signatures.md` lists
-all. Imports no torch: whoever reads a record comes here. Shape suffixes: B local batch, D embedding.
+all. Imports no torch: whoever reads a record comes here.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.spec import Frozen
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NUM_WINDOWS = 10
 """A log is read in so many parts: single batches are noise, a tenth of a run is not."""
@@ -31,6 +28,9 @@ AT_MINIMUM = 1.01
 """A temperature within one percent of its minimum is held there."""
 MIN_FLIPS = 1 / 3
 """Share of steps in the opposite direction of the one before: pure noise has 2/3, a drift has none."""
+MAX_SKIPPED_SHARE = 1 / 1000
+"""Share of skipped steps: twice that of a scaler which tries a doubled loss scale after 2000 steps and takes it back.
+What skips more often loses scale, and small gradients with it."""
 
 Line = Mapping[str, Any]
 """Parsed JSON: numbers by name of metric, None where they were not finite."""
@@ -143,22 +143,7 @@ def find_signatures(lines: Iterable[Line], of_method: Callable[[Log], list[Signa
         of_method: `Method.signatures` of the method that was trained.
     """
     log = Log(lines)
-    return (*embedding_collapse(log), *of_method(log))
-
-
-def embedding_spread(image_BD: Tensor, text_BD: Tensor) -> dict[str, Tensor]:
-    """Return how far unit embeddings spread, as metrics for each side.
-
-    ``embedding/mean_norm_...`` is the norm of their mean, whose square is their mean cosine; 1 where all are equal.
-    ``embedding/effective_rank_...`` is 1 / mean cos^2 over all pairs: about how many directions they use, 1 to D.
-    Takes B D^2 products: for logged steps only.
-    """
-    metrics = {}
-    for side, embedding_BD in (("image", image_BD.detach()), ("text", text_BD.detach())):
-        second_moment_DD = embedding_BD.T @ embedding_BD / len(embedding_BD)
-        metrics[f"embedding/mean_norm_{side}"] = embedding_BD.mean(dim=0).norm()
-        metrics[f"embedding/effective_rank_{side}"] = 1 / second_moment_DD.square().sum()
-    return metrics
+    return (*embedding_collapse(log), *steps_skipped(log), *of_method(log))
 
 
 def embedding_collapse(log: Log) -> list[Signature]:
@@ -173,6 +158,23 @@ def embedding_collapse(log: Log) -> list[Signature]:
         "embedding/mean_norm_text",
         at_end=True,
         limit=COLLAPSED_RANK,
+    )
+
+
+def steps_skipped(log: Log) -> list[Signature]:
+    """Return a signature if fp16 skips steps again and again, so that the loss scale falls."""
+
+    def share(now: Window) -> float:
+        skipped = now.values("scaler/num_skipped")
+        return (skipped[-1] - skipped[0]) / (now.lines[-1]["step"] - now.lines[0]["step"]) if skipped else 0.0
+
+    return log.find(
+        "steps_skipped",
+        lambda now: share(now) > MAX_SKIPPED_SHARE,
+        "precision bf16; or lower the learning rate, lengthen the warm-up, clip gradients",
+        "scaler/scale",
+        num_skipped=max(Window(log.lines).values("scaler/num_skipped"), default=0.0),
+        limit=MAX_SKIPPED_SHARE,
     )
 
 

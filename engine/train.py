@@ -158,11 +158,11 @@ def _take_steps(trainer: Trainer, request: StopRequest, reporter: Reporter) -> D
             indices = collectives.gather(batch.index_B.to(device)).tolist()
             trainer.first_indices += indices[: _FIRST_INDICES - len(trainer.first_indices)]
         epoch = trainer.progress().epoch
-        metrics, agreed = trainer.step(batch, functools.partial(wishes, batch), timing=logged)
-        if metrics is None:
+        metrics, agreed, reason = trainer.step(batch, functools.partial(wishes, batch), timing=logged)
+        if reason is not None:
             divergence = Divergence(
                 step=step,
-                reason="the loss or its gradient is not finite",
+                reason=reason,
                 temperature=1 / float(trainer.method.logit_scale.detach()),
                 indices=tuple(batch.index_B[:_FIRST_INDICES].tolist()),
             )

@@ -19,16 +19,28 @@ from engine.diagnostics import measure_normalizer_error
 from engine.distributed import Collectives
 from engine.index import read_index
 from engine.method import Features, LossOutput, MethodEnv, Progress
-from engine.metrics import Clock, peak_memory_bytes
+from engine.metrics import (
+    MAX_METRICS,
+    Clock,
+    embedding_moments,
+    embedding_spread,
+    forget_peak_memory,
+    mean_metrics,
+    pack_metrics,
+    peak_memory_bytes,
+)
 from engine.optim import Optimizer
 from engine.record import Attempt, Divergence, Milestone, NormalizerError, Record
 from engine.registry import build_method
-from engine.signatures import embedding_spread, find_signatures
+from engine.signatures import find_signatures
 from engine.spec import DatasetSpec, Execution, RunSpec, fingerprint, parse
 from engine.towers import WEIGHTS_FILE, Towers, build_towers, embed_dim, export, tokenizer
 
 _FEW_SAMPLES = 10_000
 """A fraction of fewer samples than this says little: some broken ones may come first."""
+_MAX_SKIPPED_IN_A_ROW = 20
+"""So many mean divergence. Fewer may well be a run's first steps: the loss scale starts at 2^16, and each halves it."""
+_MIN_LOSS_SCALE = 1.0
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,9 +67,19 @@ class Wishes(NamedTuple):
 class StepOutcome(NamedTuple):
     """What a step gave."""
 
-    metrics: dict[str, float] | None
-    """None if the loss or its gradient was not finite; empty if the step was not timed."""
+    metrics: dict[str, float]
+    """Means over all processes; empty if the step was not timed, or not taken."""
     agreed: Wishes
+    divergence: str | None = None
+    """Why training has diverged, if it has: then the step does not count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Differentiated(LossOutput):
+    """This process's part of a loss whose gradients are there."""
+
+    moments: Tensor | None = None
+    """`embedding_moments` of this process's rows, if the step is logged."""
 
 
 class Trainer:
@@ -126,6 +148,8 @@ class Trainer:
         self.step_number = 0
         self.first_indices: list[int] = []
         self.num_replaced = 0
+        self.num_skipped = 0
+        self.num_skipped_in_a_row = 0
 
     def _share_batch_norm(self) -> int:
         """Let batch norm see the parts of the global batch that the spec says, however many processes share it.
@@ -219,7 +243,7 @@ class Trainer:
             image_BD, text_BD = self.encoder(image_BCHW.contiguous(memory_format=torch.channels_last), tokens_BT)
         return image_BD, text_BD
 
-    def backward(self, batch: Batch, *, logged: bool = False) -> LossOutput:
+    def backward(self, batch: Batch, *, logged: bool = False) -> Differentiated:
         """Compute the loss of a batch and its gradients.
 
         The method sees the whole local batch, however many parts the encoders take it in: with accumulation the parts
@@ -249,8 +273,7 @@ class Trainer:
             features = Features(image_BD, text_BD, batch.index_B.to(self.device))
             output = self.method.loss(features, self.progress())
             torch.autograd.backward(self.scaler.scale(output.total))
-        if logged:
-            output.metrics.update(embedding_spread(image_BD, text_BD))
+        moments = embedding_moments(image_BD, text_BD) if logged else None
         with self.clock.phase("encoder"):
             assert image_BD.grad is not None
             assert text_BD.grad is not None
@@ -265,7 +288,7 @@ class Trainer:
                         self._seed_draws(number)
                         again = self._encode_group(*part, is_first=number == 0)
                     torch.autograd.backward(again, grad)
-        return output
+        return Differentiated(output.total, output.metrics, moments)
 
     def _seed_draws(self, part: int) -> None:
         """Let what draws from torch's own generator (dropout) depend on the step and the part of the batch.
@@ -284,7 +307,11 @@ class Trainer:
 
         What this process wishes is asked as late as possible, so that a signal is obeyed after the step it fell into.
         If the loss or its gradient was not finite on some process, no parameter has moved on any, though the method
-        may have updated its own running state.
+        may have updated its own running state. In fp16 a gradient that is not finite skips the step, until it has done
+        so too often.
+
+        Raises:
+            ValueError: On every process, if they logged different metrics, or too many.
         """
         progress = self.progress()
         lr = self.optimizer.set_learning_rates(progress.step)
@@ -297,31 +324,58 @@ class Trainer:
             self.scaler.unscale_(self.optimizer.adamw)
             grad_norm = self.optimizer.clip_gradients()
             loss = output.total.detach()
-            # A fp16 overflow of the gradients is the scaler's business: it skips the step and halves its scale.
-            finite = torch.isfinite(loss) & (torch.isfinite(grad_norm) | self.scaler.is_enabled())
             # One collective, and on a GPU one wait, for all that the processes must agree on.
-            mine = torch.tensor(ask().values(), device=self.device, dtype=torch.float64)
-            agreed = self.collectives.all_reduce(torch.cat([torch.stack([loss, ~finite]).double(), mine]), "sum")
-            loss_sum, not_finite, *asked = agreed.tolist()
-            if not_finite:
-                return StepOutcome(None, Wishes.agreed(asked))
-            self.scaler.step(self.optimizer.adamw)
+            flags = torch.stack([loss, ~torch.isfinite(loss), ~torch.isfinite(grad_norm)]).double()
+            parts = [flags, torch.tensor(ask().values(), device=self.device, dtype=torch.float64)]
+            num_agreed = sum(map(len, parts))
+            if output.moments is not None:
+                parts += [pack_metrics(output.metrics, self.device), output.moments.double().flatten()]
+            sums = self.collectives.all_reduce(torch.cat(parts), "sum")
+            loss_sum, bad_losses, bad_gradients, *asked = sums[:num_agreed].tolist()
+            wishes = Wishes.agreed(asked)
+            if bad_losses or (bad_gradients and not self.scaler.is_enabled()):
+                return StepOutcome({}, wishes, "the loss or its gradient is not finite")
+            if not bad_gradients:
+                self.scaler.step(self.optimizer.adamw)
             self.scaler.update()
+            divergence = self._count_skipped(is_skipped=bool(bad_gradients))
+            if divergence is not None:
+                return StepOutcome({}, wishes, divergence)
             self.optimizer.adamw.zero_grad(set_to_none=True)
             self.method.after_step(progress)
             if self.averaged is not None:
                 self.averaged.update_parameters(self.towers)
         self.step_number += 1
-        if not timing:
-            return StepOutcome({}, Wishes.agreed(asked))
+        if output.moments is None:
+            return StepOutcome({}, wishes)
+        world_size = self.collectives.world_size
+        own, moments = torch.split(sums[num_agreed:], [2 + MAX_METRICS, output.moments.numel()])
         metrics = {
-            "loss/total": loss_sum / self.collectives.world_size,
+            "loss/total": loss_sum / world_size,
             "temperature/value": float(temperature),
             "lr": lr,
             "grad_norm": float(grad_norm),
-            **{name: float(value) for name, value in output.metrics.items()},
+            **mean_metrics(output.metrics, own, world_size),
+            **embedding_spread(moments.view_as(output.moments) / world_size),
         }
-        return StepOutcome(metrics, Wishes.agreed(asked))
+        if self.scaler.is_enabled():
+            metrics |= {"scaler/scale": self.scaler.get_scale(), "scaler/num_skipped": self.num_skipped}
+        return StepOutcome(metrics, wishes)
+
+    def _count_skipped(self, *, is_skipped: bool) -> str | None:
+        """Note whether fp16 has skipped a step, alike on all processes; returns why training has diverged, if so."""
+        if not is_skipped:
+            self.num_skipped_in_a_row = 0
+            return None
+        self.num_skipped += 1
+        self.num_skipped_in_a_row += 1
+        # Only here: on a GPU, to read it is to wait.
+        scale = self.scaler.get_scale()
+        if scale < _MIN_LOSS_SCALE:
+            return f"the loss scale of fp16 fell to {scale:g}, below {_MIN_LOSS_SCALE:g}: the gradient is not finite"
+        if self.num_skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+            return f"fp16 skipped {self.num_skipped_in_a_row} steps in a row: their gradients are not finite"
+        return None
 
     def count_replaced(self, num_replaced: int, batch: Batch) -> None:
         """Add what a step replaced, over all processes.
@@ -363,6 +417,8 @@ class Trainer:
                     "clock": self.clock.state_dict(),
                     "first_indices": self.first_indices,
                     "num_replaced": self.num_replaced,
+                    "num_skipped": self.num_skipped,
+                    "num_skipped_in_a_row": self.num_skipped_in_a_row,
                 }
                 try:
                     checkpoint.save_checkpoint(paths.checkpoints(self.spec.run_id), self.step_number, state)
@@ -379,7 +435,7 @@ class Trainer:
         step = int(self.collectives.broadcast(torch.tensor(newest or 0, device=self.device)))
         if step == 0:
             return
-        state = checkpoint.load_checkpoint(folder, step, self.device)
+        state = checkpoint.load_checkpoint(folder, step)
         if (state["fingerprint"], state["dataset_sha256"]) != (fingerprint(self.spec), self.dataset.index.sha256):
             raise ValueError(f"{folder} belongs to another spec or to other data: remove that folder")
         if self.collectives.rank == 0:
@@ -387,12 +443,19 @@ class Trainer:
         self.towers.load_state_dict(state["towers"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+        # Parameters and buffers are copied; extra state and AdamW's may be kept as they are given.
+        for key in state["method"]:
+            if key.endswith("_extra_state"):
+                state["method"][key] = checkpoint.copy_to(self.device, state["method"][key])
         self.method.load_state_dict(state["method"])
-        self.optimizer.adamw.load_state_dict(state["optimizer"])
+        self.optimizer.adamw.load_state_dict(checkpoint.copy_to(self.device, state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
         self.clock.load_state_dict(state["clock"])
         self.step_number, self.first_indices = step, state["first_indices"]
         self.num_replaced = state["num_replaced"]
+        self.num_skipped, self.num_skipped_in_a_row = state["num_skipped"], state["num_skipped_in_a_row"]
+        # What was copied and is not needed any more is no part of training.
+        forget_peak_memory(self.device)
 
     def export_weights(self) -> None:
         """Write the model of a milestone (first process only)."""
@@ -486,6 +549,8 @@ class Trainer:
             peak_memory_bytes=peak_memory_bytes(self.device),
             attempts=read_attempts(run_id),
             num_replaced=self.num_replaced,
+            num_skipped=self.num_skipped,
+            loss_scale=self.scaler.get_scale() if self.scaler.is_enabled() else None,
             first_indices=tuple(self.first_indices),
             divergence=divergence,
             signatures=find_signatures(map(json.loads, logged.splitlines()), self.method.signatures),

@@ -34,7 +34,10 @@ MAX_LOGS = 3
 _WIDE = 144
 """Columns of a terminal on which the whole table fits."""
 _OTHER_COLUMNS = 58
-"""What all columns but the run take on a narrower one."""
+"""What all other columns but the run take on a narrower one."""
+_MIN_RUN = 20
+_SKIPPED_COLUMNS = 17
+"""What skipped steps and the loss scale take; on a narrow terminal they are left out."""
 
 
 class RunView(Frozen):
@@ -54,6 +57,10 @@ class RunView(Frozen):
     """Training time left at this rate."""
     loss: float | None
     """None before the first line, and if it was not finite."""
+    num_skipped: int
+    """Steps that fp16 skipped."""
+    loss_scale: float | None
+    """That of fp16 at the last line; None in other precisions."""
     updated_at: float | None
     """Of its log, in seconds since 1970."""
     attempts: int
@@ -144,6 +151,8 @@ class Watcher:
             samples_per_sec=rate,
             left_sec=(spec.samples_seen - seen) / rate if rate else None,
             loss=lines[-1].get("loss/total") if lines else None,
+            num_skipped=lines[-1].get("scaler/num_skipped", 0) if lines else 0,
+            loss_scale=lines[-1].get("scaler/scale") if lines else None,
             updated_at=paths.metrics(run_id).stat().st_mtime if lines else None,
             attempts=len(starts),
             milestones_evaluated=sum(map(sum, evaluated.values())),
@@ -227,7 +236,10 @@ def show(snapshot: Snapshot, *, width: int, max_rows: int | None = None, now: fl
     now = time.time() if now is None else now
     parts: list[Text | Table] = [_headline(suite) for suite in snapshot.suites]
     runs = snapshot.runs[:max_rows]
-    is_wide = width >= _WIDE
+    has_room = width >= _OTHER_COLUMNS + _SKIPPED_COLUMNS + _MIN_RUN
+    has_skipped = has_room and any(run.num_skipped for run in runs)
+    more = _SKIPPED_COLUMNS * has_skipped
+    is_wide = width >= _WIDE + more
     has_variants = is_wide and any(run.variant for run in runs)
     columns = [
         Column("run", no_wrap=True),
@@ -238,6 +250,7 @@ def show(snapshot: Snapshot, *, width: int, max_rows: int | None = None, now: fl
         Column("samples/s", justify="right", no_wrap=True, min_width=9),
         Column("left", justify="right", no_wrap=True, min_width=8),
         Column("loss", justify="right", no_wrap=True, min_width=7),
+        *([Column(name, justify="right", no_wrap=True, min_width=7) for name in ("skipped", "scale")] * has_skipped),
         *([Column("updated", justify="right", no_wrap=True)] if is_wide else []),
         Column("eval", justify="right", no_wrap=True, min_width=5),
         *([Column("starts", justify="right", no_wrap=True)] if is_wide else []),
@@ -247,7 +260,7 @@ def show(snapshot: Snapshot, *, width: int, max_rows: int | None = None, now: fl
         is_stale = run.state == "running" and run.updated_at is not None and now - run.updated_at > 10 * 60
         updated = "" if run.updated_at is None else f"{format_duration(max(0.0, now - run.updated_at))} ago"
         table.add_row(
-            run.run_id if is_wide else _shorten(run.run_id, max(20, width - _OTHER_COLUMNS)),
+            run.run_id if is_wide else _shorten(run.run_id, max(_MIN_RUN, width - _OTHER_COLUMNS - more)),
             *([run.variant] if has_variants else []),
             Text(run.state, style=STATES[run.state]),
             ProgressBar(total=run.samples_total, completed=run.samples_seen, width=8),
@@ -255,6 +268,7 @@ def show(snapshot: Snapshot, *, width: int, max_rows: int | None = None, now: fl
             f"{run.samples_per_sec:,.0f}" if run.samples_per_sec else "",
             format_duration(run.left_sec) if run.left_sec is not None else "",
             f"{run.loss:.4f}" if run.loss is not None else "",
+            *([f"{run.num_skipped or ''}", f"{run.loss_scale:.6g}" if run.loss_scale else ""] if has_skipped else []),
             *([Text(updated, style="red" if is_stale else "")] if is_wide else []),
             Text(f"{run.milestones_evaluated}/{run.milestones}", style="red" if run.failed_logs else ""),
             *([str(run.attempts)] if is_wide else []),

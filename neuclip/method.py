@@ -178,6 +178,8 @@ class NeuCLIP(Method):
             self.normalizer.push(embedding_2GD, collectives.gather(features.index_B), progress.step)
         else:
             self._restart_or_remember(self.normalizer, embedding_2GD, progress.step)
+        log_gamma_2G = collectives.gather(log_gamma_2B.T).T
+        positive_G = (embedding_2GD[0] * embedding_2GD[1]).sum(dim=1)
 
         stale_2B = self._alpha(features, logit_scale) if config.updates == "simultaneous" else None
         metrics, before_2G = {}, None
@@ -185,8 +187,8 @@ class NeuCLIP(Method):
             before_2G, metrics["npn/gradient_norm"] = self.normalizer.fit(
                 Anchors(
                     embedding_2GD=embedding_2GD,
-                    positive_G=(embedding_2GD[0] * embedding_2GD[1]).sum(dim=1),
-                    log_gamma_2G=collectives.gather(log_gamma_2B.T).T,
+                    positive_G=positive_G,
+                    log_gamma_2G=log_gamma_2G,
                     logit_scale=logit_scale.detach(),
                 ),
                 slope=conjugate_slope if config.objective == "unified" else regression_slope,
@@ -204,8 +206,8 @@ class NeuCLIP(Method):
                 objective = unified(log_gamma_2B, each_2B, 1 / logit_scale, rho=config.rho)
                 metrics[f"npn/objective_{when}"] = objective
                 metrics[f"npn/gap_{when}"] = objective * logit_scale - lowest
-            positive_B = (features.image_BD * features.text_BD).sum(dim=1) * logit_scale
-            metrics["npn/gap_constant"] = _gap_of_a_constant(log_gamma_2B + positive_B)
+            # Of the global batch, since it is no mean over anchors.
+            metrics["npn/gap_constant"] = _gap_of_a_constant(log_gamma_2G + positive_G * logit_scale)
             metrics["npn/floor_share"] = (math.log(config.eps) - alpha_2B).exp().mean()
             metrics["npn/capped_share"] = (log_gamma_2B - alpha_2B > MAX_GAP).float().mean()
             metrics["npn/alpha_mean"] = alpha_2B.mean()
@@ -254,6 +256,6 @@ class NeuCLIP(Method):
         normalizer.remember(embedding_2GD, period - step % period)
 
 
-def _gap_of_a_constant(log_sum_2B: Tensor) -> Tensor:
+def _gap_of_a_constant(log_sum_2G: Tensor) -> Tensor:
     """The gap of the best alpha_i = constant - s_i / tau, given log gamma_i + s_i / tau."""
-    return (log_sum_2B.logsumexp(dim=1) - math.log(log_sum_2B.shape[1]) - log_sum_2B.mean(dim=1)).mean()
+    return (log_sum_2G.logsumexp(dim=1) - math.log(log_sum_2G.shape[1]) - log_sum_2G.mean(dim=1)).mean()

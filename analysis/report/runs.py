@@ -193,6 +193,8 @@ def _warnings(record: Record) -> Iterator[str]:
         yield f"{sign.name}, steps {sign.first_step} to {sign.last_step}: {sign.advice} ({evidence})"
     if record.num_replaced:
         yield f"{record.num_replaced} samples could not be decoded and were replaced by their neighbours"
+    if record.num_skipped:
+        yield f"{record.num_skipped} steps were skipped by fp16, whose loss scale ended at {record.loss_scale:g}"
 
 
 def _run_facts(record: Record) -> dict[str, str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import killing
 import pytest
@@ -18,7 +19,7 @@ from killing import Server
 from safetensors.torch import save_file
 
 from engine import paths
-from engine.checkpoint import load_checkpoint, newest_step, remove_checkpoints, remove_newer, save_checkpoint
+from engine.checkpoint import copy_to, load_checkpoint, newest_step, remove_checkpoints, remove_newer, save_checkpoint
 from engine.paths import DiskFullError
 from engine.spec import Execution
 from engine.train import train
@@ -39,8 +40,22 @@ def test_the_newest_checkpoint_is_loaded_and_the_last_two_are_kept(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, {"step": step, "x": torch.full((3,), float(step))})
     assert newest_step(tmp_path) == 3
-    assert load_checkpoint(tmp_path, 3, CPU)["step"] == 3
+    assert load_checkpoint(tmp_path, 3)["step"] == 3
     assert names(tmp_path) == [f"step-00000000{step}.{suffix}" for step in (2, 3) for suffix in ("json", "pt")]
+
+
+def test_what_is_loaded_lies_in_the_file_until_it_is_copied_and_changes_nothing_there(tmp_path):
+    saved = {"x": torch.arange(1000.0), "nested": [{"y": torch.ones(2), "step": 3}], "none": None}
+    save_checkpoint(tmp_path, 1, saved)
+    content = data(tmp_path, 1).read_bytes()
+    state = load_checkpoint(tmp_path, 1)
+    assert str(data(tmp_path, 1)) in Path("/proc/self/maps").read_text()
+    copied = copy_to(CPU, state)
+    state["x"].zero_()
+    assert data(tmp_path, 1).read_bytes() == content
+    del state
+    assert str(data(tmp_path, 1)) not in Path("/proc/self/maps").read_text()
+    torch.testing.assert_close(copied, saved, rtol=0, atol=0)
 
 
 def test_the_manifest_has_the_only_checksum_and_others_files_keep_theirs(tmp_path):
@@ -134,8 +149,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_alike(t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, f"by torch {re.escape(torch.__version__)} with schema 2"),
-        ({"torch": "2.9.0+cu128"}, r"by torch 2\.9\.0\+cu128 with schema 1"),
+        ({"schema_version": 1}, f"by torch {re.escape(torch.__version__)} with schema 1"),
+        ({"torch": "2.9.0+cu128"}, r"by torch 2\.9\.0\+cu128 with schema 2"),
     ],
 )
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, change, message):
@@ -143,7 +158,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path, change, message):
     manifest = data(tmp_path, 1).with_suffix(".json")
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
     with pytest.raises(ValueError, match=f"{message}; here are torch .* remove {tmp_path}"):
-        load_checkpoint(tmp_path, newest_step(tmp_path), CPU)
+        load_checkpoint(tmp_path, newest_step(tmp_path))
 
 
 def test_no_checkpoint_is_no_error(tmp_path):

@@ -58,6 +58,22 @@ def test_overrides_apply_in_order_and_key_by_key():
     assert resolve(cluster, "evaluate", spec("ViT-B-16", "dfn1b"))[0].nodes == 1
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("gpus", "asked", "device"),
+    [(1, "auto", "cuda"), (1, "cuda", "cuda"), (1, "cpu", "cpu"), (0, "auto", "auto"), (0, "cpu", "cpu")],
+)
+def test_a_job_that_asks_for_gpus_must_use_them(kind, gpus, asked, device):
+    settings = {kind: {"gpus_per_node": gpus}, "execution": {"device": asked}}
+    cluster = configure(Cluster(), settings, "--config")
+    assert resolve(cluster, kind, spec())[1].device == device
+
+
+def test_preparing_data_takes_no_gpu_even_if_there_are_some():
+    cluster = configure(Cluster(), {"prepare": {"gpus_per_node": 1}}, "--config")
+    assert resolve(cluster, "prepare")[1].device == "auto"
+
+
 def test_settings_of_the_command_line_win_over_the_file_and_its_overrides():
     cluster = Cluster(
         scheduler="slurm", train=Request(gpus_per_node=8), overrides=(Override(train=Request(nodes=8, timeout_min=60)),)

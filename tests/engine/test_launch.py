@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import toy
 
 from engine import paths, scheduler
-from engine.cluster import Cluster, Request
+from engine.cluster import Cluster, Request, configure, resolve
 from engine.launch import main, slurm_parameters
 from engine.spec import Execution
 from engine.train import train
@@ -227,6 +229,29 @@ def test_a_job_that_asks_for_more_gpus_than_there_are_is_refused(root, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(SystemExit, match="asks for 3 GPUs, this machine has 2"):
         main(arguments("--request", '{"gpus_per_node": 3}'))
+
+
+def test_a_machine_without_gpus_says_so_with_torch_s_build_and_the_driver(root, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    why = rf"torch sees none\. It is {re.escape(torch.__version__)}, built .*; NVIDIA driver .*"
+    with pytest.raises(SystemExit, match=f"count asks for 1 GPUs, this machine has 0: {why}"):
+        main(arguments("--request", '{"gpus_per_node": 1}'))
+
+
+def test_a_training_whose_gpu_is_not_there_fails_instead_of_training_on_the_cpu(root, monkeypatch):
+    spec = toy.run_spec("openclip")
+    path = toy.write_spec(root, spec)
+    # A number that no machine has: the job is started, and torch sees nothing.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "99")
+    cluster = configure(Cluster(), {"train": {"gpus_per_node": 1}}, "--config")
+    request, execution = resolve(cluster, "train", spec)
+    options = ["--name", "t", "--folder", "jobs", "--output", "o", "--request", request.model_dump_json()]
+    with pytest.raises(SystemExit) as end:
+        main([*options, "--", "engine.train", str(path), "--execution", execution.model_dump_json()])
+    assert re.search(
+        r"has no result: FAILED: process 0: error: a GPU was asked for .* CUDA_VISIBLE_DEVICES '99'", end.value.code
+    )
+    assert "Traceback" not in end.value.code
 
 
 def test_gres_stands_in_for_gpus_per_node_only_where_a_job_wants_gpus():

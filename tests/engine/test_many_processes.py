@@ -57,7 +57,15 @@ def final_weights(spec):
 def newest_checkpoint(spec):
     folder = paths.checkpoints(spec.run_id)
     step = newest_step(folder)
-    return step, load_checkpoint(folder, step, torch.device("cpu"))
+    return step, load_checkpoint(folder, step)
+
+
+def logged(spec):
+    """All metrics by step, without times."""
+    lines = map(json.loads, paths.metrics(spec.run_id).read_text().splitlines())
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("time/", "unix_sec"))} for line in lines
+    ]
 
 
 def set_aside(root, spec):
@@ -91,7 +99,7 @@ def test_a_run_that_goes_on_with_another_number_of_processes_ends_as_one_that_di
     assert server.run(root, path, kill=END, execution=SAVE_ALWAYS) == [-signal.SIGKILL]
     step, alone = newest_checkpoint(spec)
     assert server.run(root, path, execution=SAVE_ALWAYS) == [0]
-    expected = final_weights(spec)
+    expected, expected_lines = final_weights(spec), logged(spec)
 
     path = set_aside(root, spec)
     for world_size in (2, 1):
@@ -103,6 +111,8 @@ def test_a_run_that_goes_on_with_another_number_of_processes_ends_as_one_that_di
     assert server.run(root, path, world_size=2, execution=SAVE_ALWAYS) == [0, 0]
 
     assert_weights_agree(final_weights(spec), expected, spec)
+    for found, line in zip(logged(spec), expected_lines, strict=True):
+        assert found == pytest.approx(line, rel=1e-3, abs=1e-5)
     # All that the method keeps (averages of every sample, prototypes, networks) is there and the same.
     assert step == step_of_both == 11
     torch.testing.assert_close(together["method"], alone["method"], rtol=1e-4, atol=1e-6)

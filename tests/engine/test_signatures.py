@@ -11,9 +11,10 @@ from small import features_of, make_method, progress_of
 from torch.nn.functional import normalize
 
 from engine import paths
+from engine.metrics import embedding_moments, embedding_spread
 from engine.record import Record
 from engine.registry import resolve_config
-from engine.signatures import Log, Window, embedding_collapse, embedding_spread, find_signatures
+from engine.signatures import Log, Window, embedding_collapse, find_signatures
 from engine.spec import Execution, MethodSpec
 from engine.train import train
 from engine.trainer import Trainer
@@ -54,6 +55,10 @@ def test_a_healthy_run_shows_nothing(root, method, options, steps):
     assert train_toy(method, options, steps=steps).signatures == ()
 
 
+def test_a_healthy_run_in_half_precision_shows_nothing(root):
+    assert train_toy("openclip", precision="fp16").signatures == ()
+
+
 @pytest.mark.parametrize(
     ("name", "method", "options", "changes"),
     [
@@ -76,6 +81,47 @@ def test_a_provoked_failure_is_in_the_record_with_its_numbers(root, name, method
     assert 1 <= found.first_step < found.last_step <= record.spec.num_steps
     assert found.evidence
     assert found.advice
+    assert Record.model_validate_json(paths.record(record.run_id).read_text()) == record
+
+
+def skips(of):
+    return {"scaler/num_skipped": of, "scaler/scale": lambda n: 2.0 ** (16 - of(n))}
+
+
+@pytest.mark.parametrize(
+    ("skipped", "is_found"),
+    [
+        # A line is ten steps: one in a hundred, up to the end.
+        (lambda n: n // 10, True),
+        # The first steps look for the scale, and every 2000 a doubled one is tried.
+        (lambda n: 16 + n // 200, False),
+        (lambda n: min(16, 10 * n), False),
+        (lambda n: 0, False),
+    ],
+)
+def test_steps_that_fp16_skips_again_and_again_are_reported(skipped, is_found):
+    found = find_signatures(log_of(1000, **skips(skipped)), lambda log: [])
+    assert [signature.name for signature in found] == ["steps_skipped"] * is_found
+    for signature in found:
+        assert signature.evidence["num_skipped"] == 99
+        assert signature.evidence["scaler/scale"] < 1
+
+
+def test_a_run_whose_steps_are_skipped_until_it_diverges_shows_them(root, monkeypatch):
+    honest = Trainer.backward
+
+    def backward(self, *args, **options):
+        output = honest(self, *args, **options)
+        if self.step_number % 3 == 0:
+            self.optimizer.parameters[0].grad.fill_(torch.nan)
+        return output
+
+    monkeypatch.setattr(Trainer, "backward", backward)
+    record = train_toy("openclip", precision="fp16", seed=1)
+    assert record.status == "diverged"
+    (found,) = record.signatures
+    assert found.name == "steps_skipped"
+    assert found.evidence["num_skipped"] == record.num_skipped - 1  # the last one ended the run
     assert Record.model_validate_json(paths.record(record.run_id).read_text()) == record
 
 
@@ -183,9 +229,9 @@ def test_only_large_moves_to_and_fro_are_oscillation(series, expected):
 @pytest.mark.parametrize(("copies", "signs", "rank"), [(8, (1, 1), 1.0), (8, (1, -1), 1.0), (1, (1, 1), 8.0)])
 def test_the_effective_rank_counts_directions_whatever_their_sign(copies, signs, rank):
     rows = torch.eye(8)[: 8 // copies].repeat(copies, 1) * torch.tensor(signs * 4)[:, None]
-    metrics = embedding_spread(rows, rows)
+    metrics = embedding_spread(embedding_moments(rows, rows))
     assert metrics["embedding/effective_rank_image"] == pytest.approx(rank)
-    assert metrics["embedding/mean_norm_text"] == pytest.approx(rows.mean(dim=0).norm())
+    assert metrics["embedding/mean_norm_text"] == pytest.approx(float(rows.mean(dim=0).norm()))
 
 
 def test_a_run_that_was_interrupted_finds_the_same(root, monkeypatch):

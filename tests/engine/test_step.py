@@ -1,7 +1,9 @@
-"""What a step computes: precisions, clipping, compiled encoders, draws of random numbers."""
+"""What a step computes: precisions, clipping, metrics, compiled encoders, draws of random numbers."""
 
+import json
 import math
 import os
+import re
 import shutil
 
 import open_clip
@@ -9,13 +11,17 @@ import pytest
 import torch
 import toy
 from killing import MODELS, Kill, Server
+from spawn import run_in_processes
 
 from engine import paths
 from engine.checkpoint import load_checkpoint, newest_step
 from engine.data import build_loader
-from engine.distributed import Collectives
+from engine.distributed import Collectives, ProcessGroup
+from engine.method import LossOutput
+from engine.metrics import mean_metrics, pack_metrics
 from engine.spec import Execution
 from engine.towers import WEIGHTS_FILE
+from engine.train import train
 from engine.trainer import Trainer, Wishes
 
 CPU = torch.device("cpu")
@@ -114,7 +120,7 @@ def test_the_gradient_is_clipped_at_its_norm_over_all_parameters(root, precision
     trainer.scaler = plain.scaler
     given = []
     trainer.optimizer.adamw.register_step_pre_hook(lambda *_: given.append(gradient(trainer)))
-    metrics, _ = trainer.step(batch, nothing, timing=True)
+    metrics = trainer.step(batch, nothing, timing=True).metrics
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-6)
     expected = whole * min(1.0, limit / norm)
     torch.testing.assert_close(given[0], expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
@@ -135,7 +141,7 @@ def test_a_run_in_half_precision_is_close_to_one_in_full_and_goes_on_bit_for_bit
             assert server.run(root, path, kill=kill, execution=execution) == [-9]
         if kills:
             step = newest_step(paths.checkpoints(spec.run_id))
-            scaler = load_checkpoint(paths.checkpoints(spec.run_id), step, CPU)["scaler"]
+            scaler = load_checkpoint(paths.checkpoints(spec.run_id), step)["scaler"]
             assert scaler.get("_growth_tracker", 0) == (step if precision == "fp16" else 0)
         assert server.run(root, path, execution=execution) == [0]
         finals.append(paths.file_sha256(paths.weights(spec.run_id, spec.samples_seen) / WEIGHTS_FILE))
@@ -164,10 +170,170 @@ def test_an_overflow_in_half_precision_skips_the_step_and_halves_the_scale(root)
         return output
 
     trainer.backward = overflow
-    metrics, _ = trainer.step(next(iter(batches(trainer))), nothing, timing=True)
-    assert metrics is not None
+    assert trainer.step(next(iter(batches(trainer))), nothing, timing=True).divergence is None
     assert all(torch.equal(p, old) for p, old in zip(trainer.towers.parameters(), before, strict=True))
     assert trainer.scaler.get_scale() == scale / 2
+
+
+def spoil(monkeypatch, steps, *, init_scale=1024.0):
+    """Let one layer's gradient hold a NaN in these steps (from 0), the first of them at a certain loss scale."""
+    honest = Trainer.backward
+
+    def backward(self, batch, **options):
+        if self.step_number in (0, steps[0]):
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale if self.step_number else 1024.0)
+        output = honest(self, batch, **options)
+        if self.step_number in steps:
+            self.optimizer.parameters[0].grad.view(-1)[0] = math.nan
+        return output
+
+    monkeypatch.setattr(Trainer, "backward", backward)
+
+
+def logged(spec):
+    return [json.loads(line) for line in paths.metrics(spec.run_id).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("init_scale", "num_skipped", "reason"),
+    [
+        (65536.0, 17, r"the loss scale of fp16 fell to 0\.5, below 1: the gradient is not finite"),
+        (2.0**40, 20, r"fp16 skipped 20 steps in a row: their gradients are not finite"),
+    ],
+)
+def test_a_run_in_half_precision_that_no_longer_learns_is_diverged(root, monkeypatch, init_scale, num_skipped, reason):
+    spoil(monkeypatch, range(4, 40), init_scale=init_scale)
+    spec = toy.run_spec("openclip", steps=40, precision="fp16", normalizer_error=None, milestones=(32, 640))
+    record = train(spec, Execution(log_every_steps=1))
+    assert (record.status, record.divergence.step) == ("diverged", 4 + num_skipped - 1)
+    assert re.fullmatch(reason, record.divergence.reason)
+    assert (record.num_skipped, record.loss_scale) == (num_skipped, init_scale / 2**num_skipped)
+    assert record.samples_seen == 16 * record.divergence.step
+    assert set(record.milestones) == {"32"}
+    skipped = [(line["scaler/num_skipped"], line["scaler/scale"]) for line in logged(spec)]
+    assert skipped == [(0, 1024.0)] * 4 + [(n, init_scale / 2**n) for n in range(1, num_skipped)]
+
+
+def test_a_run_in_half_precision_that_finds_its_scale_again_is_finished_and_says_what_it_skipped(root, monkeypatch):
+    plain = train(toy.run_spec("openclip", normalizer_error=None), Execution())
+    assert (plain.num_skipped, plain.loss_scale) == (0, None)
+    spoil(monkeypatch, [2, 3, 4, 8])
+    spec = toy.run_spec("openclip", steps=12, precision="fp16", normalizer_error=None)
+    record = train(spec, Execution(log_every_steps=4))
+    assert (record.status, record.num_skipped, record.loss_scale) == ("finished", 4, 64.0)
+    assert [line["scaler/num_skipped"] for line in logged(spec)] == [2, 3, 4]
+    assert [line["scaler/scale"] for line in logged(spec)] == [256.0, 128.0, 64.0]
+
+
+def loader_of(trainer, steps):
+    ours = trainer.collectives
+    return build_loader(
+        trainer.dataset, seed=0, global_batch_size=16, steps=range(steps), rank=ours.rank, world_size=ours.world_size
+    )
+
+
+def _skip_in_processes(folder):
+    """Take steps; in all but the first, one process's rows have a NaN in their gradient. Once for each process."""
+    os.chdir(folder)
+    return [_skip_where_one_is_broken(ProcessGroup(), broken) for broken in range(2)]
+
+
+def _skip_where_one_is_broken(collectives, broken):
+    trainer = Trainer(toy.run_spec("openclip", precision="fp16"), Execution(), CPU, collectives)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    honest = trainer.method.loss
+
+    def loss(features, progress):
+        if progress.step and collectives.rank == broken:
+            features.image_BD.register_hook(lambda grad: grad * math.nan)
+        return honest(features, progress)
+
+    trainer.method.loss = loss
+    seen = []
+    for batch in loader_of(trainer, 5):
+        outcome = trainer.step(batch, nothing, timing=False)
+        seen.append([trainer.num_skipped, trainer.scaler.get_scale(), outcome.divergence or ""])
+    return {"seen": seen, "weights": [p.detach() for p in trainer.towers.parameters()]}
+
+
+def test_processes_skip_together_though_one_alone_has_a_gradient_that_is_not_finite(root):
+    first, second = run_in_processes(_skip_in_processes, 2, str(root), timeout_sec=300)
+    for one, other in zip(first, second, strict=True):
+        assert one["seen"] == other["seen"]
+        assert [seen[:2] for seen in one["seen"]] == [[0, 8.0], [1, 4.0], [2, 2.0], [3, 1.0], [4, 0.5]]
+        assert [bool(seen[2]) for seen in one["seen"]] == [False] * 4 + [True]
+        assert all(torch.equal(a, b) for a, b in zip(one["weights"], other["weights"], strict=True))
+
+
+# Metrics ----------------------------------------------------------------------------------------------------------
+
+
+class Counting(Collectives):
+    """Notes how many numbers each all-reduce carries."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def all_reduce(self, x, op):
+        self.sizes.append(x.numel())
+        return x
+
+
+def test_metrics_travel_with_what_processes_agree_on_and_only_when_they_are_logged(root):
+    collectives = Counting()
+    trainer = Trainer(toy.run_spec("openclip"), Execution(), CPU, collectives)
+    sizes = []
+    for batch, timing in zip(batches(trainer, 2), (False, True), strict=True):
+        collectives.sizes = []
+        assert bool(trainer.step(batch, nothing, timing=timing).metrics) == timing
+        sizes.append(collectives.sizes)
+    plain, logged = sizes
+    # The temperature's gradient, and the agreement.
+    assert plain == [1, 8]
+    assert logged[0] == 1
+    assert len(logged) == 2
+    assert logged[1] > 8 + len(trainer.towers.clip.visual.proj) ** 2
+
+
+NAMES = [
+    ([["a", "b"], ["b", "a"]], r"{'a': 0\.5, 'b': 0\.5}"),
+    ([["a", "b"], ["a", "c"]], r"processes logged different metrics, this one a, [bc]: "),
+    ([["a"], []], r"processes logged different metrics, this one (a|none): "),
+    ([[f"n{n}" for n in range(129)]] * 2, r"the method logged 129 metrics: at most 128 are allowed"),
+]
+"""Names of the metrics that two processes log, and what comes of it."""
+
+
+def _log_in_processes(folder):
+    """Take a logged step for each of `NAMES`; returns what was logged, or the error."""
+    os.chdir(folder)
+    return [_log_metrics(ProcessGroup(), names) for names, _ in NAMES]
+
+
+def _log_metrics(collectives, names):
+    trainer = Trainer(toy.run_spec("openclip"), Execution(), CPU, collectives)
+    honest, own = trainer.method.loss, {name: torch.tensor(float(collectives.rank)) for name in names[collectives.rank]}
+    trainer.method.loss = lambda *args: LossOutput(honest(*args).total, own)
+    try:
+        metrics = trainer.step(next(iter(loader_of(trainer, 1))), nothing, timing=True).metrics
+    except ValueError as error:
+        return str(error)
+    return str({name: metrics[name] for name in sorted(own)})
+
+
+def test_metrics_are_means_over_processes_and_names_that_differ_end_all_of_them_with_an_error(root):
+    for said in run_in_processes(_log_in_processes, 2, str(root), timeout_sec=300):
+        for text, (_, expected) in zip(said, NAMES, strict=True):
+            assert re.match(expected, text)
+
+
+@pytest.mark.parametrize("names", ["aab", "abc", "abb", "abcdefgh", "aaaaaaab"])
+def test_every_process_notices_that_names_differ(names):
+    own = [{name: torch.tensor(1.0)} for name in names]
+    sums = sum(pack_metrics(metrics, CPU) for metrics in own)
+    for metrics in own:
+        with pytest.raises(ValueError, match="processes logged different metrics"):
+            mean_metrics(metrics, sums, len(names))
 
 
 # Compiled encoders ------------------------------------------------------------------------------------------------
@@ -183,7 +349,7 @@ def test_compiled_encoders_train_as_plain_ones_do(root):
         trainer.backward(next(iter(loader)))
         gradients.append(gradient(trainer))
         trainer.optimizer.adamw.zero_grad()
-        losses.append([trainer.step(batch, nothing, timing=True)[0]["loss/total"] for batch in loader])
+        losses.append([trainer.step(batch, nothing, timing=True).metrics["loss/total"] for batch in loader])
     # Fused kernels round otherwise.
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5 * float(gradients[0].abs().max()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

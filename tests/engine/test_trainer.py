@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -16,6 +17,7 @@ from engine import diagnostics, paths
 from engine.checkpoint import newest_step
 from engine.data import build_loader
 from engine.distributed import Collectives, ProcessGroup
+from engine.metrics import peak_memory_bytes
 from engine.spec import Execution
 from engine.stop import Stopped
 from engine.towers import WEIGHTS_FILE
@@ -273,6 +275,28 @@ def test_a_signal_in_a_measurement_ends_it_and_the_measurement_is_made_on_resumi
     assert outcome(spec) == interrupted
 
 
+def test_skipped_steps_in_a_row_are_counted_across_a_restart(root, monkeypatch):
+    honest = Trainer.backward
+
+    def backward(self, batch, **options):
+        if self.step_number == 0:
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+        output = honest(self, batch, **options)
+        self.optimizer.parameters[0].grad.fill_(float("nan"))
+        return output
+
+    monkeypatch.setattr(Trainer, "backward", backward)
+    spec = toy.run_spec("openclip", steps=40, precision="fp16", normalizer_error=None)
+    stop_at(root, spec, 13)
+    interrupted = outcome(spec)
+    assert read_attempts(spec.run_id)[-1].first_step == 13
+    assert (interrupted.status, interrupted.divergence.step, interrupted.num_skipped) == ("diverged", 19, 20)
+    assert interrupted.divergence.reason.startswith("fp16 skipped 20 steps in a row")
+
+    os.rename(paths.run(spec.run_id), root / "interrupted")
+    assert outcome(spec) == interrupted
+
+
 def test_a_measurement_that_was_given_up_leaves_no_earlier_one_behind(root):
     spec = toy.run_spec("openclip", normalizer_error={"at": (64,), "num_anchors": 32, "control_size": 16})
     stale = paths.normalizer_error(spec.run_id, 64)
@@ -286,3 +310,39 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(root):
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         stop_at(root, spec, 4)
     assert paths.record(spec.run_id).exists()
+
+
+# Resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_what_was_resumed_does_not_lie_in_the_checkpoint_s_file(root, method):
+    spec = toy.run_spec(method, optimizer={"lr": 1e-2, "ema_decay": 0.9})
+    first, second = (Trainer(spec, Execution(), CPU, Collectives()) for _ in range(2))
+    loader = batches(first, 4)
+    for batch in (next(iter(loader)), *loader):
+        first.step(batch, nothing, timing=False)
+    first.save()
+    (file,) = paths.checkpoints(spec.run_id).glob("*.pt")
+    second.resume()
+    assert file.name not in Path("/proc/self/maps").read_text()
+    file.write_bytes(bytes(file.stat().st_size))
+    states = [
+        (t.towers.state_dict(), t.averaged.state_dict(), t.method.state_dict(), t.optimizer.adamw.state_dict())
+        for t in (first, second)
+    ]
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    batch = next(iter(batches(first, 1)))
+    assert first.step(batch, nothing, timing=True).metrics == second.step(batch, nothing, timing=True).metrics
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_resuming_takes_is_no_part_of_a_gpu_s_peak(root):
+    device = torch.device("cuda", 0)
+    spec = toy.run_spec("fastclip")
+    trainer = Trainer(spec, Execution(), device, Collectives())
+    trainer.step(next(iter(batches(trainer, 1))), nothing, timing=False)
+    trainer.save()
+    resumed = Trainer(spec, Execution(), device, Collectives())
+    resumed.resume()
+    assert peak_memory_bytes(device) == torch.cuda.memory_allocated(device)

@@ -212,7 +212,8 @@ def view(number, **changes):
     values = {
         "run_id": f"neuclip-imagenet-vit-b-32-s{number}-{number:08x}", "variant": "", "state": "to do",
         "samples_seen": 0, "samples_total": 10**9, "samples_per_sec": None, "left_sec": None, "loss": None,
-        "updated_at": None, "attempts": 0, "milestones_evaluated": 0, "milestones": 5, "failed_logs": (),
+        "num_skipped": 0, "loss_scale": None, "updated_at": None, "attempts": 0,
+        "milestones_evaluated": 0, "milestones": 5, "failed_logs": (),
     }  # fmt: skip
     return RunView(**values | changes)
 
@@ -238,6 +239,31 @@ def test_the_table_fits_its_terminal_and_shows_what_matters(width):
     for shown in ("neuclip", "s0-00000000", "running", "98,765", "2 d 7 h", "7.1235", "0/5"):
         assert shown in rows[1]
     assert ("123,456,789/1,000,000,000" in text) == ("0:01:00 ago" in text) == (width >= 144)
+
+
+@pytest.mark.parametrize("width", [80, 100, 144, 200])
+def test_skipped_steps_and_the_loss_scale_have_columns_where_there_are_some_and_room_for_them(width):
+    skipping = view(0, **BUSY, num_skipped=12_345, loss_scale=0.5)
+    rows = drawn(Snapshot(suites=(), runs=(skipping, view(1, loss_scale=65536.0))), width, now=1060.0).splitlines()
+    assert len(rows) == 3
+    assert all(len(row.rstrip()) <= width for row in rows)
+    has_room = width >= 100
+    assert ("skipped" in rows[0]) == ("12345" in rows[1]) == ("0.5 " in rows[1]) == ("65536" in rows[2]) == has_room
+    assert "7.1235" in rows[1]
+
+
+def test_a_run_in_half_precision_is_seen_with_its_skipped_steps_and_its_loss_scale(root):
+    spec = toy.run_spec("openclip", precision="fp16", normalizer_error=None)
+    suite = make_suite(spec, toy.run_spec("openclip"))
+    record = train(spec, Execution())
+    _, runs = look(suite)
+    line = json.loads(paths.metrics(spec.run_id).read_text().splitlines()[-1])
+    run = runs[spec.run_id]
+    assert (run.num_skipped, run.loss_scale) == (record.num_skipped, record.loss_scale)
+    assert (run.num_skipped, run.loss_scale) == (line["scaler/num_skipped"], line["scaler/scale"])
+    assert record.loss_scale == 2.0 ** (16 - record.num_skipped)
+    other = runs[suite.runs[1].spec.run_id]
+    assert (other.num_skipped, other.loss_scale) == (0, None)
 
 
 def test_a_terminal_too_low_for_all_runs_shows_the_first_and_counts_the_rest():
