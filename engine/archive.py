@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What pictures in archives are decoded as: GIF and BMP occur under the names of others; of Pillow's other decoders
-some call programs."""
 _MAGIC, _MAGIC_OFFSET = b"ustar", 257
 _EXTENSION_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _LARGEST_EXTENSION_BYTES = 2**20
 _SEARCH_BYTES = 2**22
-_WINDOW_BYTES = 2**20
+WINDOW_BYTES = 2**20
 """Headers are read with so much behind them: pictures are small, and a file system hands out long stretches best."""
 
 
@@ -42,16 +39,20 @@ class Damage:
     reason: str
 
 
-def read_members(path: Path) -> Iterator[Member | Damage]:
+def read_members(path: Path, window_bytes: int = WINDOW_BYTES) -> Iterator[Member | Damage]:
     """Yield an archive's members in order, and what is wrong between them; folders are left out.
 
     A member whose data are cut off by the end of the file is not yielded, only reported.
+
+    Args:
+        path: The archive.
+        window_bytes: Read so much with each header; little where the data are not wanted afterwards.
 
     Raises:
         OSError: If the file cannot be read.
     """
     with path.open("rb", buffering=0) as file:
-        yield from _read_members(file.fileno(), os.fstat(file.fileno()).st_size)
+        yield from _read_members(file.fileno(), os.fstat(file.fileno()).st_size, window_bytes)
 
 
 def member_name(descriptor: int, data_offset: int) -> str | None:
@@ -65,15 +66,15 @@ def member_name(descriptor: int, data_offset: int) -> str | None:
 class _Window:
     """Reads a file in long stretches, however short the pieces asked for."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, num_bytes: int) -> None:
+        self._descriptor, self._num_bytes = descriptor, num_bytes
         self._begin, self._data = 0, b""
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         """Return bytes of the file; fewer at its end."""
         begin = offset - self._begin
         if not 0 <= begin <= len(self._data) - num_bytes:
-            self._begin, self._data = offset, os.pread(self._descriptor, max(num_bytes, _WINDOW_BYTES), offset)
+            self._begin, self._data = offset, os.pread(self._descriptor, max(num_bytes, self._num_bytes), offset)
             begin = 0
         return self._data[begin : begin + num_bytes]
 
@@ -85,8 +86,8 @@ def _parse(block: bytes) -> tarfile.TarInfo:
     return info
 
 
-def _read_members(descriptor: int, end: int) -> Iterator[Member | Damage]:
-    offset, window = 0, _Window(descriptor)
+def _read_members(descriptor: int, end: int, window_bytes: int) -> Iterator[Member | Damage]:
+    offset, window = 0, _Window(descriptor, window_bytes)
     long_name: str | None = None
     long_size: int | None = None
     while offset < end:
