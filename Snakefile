@@ -19,7 +19,7 @@ except ValueError as error:
     raise WorkflowError(str(error))
 
 from analysis import artifacts
-from engine import cluster, paths
+from engine import cluster, errors, paths
 from engine.spec import unknown_name
 from experiments import cards, expansion, names
 
@@ -50,8 +50,8 @@ try:
     )
     DATASETS = {name: cards.dataset(name) for name in cards.names("datasets")}
     EVAL_SETS = {name: cards.eval_set(name) for name in cards.names("evals")}
-except ValueError as error:
-    raise WorkflowError(str(error))
+except errors.KNOWN as error:
+    raise WorkflowError(errors.describe(error))
 SUITES, RUNS, EVALUATIONS = {}, {}, {}
 # The suites that each report is on: all that one name asks for.
 REPORTS = {}
@@ -69,8 +69,8 @@ def results(*asked):
         for spec in runs.values():
             for kind in ("train", "evaluate", "prepare"):
                 cluster.resolve(CLUSTER, kind, spec)
-    except ValueError as error:
-        raise WorkflowError(str(error))
+    except errors.KNOWN as error:
+        raise WorkflowError(errors.describe(error))
     SUITES.update(suites)
     RUNS.update(runs)
     EVALUATIONS.update((s.evaluation.key, s.evaluation) for s in suites.values())
@@ -432,8 +432,8 @@ onstart:
             + [RUNS[wildcards.run].dataset.name for wildcards in to_do["train"]],
             [EVALUATIONS[wildcards.evaluation] for wildcards in to_do["evaluate"]],
         )
-    except ValueError as error:
-        raise WorkflowError(str(error))
+    except errors.KNOWN as error:
+        raise WorkflowError(errors.describe(error))
 
 
 onsuccess:

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from analysis import artifacts, collect, comparison, frame, rendering, staleness
 from analysis.report import content, page
 from analysis.table import panels
-from engine import paths
+from engine import errors, paths
 
 CELL_WIDTH = 16
 """Columns of the terminal that one of the table takes, about."""
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(comparison.to_json(found), indent=2) if args.json else comparison.report(found))
         else:
             return check()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except errors.KNOWN as error:
+        print(f"error: {errors.describe(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -226,14 +226,15 @@ def _log_normalizer_rows(record: Record) -> Iterator[Row]:
 def _train_rows(run: SuiteRun) -> Iterator[Row]:
     path = paths.metrics(run.spec.run_id)
     steps: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        shown = line[:80].decode(errors="replace")
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode())
             # A resumed run repeats steps: the last line holds.
             steps[int(entry["step"])] = {**entry, "samples_seen": int(entry["samples_seen"])}
         except (ValueError, KeyError, TypeError) as error:
             raise CollectError(
-                f"{path}, line {number}: {line[:80]!r} is no JSON object with 'step' and 'samples_seen' ({error}); "
+                f"{path}, line {number}: {shown!r} is no JSON object with 'step' and 'samples_seen' ({error}); "
                 "mend the line, or remove the run's folder to train it again"
             ) from None
     if not steps:
@@ -275,7 +276,7 @@ def _signature_rows(record: Record) -> Iterator[Row]:
 
 def _load(model: type[ModelT], path: Path) -> ModelT:
     try:
-        return parse(model, path.read_text(encoding="utf-8"), str(path))
+        return parse(model, paths.read_text(path), str(path))
     except FileNotFoundError:
         raise CollectError(f"{path} is missing; run snakemake again") from None
     except ValueError as error:

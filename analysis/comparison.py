@@ -236,10 +236,10 @@ def _facts(folder: Path, frame: pd.DataFrame) -> dict[str, set[str]]:
         if not path.exists():
             facts.setdefault("records that are not there", set()).add(run_id)
             continue
-        origin = parse(Record, path.read_text(encoding="utf-8"), str(path)).provenance
+        origin = parse(Record, paths.read_text(path), str(path)).provenance
         for name in FACTS:
             key = f"{name} of {frame.loc[frame['run_id'] == run_id, 'dataset'].iloc[0]}" if "dataset" in name else name
             facts.setdefault(key, set()).add(str(getattr(origin, name)))
-        for name, version in origin.packages.items():
-            facts.setdefault(name, set()).add(version)
+        for name, version in (origin.packages | origin.libraries).items():
+            facts.setdefault(name, set()).add(version or "none")
     return facts

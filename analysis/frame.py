@@ -7,11 +7,13 @@ Averages and sets keep the suite's order, which is the order to show.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import pyarrow as pa
 
 from analysis import style
 from engine import paths
@@ -43,6 +45,8 @@ COLUMNS = {
     # Scores: evaluated | absent | diverged | missing (the set); all else: the run's, finished | diverged.
     "status": "str",
 }
+_DAMAGE = (pa.ArrowException, ValueError, KeyError, TypeError)
+"""What a damaged file makes pandas and pyarrow raise: its description of columns is JSON."""
 SETTING = ["dataset", "model", "global_batch_size"]
 
 
@@ -66,16 +70,24 @@ class Score(NamedTuple):
 def write(frame: pd.DataFrame, path: Path) -> None:
     """Write the frame as parquet, atomically."""
     with paths.atomic_write(path) as temporary:
-        frame.to_parquet(temporary, index=False)
+        frame.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def read(path: Path) -> pd.DataFrame:
     """Read a frame that `write` wrote.
 
     Raises:
-        ValueError: If the columns are not those of a tidy frame.
+        FileNotFoundError: If it is not there.
+        ValueError: If the file is damaged, or its columns are not those of a tidy frame.
     """
-    frame = pd.read_parquet(path)
+    data = path.read_bytes()
+    try:
+        frame = pd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
+    except (*_DAMAGE, OSError) as error:
+        raise ValueError(
+            f"{path}: damaged, or no parquet ({str(error).strip().splitlines()[0]}); "
+            f"collect the suite again: python -m analysis collect SUITE_JSON --out {path}"
+        ) from None
     if list(frame.columns) != list(COLUMNS):
         differing = sorted(set(frame.columns) ^ set(COLUMNS))
         raise ValueError(

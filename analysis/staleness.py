@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[tuple[Path, str
     for form, known in forms.items():
         folder = paths.tables(suite) if form == "table" else paths.figures(suite)
         for path in sorted(folder.glob("*.json")):
-            shown = json.loads(path.read_text(encoding="utf-8"))
+            shown = paths.read_json(path)
             place = path.with_suffix("")
             if path.stem not in known:
                 yield place, f"there is no {form} of this name any more; remove it"

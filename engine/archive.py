@@ -12,10 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What pictures in archives are decoded as: GIF and BMP occur under the names of others; of Pillow's other decoders
-some call programs."""
-_WINDOW_BYTES = 2**20
+WINDOW_BYTES = 2**20
 """Headers are read with so much behind them: pictures are small, and a file system hands out long stretches best."""
 _DAMAGED = (tarfile.HeaderError, ValueError, OverflowError, MemoryError, RecursionError)
 """What the standard library raises for a damaged header, or one whose size no name can have."""
@@ -45,7 +42,7 @@ class _Archive(tarfile.TarFile):
         """Read nothing: the standard library asks for the first member on opening, and raises if it is damaged."""
 
 
-def read_members(path: Path) -> Iterator[Member | Damage]:
+def read_members(path: Path, window_bytes: int = WINDOW_BYTES) -> Iterator[Member | Damage]:
     """Yield an archive's members in order, and what is wrong between them; folders are left out.
 
     A member whose data are cut off by the end of the file is not yielded, only reported.
@@ -53,7 +50,7 @@ def read_members(path: Path) -> Iterator[Member | Damage]:
     Raises:
         OSError: If the file cannot be read.
     """
-    with path.open("rb", buffering=_WINDOW_BYTES) as file, _Archive(fileobj=file, encoding="utf-8") as archive:
+    with path.open("rb", buffering=window_bytes) as file, _Archive(fileobj=file, encoding="utf-8") as archive:
         end = os.fstat(file.fileno()).st_size
         offset, damage, begin = 0, "", 0
         while offset < end:

@@ -6,9 +6,14 @@ last: what has no valid ``.json`` does not exist.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
+import re
 import shutil
 import sys
+import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +59,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 def newest_step(folder: Path) -> int | None:
     """Return the step of the newest checkpoint that verifies, or None if there is none.
 
-    Those that do not verify are passed over, with a line in the log.
+    Those that do not verify, and files under names that no checkpoint has, are passed over, with a line in the log.
     """
+    for path in sorted(set(folder.glob("step-*")) - set(_files(folder))):
+        sys.stderr.write(f"{path} is passed over: checkpoints are called step-000000010.pt and .json\n")
     for manifest in reversed(_complete(folder)):
         damage = _damage(manifest)
         if damage is None:
@@ -64,11 +71,16 @@ def newest_step(folder: Path) -> int | None:
     return None
 
 
-def load_checkpoint(folder: Path, step: int) -> dict[str, Any]:
+def load_checkpoint(folder: Path, step: int, keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the state after `step` steps. Its tensors lie in the file: copy what is kept, as `copy_to` does.
 
+    Args:
+        folder: Of the run's checkpoints.
+        step: Its newest that verifies.
+        keys: What it must have.
+
     Raises:
-        ValueError: If another version of this code or of torch wrote it.
+        ValueError: If another version of this code or of torch wrote it, or if it is no checkpoint of a run.
     """
     data = folder / f"step-{step:09d}.pt"
     manifest = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
@@ -77,9 +89,17 @@ def load_checkpoint(folder: Path, step: int) -> dict[str, Any]:
         raise ValueError(
             f"{data} was written by torch {written_by[1]} with schema {written_by[0]}; here are torch "
             f"{torch.__version__} and schema {SCHEMA_VERSION}, which may read it otherwise or go on otherwise: "
-            f"go back to those versions, or remove {folder} to train the run again from its start"
+            f"go back to those versions, or {_anew(folder)}"
         )
-    state: dict[str, Any] = torch.load(data, map_location="cpu", mmap=True, weights_only=True)
+    state: Any = None
+    with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # an archive, but of something else
+        if zipfile.is_zipfile(data):
+            state = torch.load(data, map_location="cpu", mmap=True, weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"{data} is no checkpoint, but another kind of file: {_anew(folder)}")
+    lacking = sorted(set(keys) - state.keys())
+    if lacking:
+        raise ValueError(f"{data} is no checkpoint of a run, it lacks {', '.join(lacking)}: {_anew(folder)}")
     return state
 
 
@@ -104,9 +124,18 @@ def remove_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _files(folder: Path) -> list[Path]:
+    """List what is called as a checkpoint's files are, oldest first, manifests before their data."""
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{9,}\.(json|pt)", path.name))
+
+
 def _complete(folder: Path) -> list[Path]:
     """List the manifests, oldest first."""
-    return sorted(folder.glob("step-*.json"))
+    return [path for path in _files(folder) if path.suffix == ".json"]
+
+
+def _anew(folder: Path) -> str:
+    return f"remove {folder} to train the run again from its start"
 
 
 def _step(manifest: Path) -> int:
@@ -129,7 +158,7 @@ def _damage(manifest: Path) -> str | None:
 def _remove_all_but(folder: Path, manifests: list[Path]) -> None:
     kept = {path for manifest in manifests for path in (manifest, manifest.with_suffix(".pt"))}
     # Manifests first: a checkpoint without its manifest does not exist, one without its data would be damaged.
-    for path in sorted(folder.glob("step-*.json")) + sorted(folder.glob("step-*.pt")):
+    for path in _files(folder):
         if path not in kept:
             path.unlink()
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, JsonValue, StrictInt, StrictStr, field_validator, model_validator
 
+from engine import paths
 from engine.spec import Execution, Frozen, ModelT, RunSpec, parse, unknown_name
 
 FOLDER = Path(__file__).resolve().parent.parent / "slurm" / "clusters"
@@ -161,7 +162,7 @@ def load(name: str) -> Cluster:
     if not path.is_file():
         raise ValueError(f"cluster file {path} is not there. By name there are: {', '.join([LOCAL, *known])}")
     try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data: Any = yaml.safe_load(paths.read_text(path))
         text = json.dumps({} if data is None else data)
     except (yaml.YAMLError, TypeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None

@@ -7,7 +7,6 @@ Shape suffixes: B local batch, C channels, H height, W width, T tokens.
 
 from __future__ import annotations
 
-import io
 import math
 import signal
 import struct
@@ -19,15 +18,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from engine import order
-from engine.archive import IMAGE_FORMATS
 from engine.index import Index, caption_texts
+from engine.pictures import open_picture
 from engine.reader import PairReader
 from engine.spec import AugmentationSpec
 from engine.stop import SIGNALS
@@ -35,7 +34,7 @@ from engine.stop import SIGNALS
 Tokenizer = Callable[[list[str]], Tensor]
 
 # What Pillow's decoders raise for damaged files.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -159,11 +158,9 @@ class PairDataset(Dataset[Batch]):
 
     def _image(self, data: bytes, crop_key: int) -> NDArray[np.uint8]:
         try:
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).convert("RGB")
+            image = open_picture(data).convert("RGB")
         except _DECODING_ERRORS as error:
-            # Pillow's own message names an object in memory.
-            what = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-            raise _UndecodableError(f"the image cannot be decoded: {what}") from error
+            raise _UndecodableError(f"the image cannot be decoded: {error}") from error
         if self.augmentation.kind == "random_resized_crop":
             image = self._random_resized_crop(image, crop_key)
         elif image.size != (self.image_size, self.image_size):

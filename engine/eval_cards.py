@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from engine import paths
 from engine.evaluation import EvalCard, Evaluation, Precision, WhenMissing
 from engine.spec import Frozen, ModelT, explain_validation_error, unknown_name
 
@@ -37,7 +38,7 @@ def read_yaml(path: Path, model: type[ModelT]) -> ModelT:
         ValueError: If it is not valid; the message names the file and every wrong key.
     """
     try:
-        data: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)
+        data: Any = yaml.load(paths.read_text(path), Loader=_SafeLoader)
         return model.model_validate(data)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None

@@ -9,45 +9,39 @@
     <path>/<split>/0.tar, 1.tar, ...                key.{webp,png,jpg,jpeg} with key.cls (classification),
                                                     key.txt (retrieval: a caption a line), key.npy (metadata columns)
 
-Everything but the images is read and checked before a model is run. Images are read by offset, so that any number of
-worker processes sees them in the order of the archives.
+Everything but the images is read and checked before a model is run; `problems` does it before a model is trained.
+Imports no torch, so that the workflow can ask.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from rich.progress import track
 
 from engine import eval_cards
-from engine.archive import IMAGE_FORMATS, Damage, read_members
-from engine.eval_cache import Decoded, PixelCache
-from engine.eval_digest import folder_digest
+from engine.archive import WINDOW_BYTES, Damage, read_members
+from engine.eval_digest import folder_counts, folder_digest
 from engine.evaluation import EvalCard
-from engine.imports import late
-from engine.spec import Frozen, parse
+from engine.spec import Frozen, fingerprint, parse
 
-with late("torch._dynamo", "torch._dynamo.utils"):
-    from torchvision.transforms import Compose, Normalize, ToTensor
-
-_TOLD = ("CenterCrop", "CenterCropOrPad", "MaybeConvertMode", "Resize", "ResizeKeepRatio")
-"""Steps of open_clip's transforms, of torchvision or its own: class and attributes tell all that they do."""
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 """In clip_benchmark's order of preference."""
-MIN_IMAGES_FOR_WORKERS = 2000
-"""Worker processes take longer to start than they save on fewer images."""
+_COUNTING_WINDOW_BYTES = 2**12
+"""Of an archive's headers and labels, when pictures are not read afterwards."""
+_NOUNS = {"classes": "class names"}
+_FORMAT = 1
+"""Raised when a set that was found in order before may not be any more, so that sets are counted again."""
 
 Fields = dict[str, tuple[int, int]]
 """Offset and size in the archive, by extension."""
@@ -81,8 +75,8 @@ class EvalData:
     locations: list[Location]
     classes: list[str]
     templates: list[str]
-    labels: Tensor
-    """(N,) int64, empty unless classification."""
+    labels: NDArray[np.int64]
+    """(N,), empty unless classification."""
     captions: list[list[str]]
     """By image; empty unless retrieval."""
     metadata: NDArray[np.float64]
@@ -92,6 +86,15 @@ class EvalData:
     def column(self, name: str) -> NDArray[np.int64]:
         """Return a column of the metadata as group ids, (N,): whole numbers, as WILDS takes them."""
         return self.metadata[:, self.card.metadata.index(name)].astype(np.int64)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the card counts, by its fields."""
+        return {
+            "images": len(self.instances) if self.card.task == "association" else len(self.locations),
+            "classes": len(self.classes),
+            "captions": sum(map(len, self.captions)),
+        }
 
 
 def read(card: EvalCard) -> EvalData:
@@ -107,6 +110,34 @@ def read(card: EvalCard) -> EvalData:
     sha256 = folder_digest(folder)
     if card.sha256 not in {None, sha256}:
         fail(card, f"{folder} does not hold what its card says")
+    data = _contents(card, sha256, WINDOW_BYTES)
+    _check(data)
+    return data
+
+
+def problems(cards: Iterable[EvalCard]) -> list[str]:
+    """Say what is wrong with sets that are there: one line for each that does not fit its layout or its card's counts.
+
+    Cheap enough to ask before every workflow: pictures are not read, and a set is counted when it is new or touched.
+    """
+    lines = []
+    for card in track(list(cards), "evaluation sets", transient=True, disable=not sys.stderr.isatty()):
+        read_as = fingerprint([_FORMAT, card.task, card.split, *card.metadata])
+        try:
+            _compare(card, folder_counts(Path(card.path), read_as[:12], partial(_count, card)))
+        except ValueError as error:
+            lines.append(str(error))
+    return lines
+
+
+def _count(card: EvalCard) -> dict[str, int]:
+    data = _contents(card, "", _COUNTING_WINDOW_BYTES)
+    _check(data)
+    return data.counts
+
+
+def _contents(card: EvalCard, sha256: str, window_bytes: int) -> EvalData:
+    folder = Path(card.path)
     classes, templates = _prompts(card, folder) if card.task == "zeroshot_classification" else ([], [])
     instances = _instances(card, folder) if card.task == "association" else []
     locations: list[Location] = []
@@ -114,27 +145,26 @@ def read(card: EvalCard) -> EvalData:
     captions: list[list[str]] = []
     metadata: list[NDArray[np.float64]] = []
     for shard in _shards(card, folder):
-        with shard.open("rb") as file:
-            for key, fields in _samples(card, shard).items():
-                content = partial(_content, card, shard, key, fields, file)
+        with shard.open("rb", buffering=0) as file:
+            for key, fields in _samples(card, shard, window_bytes).items():
+                content = partial(_content, card, shard, key, fields, file.fileno())
                 extension = next((e for e in IMAGE_EXTENSIONS if e in fields), None)
                 if extension is None:
                     fail(card, f"{shard}, key {key!r}: no image among {sorted(fields)}; known: {IMAGE_EXTENSIONS}")
                 locations.append(Location(shard, key, *fields[extension]))
                 if card.task == "zeroshot_classification":
-                    labels.append(_label(card, shard, key, content("cls"), len(classes)))
+                    labels.append(_label(card, shard, key, content("cls")))
                 elif card.task == "zeroshot_retrieval":
                     captions.append(_captions(card, shard, key, content("txt")))
                 if card.metadata:
                     metadata.append(_row(card, shard, key, content("npy")))
-    _check_counts(card, locations, captions, instances)
     return EvalData(
         card=card,
         sha256=sha256,
         locations=locations,
         classes=classes,
         templates=templates,
-        labels=torch.tensor(labels, dtype=torch.int64),
+        labels=np.array(labels, dtype=np.int64),
         captions=captions,
         metadata=np.array(metadata, dtype=np.float64).reshape(len(metadata), len(card.metadata)),
         instances=instances,
@@ -143,18 +173,46 @@ def read(card: EvalCard) -> EvalData:
 
 def fail(card: EvalCard, problem: str) -> NoReturn:
     """Raise a `ValueError` that names the set, and says how to get it anew."""
-    again = f"fetch it again ({card.fetch or card.source})"
+    raise ValueError(f"evaluation set {card.name!r}: {problem}: {_how_to_mend(card)}")
+
+
+def _how_to_mend(card: EvalCard) -> str:
     if card.build:
-        again = f"run `{card.build}` again"
-    elif eval_cards.can_be_fetched(card):
-        again = f"`python -m experiments evaluation-data {card.name}` fetches what it lacks, and names what is wrong"
-    raise ValueError(f"evaluation set {card.name!r}: {problem}: {again}")
+        return f"run `{card.build}` again"
+    if eval_cards.can_be_fetched(card):
+        return f"`python -m experiments evaluation-data {card.name}` fetches what it lacks, and names what is wrong"
+    if card.fetch:
+        return f"fetch it again ({card.fetch})"
+    return f"mend {card.path}, or edit its card, experiments/evals/{card.name}.yaml"
+
+
+def _compare(card: EvalCard, counts: Mapping[str, int]) -> None:
+    """Refuse a set that holds another number of anything than its card says; one message for all of them."""
+    wrong = {field: count for field, count in counts.items() if getattr(card, field) not in {None, count}}
+    if not wrong:
+        return
+    found = ", ".join(f"{count} {_counted(card, field)}" for field, count in wrong.items())
+    says = ", ".join(str(getattr(card, field)) for field in wrong)
+    edit = ", ".join(f"{field}: {count}" for field, count in wrong.items())
+    if card.build or card.fetch or eval_cards.can_be_fetched(card):
+        fail(card, f"{card.path} has {found}, its card says {says}")
+    raise ValueError(
+        f"evaluation set {card.name!r}: {card.path} has {found}, its card says {says}: edit the card, "
+        f"experiments/evals/{card.name}.yaml ({edit}), or complete the folder"
+    )
+
+
+def _counted(card: EvalCard, field: str) -> str:
+    return "instances" if field == "images" and card.task == "association" else _NOUNS.get(field, field)
 
 
 def _lines(card: EvalCard, path: Path) -> list[str]:
     if not path.exists():
         fail(card, f"{path} is missing")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        fail(card, f"{path} is no UTF-8 ({error})")
 
 
 def _prompts(card: EvalCard, folder: Path) -> tuple[list[str], list[str]]:
@@ -164,8 +222,6 @@ def _prompts(card: EvalCard, folder: Path) -> tuple[list[str], list[str]]:
     blank = [number for number, name in enumerate(classes, start=1) if not name]
     if blank or not classes:
         fail(card, f"{names}: line {blank[0]} is blank" if blank else f"{names} is empty")
-    if card.classes is not None and len(classes) != card.classes:
-        fail(card, f"{names}: {len(classes)} class names, its card says {card.classes}")
     for number, template in enumerate(templates, start=1):
         if "{c}" not in template or not _formats(template):
             fail(card, f"{wordings}: line {number} is {template!r}, expected a text with {{c}} and no other braces")
@@ -196,7 +252,7 @@ def _instances(card: EvalCard, folder: Path) -> list[Instance]:
 
 def _shards(card: EvalCard, folder: Path) -> list[Path]:
     path = folder / card.split / "nshards.txt"
-    text = path.read_text(encoding="utf-8").strip()
+    text = "\n".join(_lines(card, path))
     if not text.isdecimal() or int(text) == 0:
         fail(card, f"{path} says {text!r}, expected the number of shards")
     shards = [folder / card.split / f"{number}.tar" for number in range(int(text))]
@@ -206,10 +262,10 @@ def _shards(card: EvalCard, folder: Path) -> list[Path]:
     return shards
 
 
-def _samples(card: EvalCard, shard: Path) -> dict[str, Fields]:
+def _samples(card: EvalCard, shard: Path, window_bytes: int) -> dict[str, Fields]:
     """Return the members of a shard by key."""
     samples: dict[str, Fields] = {}
-    for member in read_members(shard):
+    for member in read_members(shard, window_bytes):
         if isinstance(member, Damage):
             fail(card, f"{shard}, behind key {next(reversed(samples), None)!r}: {member.reason}")
         if not member.is_file:
@@ -225,22 +281,18 @@ def _samples(card: EvalCard, shard: Path) -> dict[str, Fields]:
     return samples
 
 
-def _content(card: EvalCard, shard: Path, key: str, fields: Fields, file: io.BufferedReader, extension: str) -> bytes:
+def _content(card: EvalCard, shard: Path, key: str, fields: Fields, descriptor: int, extension: str) -> bytes:
     if extension not in fields:
         fail(card, f"{shard}, key {key!r}: no .{extension} among {sorted(fields)}")
     offset, size = fields[extension]
-    file.seek(offset)
-    return file.read(size)
+    return os.pread(descriptor, size, offset)
 
 
-def _label(card: EvalCard, shard: Path, key: str, text: bytes, num_classes: int) -> int:
+def _label(card: EvalCard, shard: Path, key: str, text: bytes) -> int:
     try:
-        label = int(text)
-    except ValueError:
+        return int(np.int64(int(text)))
+    except (ValueError, OverflowError):
         fail(card, f"{shard}, key {key!r}: the label is {text!r}, expected a whole number")
-    if not 0 <= label < num_classes:
-        fail(card, f"{shard}, key {key!r}: the label is {label}, there are {num_classes} class names (labels from 0)")
-    return label
 
 
 def _captions(card: EvalCard, shard: Path, key: str, text: bytes) -> list[str]:
@@ -262,154 +314,21 @@ def _row(card: EvalCard, shard: Path, key: str, data: bytes) -> NDArray[np.float
     return row
 
 
-def _check_counts(
-    card: EvalCard, locations: list[Location], captions: list[list[str]], instances: list[Instance]
-) -> None:
-    if card.task == "association":
-        if len(instances) != card.images:
-            fail(card, f"{len(instances)} instances in {card.path}, its card says {card.images}")
+def _check(data: EvalData) -> None:
+    """Refuse a set whose parts do not fit together, or not the card; wrong counts first, which explain the rest."""
+    card, locations, num_classes = data.card, data.locations, len(data.classes)
+    _compare(card, data.counts)
+    if card.task == "zeroshot_classification":
+        for location, label in zip(locations, data.labels, strict=True):
+            if not 0 <= label < num_classes:
+                place = f"{location.shard}, key {location.key!r}"
+                fail(card, f"{place}: the label is {label}, there are {num_classes} class names (labels from 0)")
+    elif card.task == "zeroshot_retrieval" and not any(data.captions):
+        fail(card, f"no captions in {card.path}")
+    elif card.task == "association":
         keys = {location.key for location in locations}
-        lacking = sorted({name for instance in instances for name in instance.candidates} - keys)
+        lacking = sorted({name for instance in data.instances for name in instance.candidates} - keys)
         if lacking:
             fail(card, f"no image of {len(lacking)} candidates, e.g. {', '.join(lacking[:3])}")
         if len(keys) != len(locations):
             fail(card, "two images have the same key")
-        return
-    if len(locations) != card.images:
-        fail(card, f"{len(locations)} images in {card.path}, its card says {card.images}")
-    num_captions = sum(map(len, captions))
-    if card.captions is not None and num_captions != card.captions:
-        fail(card, f"{num_captions} captions in {card.path}, its card says {card.captions}")
-    if card.task == "zeroshot_retrieval" and not num_captions:
-        fail(card, f"no captions in {card.path}")
-
-
-def split_transform(transform: Any) -> tuple[Callable[[Image.Image], Tensor], Callable[[Tensor], Tensor]]:
-    """Split an evaluation transform into what needs one picture and what a whole batch can have at once.
-
-    Args:
-        transform: From a PIL image to a float tensor (C, H, W).
-
-    Returns:
-        A call from a picture to uint8 pixels (H, W, C), and one from a batch of them (B, H, W, C), on any device, to
-        floats (B, C, H, W): the same numbers as `transform` gives, for less. A transform that does not end as
-        open_clip's do is left whole, and the second call does nothing.
-    """
-    steps = getattr(transform, "transforms", [])
-    if not (len(steps) > 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize)):
-        return transform, lambda batch: batch
-    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (steps[-1].mean, steps[-1].std))
-
-    def finish(batch_BHWC: Tensor) -> Tensor:
-        batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).contiguous().float() / 255
-        return batch_BCHW.sub_(mean.to(batch_BCHW.device)).div_(std.to(batch_BCHW.device))
-
-    return _Pixels(Compose(steps[:-2])), finish
-
-
-class _Pixels:
-    """From a picture to uint8 (H, W, C); a class, since worker processes may get it pickled."""
-
-    def __init__(self, draw: Compose) -> None:
-        self.draw = draw
-
-    def described(self) -> str | None:
-        """Return what decides the pixels, in words; None if that cannot be told, as of a function."""
-        if any(type(step).__name__ not in _TOLD for step in self.draw.transforms):
-            return None
-        return "\n".join(f"{type(step)} {vars(step)}" for step in self.draw.transforms)  # a repr may leave things out
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(self.draw(image)))
-
-
-class _Images(Dataset[Any]):
-    """The pixels of a set; a problem is returned, not raised, so that it leaves a worker in one line."""
-
-    def __init__(self, locations: list[Location], pixels: Callable[[Image.Image], Tensor]) -> None:
-        self.locations, self.pixels = locations, pixels
-
-    def __len__(self) -> int:
-        return len(self.locations)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, bool] | str:
-        at = self.locations[row]
-        with at.shard.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), at.size, at.offset)
-        try:
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-            image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{at.shard}, key {at.key!r}: the image cannot be decoded ({error})"
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        # As clip_benchmark and open_clip do: alpha is dropped, whatever colour lies under it.
-        return self.pixels(image.convert("RGB")), transparent
-
-
-def _collate(items: list[tuple[Tensor, bool] | str]) -> Decoded | str:
-    problem = next((item for item in items if isinstance(item, str)), None)
-    if problem is not None:
-        return problem
-    pairs = [item for item in items if not isinstance(item, str)]
-    return torch.stack([image for image, _ in pairs]), torch.tensor([transparent for _, transparent in pairs])
-
-
-class ImageBatches:
-    """Batches of a set's pixels, in the set's order.
-
-    Args:
-        data: The set.
-        pixels: From a PIL image to a tensor.
-        batch_size: Images in a batch; the last may have fewer.
-        num_workers: Processes that decode.
-        cache: Where decoded pictures are kept, if they are; only those of open_clip's own transforms.
-    """
-
-    def __init__(
-        self,
-        data: EvalData,
-        pixels: Callable[[Image.Image], Tensor],
-        *,
-        batch_size: int,
-        num_workers: int,
-        cache: PixelCache | None = None,
-    ) -> None:
-        self.data, self.pixels, self.batch_size = data, pixels, batch_size
-        self._cache = cache
-        small = len(data.locations) < MIN_IMAGES_FOR_WORKERS
-        self._loader = DataLoader(
-            _Images(data.locations, pixels),
-            batch_size=batch_size,
-            num_workers=0 if small else num_workers,
-            collate_fn=_collate,
-        )
-        self.num_transparent = 0
-        """Images seen so far that have an alpha channel."""
-
-    def __iter__(self) -> Iterator[Tensor]:
-        batches = self._decoded()
-        transform = self.pixels.described() if isinstance(self.pixels, _Pixels) else None
-        if self._cache is not None and transform is not None:
-            batches = self._cache.batches(
-                batches,
-                data_sha256=self.data.sha256,
-                transform=transform,
-                count=len(self.data.locations),
-                batch_size=self.batch_size,
-            )
-        for images, transparent in batches:
-            self.num_transparent += int(transparent.sum())
-            yield images
-
-    def _decoded(self) -> Iterator[Decoded]:
-        for batch in self._loader:
-            if isinstance(batch, str):
-                fail(self.data.card, batch)
-            yield batch
-
-    def with_labels(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every batch with its labels (B,)."""
-        row = 0
-        for images in self:
-            yield images, self.data.labels[row : row + len(images)]
-            row += len(images)

@@ -1,11 +1,13 @@
-"""Digests of evaluation sets, remembered: a set is hashed when it is new or touched, not by every evaluation of it."""
+"""Digests and counts of evaluation sets, remembered: a set is read for them when it is new or touched only."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from engine import paths
 from engine.spec import Frozen
@@ -25,10 +27,12 @@ class _Stamp(Frozen):
 
 
 class _Remembered(Frozen):
-    """A folder's digest, and its files when it was taken."""
+    """What was found out about a folder, and its files when that was begun."""
 
-    sha256: str
     files: dict[str, _Stamp]
+    sha256: str | None = None
+    counts: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """By how it was counted."""
 
 
 def folder_digest(folder: Path) -> str:
@@ -36,19 +40,46 @@ def folder_digest(folder: Path) -> str:
 
     The memory is in the results, where there are any.
     """
-    memory, now = paths.digest(folder), _stamps(folder)
-    try:
-        remembered = _Remembered.model_validate_json(memory.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValidationError):
-        remembered = None
-    if remembered is not None and remembered.files == now:
-        return remembered.sha256
-    begin_ns = time.time_ns()
+    known, begin_ns = _recall(folder), time.time_ns()
+    if known.sha256 is not None:
+        return known.sha256
     sha256 = paths.folder_sha256(folder)
-    is_settled = max((stamp.changed_ns for stamp in now.values()), default=0) < begin_ns - _SETTLED_NS
-    if is_settled and paths.RESULTS.is_dir() and _stamps(folder) == now:
-        paths.write_text(memory, _Remembered(sha256=sha256, files=now).model_dump_json() + "\n")
+    _remember(folder, known, begin_ns, sha256=sha256)
     return sha256
+
+
+def folder_counts(folder: Path, key: str, count: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """Return what `count` counts in a folder, from memory likewise.
+
+    Args:
+        folder: The folder.
+        key: Names the way of counting.
+        count: Counts; what it raises is not remembered.
+    """
+    known, begin_ns = _recall(folder), time.time_ns()
+    if key in known.counts:
+        return known.counts[key]
+    counts = count()
+    _remember(folder, known, begin_ns, counts={**known.counts, key: counts})
+    return counts
+
+
+def _recall(folder: Path) -> _Remembered:
+    """Return what is remembered of a folder, with its files as they are: nothing if one was touched since."""
+    now = _stamps(folder)
+    try:
+        known = _Remembered.model_validate_json(paths.digest(folder).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return _Remembered(files=now)
+    return known if known.files == now else _Remembered(files=now)
+
+
+def _remember(folder: Path, known: _Remembered, begin_ns: int, **found: Any) -> None:
+    """Note what was found out since `begin_ns`, if the files cannot have changed unnoticed meanwhile."""
+    is_settled = max((stamp.changed_ns for stamp in known.files.values()), default=0) < begin_ns - _SETTLED_NS
+    latest = _recall(folder)  # another process may have noted something
+    if is_settled and paths.RESULTS.is_dir() and latest.files == known.files:
+        paths.write_text(paths.digest(folder), latest.model_copy(update=found).model_dump_json() + "\n")
 
 
 def _stamps(folder: Path) -> dict[str, _Stamp]:

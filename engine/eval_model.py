@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from engine.spec import unknown_name
 from engine.towers import need_libraries, quiet
 
 RANDOM_SEED = 0
+_REASON_LENGTH = 300
+"""Of another file's state dict, torch lists every name."""
 SCHEMES = ("local-dir:", "hf-hub:")
 """Names that say where weights are: open_clip takes no others beside them."""
 
@@ -62,9 +66,14 @@ def load_model(name: str, pretrained: str | None, *, random_weights: bool = Fals
                 name, pretrained=pretrained, precision="fp32", require_pretrained=not random_weights
             )
             tokenizer = open_clip.get_tokenizer(name)
+        except pickle.UnpicklingError:
+            raise ValueError(
+                f"{pretrained!r} cannot be loaded: it holds other things than tensors and plain values, or is no file "
+                "of weights: save the model's state_dict with torch.save, or as safetensors"
+            ) from None
         # What open_clip, torch and the download raise has no common type.
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", _REASON_LENGTH, placeholder=" ...")
             raise ValueError(f"{name!r} with weights {pretrained!r} cannot be loaded: {reason}") from error
     if not random_weights:
         warn_of_untrained(clip, str(pretrained or name))

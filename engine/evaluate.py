@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from engine import distributed, environment, eval_cards, eval_data, eval_metrics, eval_model, paths
+from engine import distributed, environment, errors, eval_cards, eval_data, eval_metrics, eval_model, paths
 from engine.eval_cache import PixelCache
-from engine.eval_data import EvalData, ImageBatches
+from engine.eval_data import EvalData
 from engine.eval_digest import folder_digest
+from engine.eval_pictures import ImageBatches, split_transform
 from engine.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation, Outcomes, Precision, WhenMissing
 from engine.imports import late
 from engine.record import Record
@@ -79,7 +80,7 @@ class Model:
         cache: PixelCache | None = None,
     ) -> None:
         self.clip, self.tokenizer = clip.to(device), tokenizer
-        self._pixels, self._finish = eval_data.split_transform(transform)
+        self._pixels, self._finish = split_transform(transform)
         self.device, self.num_workers, self.cache = device, num_workers, cache
         self._autocast = precision == "bf16"
         self._class_vectors: dict[tuple[str, tuple[str, ...]], Tensor] = {}
@@ -254,7 +255,7 @@ def evaluate(
     for name, card in evaluation.sets.items():
         path = result_path(name)
         if path.exists():
-            old = EvalResult.model_validate_json(path.read_text(encoding="utf-8"))
+            old = parse(EvalResult, paths.read_text(path), str(path))
             wanted = (subject.weights_sha256, card.identity, evaluator)
             is_same = (old.weights_sha256, old.card_sha256, old.evaluator) == wanted
             if is_same and old.status != "missing" and not _has_changed(card, old):
@@ -351,7 +352,7 @@ def evaluate_published(
 def _find_evaluation(name: str) -> Evaluation:
     """Return the evaluation of a file of results/evaluations/, or of a card's name."""
     if name.endswith(".json"):
-        return parse(Evaluation, Path(name).read_text(encoding="utf-8"), name)
+        return parse(Evaluation, paths.read_text(Path(name)), name)
     return eval_cards.evaluation(environment.ROOT / "experiments", name)
 
 
@@ -407,7 +408,7 @@ def main(argv: list[str] | None = None) -> None:
     of_run, of_model = (args.record, args.evaluation, args.milestone), (args.open_clip, args.evaluation_name, args.out)
     if None in (of_run if args.open_clip is None else of_model):
         parser.error("give RECORD EVALUATION --milestone N, or --open-clip MODEL --evaluation NAME --out DIR")
-    try:
+    with errors.explained():
         execution = parse(Execution, args.execution, "execution")
         torch.set_num_threads(execution.threads)
         torch.backends.cudnn.allow_tf32 = False
@@ -415,8 +416,8 @@ def main(argv: list[str] | None = None) -> None:
         cache = PixelCache(paths.pixels(), execution.eval_cache_gib) if execution.eval_cache_gib else None
         decoding: dict[str, Any] = {"num_workers": execution.num_workers, "cache": cache}
         if args.open_clip is None:
-            record = parse(Record, args.record.read_text(encoding="utf-8"), str(args.record))
-            evaluation = parse(Evaluation, args.evaluation.read_text(encoding="utf-8"), str(args.evaluation))
+            record = parse(Record, paths.read_text(args.record), str(args.record))
+            evaluation = parse(Evaluation, paths.read_text(args.evaluation), str(args.evaluation))
         else:
             evaluation = _find_evaluation(args.evaluation_name)
             given = {"precision": args.precision, "when_missing": args.when_missing}
@@ -438,8 +439,6 @@ def main(argv: list[str] | None = None) -> None:
                 **decoding,
             )
         sys.stderr.write(_say(results, evaluation))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

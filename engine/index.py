@@ -29,7 +29,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from engine import order, paths
+from engine import errors, order, paths
 from engine.archive import Damage, Member, read_members
 from engine.paths import file_sha256
 from engine.spec import CaptionSource, Digest, Frozen, canonical_json, fingerprint, parse
@@ -158,7 +158,7 @@ def read_index(path: Path) -> Index:
         ValueError: If it is not one, or of an earlier version.
     """
     try:
-        return parse(Index, path.read_text(encoding="utf-8"), str(path))
+        return parse(Index, paths.read_text(path), str(path))
     except ValueError as error:
         raise ValueError(f"{error}\n{_again(path)}") from None
 
@@ -461,7 +461,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not 0 < args.fraction <= 1:
         parser.error(f"--fraction {args.fraction}: allowed is more than 0, at most 1")
-    try:
+    with errors.explained():
         index = build_index(
             args.name,
             args.revision,
@@ -473,8 +473,6 @@ def main(argv: list[str] | None = None) -> None:
             fraction=args.fraction,
             jobs=args.jobs,
         )
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
     shards = len(index.shards.name)
     sys.stdout.write(f"{index.name}: {index.pairs} pairs in {shards} shards, {index.rejected} left out\n")
     if index.rejected:

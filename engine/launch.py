@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import submitit
 
-from engine import interrupts, paths, scheduler, snapshot
+from engine import errors, interrupts, paths, scheduler, snapshot
 from engine.cluster import Cluster, Request
 from engine.job import Ending, ModuleJob, ending_path
 from engine.scheduler import Job, Status
@@ -350,7 +350,7 @@ def _first_ending(job: Job) -> tuple[int, Ending] | None:
     endings = []
     for path in pattern.parent.glob(pattern.name):
         with contextlib.suppress(FileNotFoundError):  # the job was started again meanwhile
-            ending = parse(Ending, path.read_text(encoding="utf-8"), str(path))
+            ending = parse(Ending, paths.read_text(path), str(path))
             endings.append((ending.at, int(path.name.split("_")[-2]), ending))
     return min(endings)[1:] if endings else None
 
@@ -426,8 +426,8 @@ def main(argv: list[str] | None = None) -> None:
     except JobCancelledError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_CANCELLED)
-    except (JobFailedError, ValueError, OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"error: {error}")
+    except (JobFailedError, *errors.KNOWN) as error:
+        sys.exit(f"error: {errors.describe(error)}")
 
 
 def _interrupted(job: Job | None, on_interrupt: str) -> str:

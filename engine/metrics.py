@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -196,9 +196,28 @@ def forget_after(path: Path, step: int) -> None:
     """Drop the lines of `metrics.jsonl` beyond `step`, and a last one that was cut off when a run was killed."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    paths.write_text(path, "".join(kept))
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    kept = [line for line, entry in zip(whole, parse_lines(path, whole), strict=True) if entry["step"] <= step]
+    paths.write_text(path, b"".join(kept).decode())
+
+
+def parse_lines(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Read lines of a `metrics.jsonl`.
+
+    Raises:
+        ValueError: If one is no such line; names it.
+    """
+    for line in lines:
+        try:
+            entry: dict[str, Any] = json.loads(line.decode())
+            entry["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: the line {line[:80].decode(errors='replace')!r} is no JSON object with a 'step' ({error}): "
+                "remove that line"
+            ) from None
+        yield entry
 
 
 class RecentRate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path("results")
 
@@ -280,10 +282,38 @@ def remove_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ValueError: If it is not UTF-8; names the line.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8: save the file as UTF-8, or "
+            "remove it if a command here makes it again"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file says.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}: mend it, or remove it") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` atomically; a file that already says the same keeps its modification time."""
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
     data = text.encode()
+    if path.exists() and path.read_bytes() == data:
+        return
     with atomic_write(path, num_bytes=len(data)) as temporary:
         temporary.write_bytes(data)

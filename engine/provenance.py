@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from engine.record import Provenance
 from engine.snapshot import ROOT, code_origin
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "clip_benchmark", "numpy", "pillow", "submitit", "snakemake")
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def provenance(*, dataset_sha256: str, device: torch.device, world_size: int) -> Provenance:
@@ -30,8 +32,35 @@ def provenance(*, dataset_sha256: str, device: torch.device, world_size: int) ->
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         platform=platform.platform(),
-        packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+        packages={name: _version(name) for name in _PACKAGES},
+        libraries=_libraries(),
     )
+
+
+def _version(package: str) -> str | None:
+    # Of what training does not import, such as the scheduler's packages, it must not need anything.
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _libraries() -> dict[str, str | None]:
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None  # type: ignore[no-untyped-call]
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+        "nccl": None if nccl is None else ".".join(map(str, nccl)),
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str | None:
+    """Return the version of NVIDIA's kernel module, which `torch.version.cuda` says nothing of."""
+    said = _DRIVER.read_text(encoding="utf-8") if _DRIVER.exists() else ""
+    found = re.search(r"^NVRM version:.*?\b(\d+\.\d+(\.\d+)?)\b", said, re.MULTILINE)
+    return found[1] if found else None
 
 
 def _cpu_name() -> str:

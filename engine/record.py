@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from engine.signatures import Signature
 from engine.spec import SCHEMA_VERSION, Frozen, RunSpec
 
@@ -22,9 +24,14 @@ class Provenance(Frozen):
     device_count: int
     world_size: int
     threads: int
+    """Of one process, for one operation (`torch.set_num_threads`)."""
     python: str
     platform: str
-    packages: dict[str, str]
+    packages: dict[str, str | None]
+    """Versions; None of one that is not installed."""
+    libraries: dict[str, str | None] = Field(default_factory=dict)
+    """Versions that no package states: CUDA, cuDNN and NCCL of this torch, and the GPUs' driver; None of what is not
+    there. Empty in records from before they were noted."""
 
 
 class Attempt(Frozen):

@@ -93,7 +93,7 @@ class _Listing(Frozen):
 def read(folder: Path) -> Job | None:
     """Return the newest job of a folder of jobs; None if there is none."""
     path = paths.job(folder)
-    return parse(Job, path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+    return parse(Job, paths.read_text(path), str(path)) if path.exists() else None
 
 
 def write(folder: Path, job: Job) -> None:
@@ -184,7 +184,7 @@ def run_state(run_id: str) -> str:
     """Return how far a run is: to do, pending, running, done, diverged, or failed."""
     record = paths.record(run_id)
     if record.exists():
-        outcome = parse(Record, record.read_text(encoding="utf-8"), str(record)).status
+        outcome = parse(Record, paths.read_text(record), str(record)).status
         return "done" if outcome == "finished" else "diverged"
     job = read(paths.jobs(run_id) / "train")
     if job is not None and job.end is None:
@@ -220,7 +220,7 @@ def _listing(not_before: float) -> _Listing:
     cache = folder / f"queue-{os.getuid()}.json"
     with locked(folder / f"queue-{os.getuid()}.lock"):
         if cache.exists():
-            listing = parse(_Listing, cache.read_text(encoding="utf-8"), str(cache))
+            listing = parse(_Listing, paths.read_text(cache), str(cache))
             # A time to come was written by a machine with another clock: it says nothing about age.
             if not_before <= listing.asked_at <= time.time():
                 return listing

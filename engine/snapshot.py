@@ -36,7 +36,7 @@ def code_origin(root: Path = ROOT) -> CodeOrigin:
     """Return where the code in a folder comes from: as a snapshot noted it, or as git says."""
     noted = root / ORIGIN
     if noted.exists():
-        return parse(CodeOrigin, noted.read_text(encoding="utf-8"), str(noted))
+        return parse(CodeOrigin, paths.read_text(noted), str(noted))
     commit = _git(root, "rev-parse", "HEAD")
     return CodeOrigin(commit=commit.decode().strip() if commit else "unknown", dirty_sha256=_dirty_sha256(root))
 

@@ -29,7 +29,8 @@ SCHEMA_VERSION = 1
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-ID_PATTERN = r"^[a-z0-9][a-z0-9_.-]*$"
+ID_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,59}$"
+"""Names of methods, data sets and suites. Files are called after several of them, and names of files end at 255."""
 
 Digest = Literal["bytes", "members"]
 """What the index step reads. ``bytes``: everything; the digest is the file's SHA-256, and captions are checked.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, distributed, paths
+from engine import checkpoint, distributed, errors, paths
 from engine.data import Batch, build_loader
 from engine.index import read_index
 from engine.metrics import Reporter
@@ -57,7 +57,7 @@ def train(spec: RunSpec, execution: Execution) -> Record:
         elif is_first_process:
             checkpoint.remove_checkpoints(paths.checkpoints(spec.run_id))
     path = paths.record(spec.run_id)
-    return parse(Record, path.read_text(encoding="utf-8"), str(path))
+    return parse(Record, paths.read_text(path), str(path))
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def _restore_record(spec: RunSpec) -> None:
     path, index = paths.outcome(spec.run_id), paths.index(spec.dataset.name)
     if paths.record(spec.run_id).exists() or not path.exists() or not index.exists():
         return
-    text = path.read_text(encoding="utf-8")
+    text = paths.read_text(path)
     record = parse(Record, text, str(path))
     weights = [
         (paths.run(spec.run_id) / milestone.weights, milestone.sha256) for milestone in record.milestones.values()
@@ -195,7 +195,7 @@ def read_spec(path: Path) -> RunSpec:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: `snakemake -n` writes the specs of a suite's runs")
-    spec = parse(RunSpec, path.read_text(encoding="utf-8"), str(path))
+    spec = parse(RunSpec, paths.read_text(path), str(path))
     if path.parent.name != spec.run_id:
         raise ValueError(
             f"{path}: its content belongs to run {spec.run_id}. A spec is never edited: change the suite instead"
@@ -211,9 +211,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         record = train(read_spec(args.spec), parse(Execution, args.execution, "execution"))
-    except (FileNotFoundError, paths.DiskFullError, ValueError) as error:
+    except errors.KNOWN as error:
         # The group is left as it is: to end it in order takes the other processes, which know nothing of this.
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {errors.describe(error)}")
     except Stopped:
         distributed.stop()
         raise

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from engine.metrics import (
     forget_peak_memory,
     mean_metrics,
     pack_metrics,
+    parse_lines,
     peak_memory_bytes,
 )
 from engine.optim import Optimizer
@@ -406,27 +406,30 @@ class Trainer:
         full: paths.DiskFullError | None = None
         with self.clock.phase("checkpoint"):
             if self.collectives.rank == 0:
-                state = {
-                    "fingerprint": fingerprint(self.spec),
-                    "dataset_sha256": self.dataset.index.sha256,
-                    "towers": self.towers.state_dict(),
-                    "averaged": self.averaged.state_dict() if self.averaged is not None else {},
-                    "method": self.method.state_dict(),
-                    "optimizer": self.optimizer.adamw.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                    "clock": self.clock.state_dict(),
-                    "first_indices": self.first_indices,
-                    "num_replaced": self.num_replaced,
-                    "num_skipped": self.num_skipped,
-                    "num_skipped_in_a_row": self.num_skipped_in_a_row,
-                }
                 try:
-                    checkpoint.save_checkpoint(paths.checkpoints(self.spec.run_id), self.step_number, state)
+                    checkpoint.save_checkpoint(paths.checkpoints(self.spec.run_id), self.step_number, self._state())
                 except paths.DiskFullError as error:
                     full = error
             is_full = self.collectives.broadcast(torch.tensor(float(full is not None), device=self.device))
         if is_full:
             raise full or paths.DiskFullError("no room for a checkpoint: the first process says how much it needs")
+
+    def _state(self) -> dict[str, Any]:
+        """All that a checkpoint holds."""
+        return {
+            "fingerprint": fingerprint(self.spec),
+            "dataset_sha256": self.dataset.index.sha256,
+            "towers": self.towers.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged is not None else {},
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.adamw.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "clock": self.clock.state_dict(),
+            "first_indices": self.first_indices,
+            "num_replaced": self.num_replaced,
+            "num_skipped": self.num_skipped,
+            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+        }
 
     def resume(self) -> None:
         """Go on from the newest checkpoint that verifies, if there is one; the first process chooses it for all."""
@@ -435,7 +438,7 @@ class Trainer:
         step = int(self.collectives.broadcast(torch.tensor(newest or 0, device=self.device)))
         if step == 0:
             return
-        state = checkpoint.load_checkpoint(folder, step)
+        state = checkpoint.load_checkpoint(folder, step, keys=self._state().keys())
         if (state["fingerprint"], state["dataset_sha256"]) != (fingerprint(self.spec), self.dataset.index.sha256):
             raise ValueError(f"{folder} belongs to another spec or to other data: remove that folder")
         if self.collectives.rank == 0:
@@ -531,8 +534,9 @@ class Trainer:
         run_id, reached = self.spec.run_id, self.samples_seen
         weights = {n: paths.weights(run_id, n) / WEIGHTS_FILE for n in self.spec.milestones if n <= reached}
         measured = self.spec.normalizer_error.at if self.spec.normalizer_error else ()
-        errors = [paths.normalizer_error(run_id, n).read_text(encoding="utf-8") for n in measured if n <= reached]
-        logged = paths.metrics(run_id).read_text(encoding="utf-8")
+        errors = [paths.read_text(paths.normalizer_error(run_id, n)) for n in measured if n <= reached]
+        log = paths.metrics(run_id)
+        logged = parse_lines(log, log.read_bytes().splitlines())
         return Record(
             run_id=run_id,
             fingerprint=fingerprint(self.spec),
@@ -553,12 +557,12 @@ class Trainer:
             loss_scale=self.scaler.get_scale() if self.scaler.is_enabled() else None,
             first_indices=tuple(self.first_indices),
             divergence=divergence,
-            signatures=find_signatures(map(json.loads, logged.splitlines()), self.method.signatures),
+            signatures=find_signatures(logged, self.method.signatures),
         )
 
 
 def read_attempts(run_id: str) -> tuple[Attempt, ...]:
     """Return every start of a run so far, in order."""
     path = paths.attempts(run_id)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = paths.read_text(path).splitlines() if path.exists() else []
     return tuple(parse(Attempt, line, str(path)) for line in lines)

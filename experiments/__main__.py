@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine import paths, registry
+from engine import errors, paths, registry
 from engine.record import Record
 from engine.spec import RunSpec, parse, settings
 from engine.suite import ExpandedSuite
@@ -92,7 +92,7 @@ def _read(run_id: str) -> RunSpec:
     path = paths.spec(run_id)
     if not path.exists():
         raise ValueError(f"no run {run_id!r} below {path.parent.parent}: `python -m experiments list SUITE` shows them")
-    return parse(RunSpec, path.read_text(encoding="utf-8"), str(path))
+    return parse(RunSpec, paths.read_text(path), str(path))
 
 
 def _explain(console: Console, run_id: str, *, as_json: bool) -> None:
@@ -107,7 +107,7 @@ def _explain(console: Console, run_id: str, *, as_json: bool) -> None:
     if not path.exists():
         console.print(f"not finished; folder {paths.run(run_id)}")
         return
-    record = parse(Record, path.read_text(encoding="utf-8"), str(path))
+    record = parse(Record, paths.read_text(path), str(path))
     console.print(f"{record.status}; folder {paths.run(run_id)}")
     for sign in record.signatures:
         console.print(f"{sign.name} (steps {sign.first_step} to {sign.last_step}): {sign.advice}; {sign.evidence}")
@@ -129,7 +129,8 @@ def _diff(console: Console, first: str, second: str, *, as_json: bool) -> None:
 def _load(asked: list[str]) -> list[ExpandedSuite]:
     """Return suites by name; without names those of which any run has been started in this folder."""
     if not asked:
-        suites = (parse(ExpandedSuite, path.read_text(), str(path)) for path in paths.suite("").parent.glob("*.json"))
+        files = paths.suite("").parent.glob("*.json")
+        suites = (parse(ExpandedSuite, paths.read_text(path), str(path)) for path in files)
         asked = sorted(suite.name for suite in suites if any(_is_started(run.spec.run_id) for run in suite.runs))
     if not asked:
         raise ValueError(f"no run of a suite has been started here (none in {paths.suite('').parent}): name a suite")
@@ -248,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     checking.add_argument("reference", metavar="FILE.py:CLASS")
     args = parser.parse_args(argv)
     console = Console()
-    try:
+    with errors.explained():
         if args.command == "list":
             _list(console, args.suites, as_json=args.json)
         elif args.command == "plan":
@@ -275,8 +276,6 @@ def main(argv: list[str] | None = None) -> None:
         else:
             for name in names.resolve(args.suites):
                 write_expansion(expand(name))
-    except (ValueError, paths.DiskFullError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

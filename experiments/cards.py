@@ -118,15 +118,16 @@ def how_to_get(card: DatasetCard) -> str | None:
 
 
 def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = ()) -> None:
-    """Check that data are there before anything runs.
+    """Check before anything runs that data are there, and that evaluation sets hold what their cards say.
 
     Args:
-        datasets: Names of training sets.
+        datasets: Names of training sets; the index step counts them.
         evaluations: Evaluations; what the workflow makes, or may do without, need not be there.
 
     Raises:
-        ValueError: If some are not; the message says how to get each.
+        ValueError: If some are not; the message names all, and says how to get or mend each.
     """
+    evaluations = list(evaluations)
     lines = []
     for name in sorted(set(datasets)):
         card = dataset(name, pairs=2)  # the number of a part's pairs does not matter here
@@ -146,8 +147,17 @@ def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = 
     lost = [card for card in needed.values() if not card.build and not eval_cards.is_there(card)]
     if lost:
         lines.append(eval_cards.missing(lost))
+    lines += wrong(evaluations)
     if lines:
         raise ValueError("\n".join(lines))
+
+
+def wrong(evaluations: Iterable[Evaluation]) -> list[str]:
+    """Say what is wrong with evaluation sets that are there, one line each; not of those that the workflow makes."""
+    from engine import eval_data  # here: it imports numpy, and most workflows need it for nothing else
+
+    found = {card.name: card for evaluation in evaluations for card in evaluation.sets.values() if not card.build}
+    return eval_data.problems(card for card in found.values() if eval_cards.is_there(card))
 
 
 def eval_set(name: str) -> EvalCard:

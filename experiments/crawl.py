@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -29,9 +28,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from rich.console import Console
 
-from engine import paths
+from engine import errors, paths
 from engine.spec import Frozen, parse, unknown_name
-from experiments import cards
+from experiments import cards, parquet
 
 PINS = Path(__file__).with_name("crawl.txt")
 """What is installed beside the shards: img2dataset and all that it needs."""
@@ -83,7 +82,7 @@ def crawl(links: Links, out: Path, *, jobs: int, get: str | None = None) -> Craw
     unfinished = out / cards.UNFINISHED
     copied = unfinished.with_name("links")
     asked = copied / _ASKED
-    if asked.exists() and parse(Links, asked.read_text(encoding="utf-8"), str(asked)) != links:
+    if asked.exists() and parse(Links, paths.read_text(asked), str(asked)) != links:
         raise ValueError(
             f"{out} has pictures of other links or options ({asked}): remove that folder, or name another with --out"
         )
@@ -108,7 +107,7 @@ def crawl(links: Links, out: Path, *, jobs: int, get: str | None = None) -> Craw
     ]
     quiet = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
     code = subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode
-    stats = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*_stats.json")]
+    stats = [paths.read_json(path) for path in out.glob("*_stats.json")]
     found = Crawled(links=sum(s["count"] for s in stats), pictures=sum(s["successes"] for s in stats))
     if found.links > num_links:
         raise ValueError(f"{out} has shards of {found.links:,} links, the list {num_links:,}: remove that folder")
@@ -131,7 +130,7 @@ def crawl(links: Links, out: Path, *, jobs: int, get: str | None = None) -> Craw
 
 def _without_pictures(out: Path) -> list[Path]:
     """Return the stats of shards in which no link gave a picture."""
-    return [path for path in out.glob("*_stats.json") if not json.loads(path.read_text(encoding="utf-8"))["successes"]]
+    return [path for path in out.glob("*_stats.json") if not paths.read_json(path)["successes"]]
 
 
 def _have(source: Path, get: str | None) -> None:
@@ -202,7 +201,12 @@ def _tables(links: Links) -> Iterator[pa.Table]:
 
 
 def _batches(path: Path, links: Links, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-    file = pq.ParquetFile(path) if path.suffix == ".parquet" else None
+    with parquet.explained(path):
+        yield from _checked(path, links, wanted)
+
+
+def _checked(path: Path, links: Links, wanted: list[str]) -> Iterator[pa.RecordBatch]:
+    file = pq.ParquetFile(path, page_checksum_verification=True) if path.suffix == ".parquet" else None
     known = links.columns if file is None else file.schema_arrow.names
     for name in wanted:
         if name not in known:
@@ -287,8 +291,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         links = Links.model_validate({key: getattr(args, key) for key in Links.model_fields})
         found = crawl(links, args.out, jobs=args.jobs, get=args.get)
-    except (ValueError, paths.DiskFullError) as error:
-        sys.exit(f"error: {error}")
+    except errors.KNOWN as error:
+        sys.exit(f"error: {errors.describe(error)}")
     except KeyboardInterrupt:
         sys.exit("stopped; what came so far is kept: run this again to go on")
     Console().print(f"{found.pictures:,} of {found.links:,} links gave a picture: {args.out}")

@@ -256,6 +256,9 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
     for card in to_fetch:
         if pin_cards and source_path(card).exists():
             pin(card, noted(card))
+    wrong = eval_data.problems(to_fetch)  # what it counts is remembered: the workflow asks the same
+    if wrong:
+        raise FetchError("\n".join(wrong))
     console.print(
         "all evaluation sets are there" if to_fetch else "none of these sets is fetched: the workflow makes it"
     )

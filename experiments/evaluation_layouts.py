@@ -6,7 +6,6 @@ What is read is compared with the set's card, and every picture is decoded once.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine.archive import IMAGE_FORMATS
 from engine.eval_data import IMAGE_EXTENSIONS
 from engine.evaluation import EvalCard
+from engine.pictures import IMAGE_FORMATS, open_picture
 from experiments.shards import Sample, png, write_shards
 
 IMAGES_PER_SHARD = 500
@@ -42,7 +41,7 @@ def convert(card: EvalCard, originals: Path, folder: Path) -> None:
     assert card.original is not None
     try:
         LAYOUTS[card.original.layout](card, originals, folder)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         if isinstance(error, LayoutError):
             raise
         raise LayoutError(f"evaluation set {card.name!r}: its files cannot be read ({error})") from error
@@ -99,7 +98,7 @@ def _pictures(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
 
 def _decode(card: EvalCard, data: bytes, where: PurePosixPath) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=(*IMAGE_FORMATS, "TIFF"))
+        image = open_picture(data, (*IMAGE_FORMATS, "TIFF"))
         image.load()
     except (OSError, ValueError, SyntaxError) as error:
         raise LayoutError(f"evaluation set {card.name!r}: {where} cannot be decoded ({error})") from None

@@ -56,7 +56,7 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
         command = [sys.executable, "-m", "experiments", "expand", *(suites[name].reference for name in stale)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise ValueError(result.stderr.strip())
+            raise ValueError(result.stderr.strip().removeprefix("error: "))
         for name in stale:
             paths.write_text(_digest_path(name), digests[name] + "\n")
         found |= {name: _read(name) for name in stale}
@@ -82,7 +82,7 @@ def _digest(ours: str, suite: names.Asked) -> str:
 
 
 def _read(name: str) -> ExpandedSuite:
-    return parse(ExpandedSuite, paths.suite(name).read_text(encoding="utf-8"), str(paths.suite(name)))
+    return parse(ExpandedSuite, paths.read_text(paths.suite(name)), str(paths.suite(name)))
 
 
 def _is_whole(suite: ExpandedSuite) -> bool:
@@ -100,4 +100,4 @@ def _digest_path(name: str) -> Path:
 def _digest_of(name: str) -> str:
     """What an expansion that is there was made from."""
     path = _digest_path(name)
-    return path.read_text(encoding="utf-8").strip() if path.exists() and paths.suite(name).exists() else ""
+    return paths.read_text(path).strip() if path.exists() and paths.suite(name).exists() else ""

@@ -62,7 +62,7 @@ def cancel(names: Sequence[str]) -> list[Job]:
 
 
 def _view(path: Path) -> JobView:
-    job = parse(Job, path.read_text(encoding="utf-8"), str(path))
+    job = parse(Job, paths.read_text(path), str(path))
     folder = path.parent
     is_of_run = folder.parent.parent.parent == paths.RESULTS / "runs"
     state, node, is_live = job.end or "", "", False

@@ -11,7 +11,6 @@ been asked for in a folder, also as ``mine`` there, which is what its results ar
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -113,8 +112,9 @@ def _find(base: str) -> tuple[str, Path, bool]:
         return file.stem, folder / file.name, True
     if file.stem in suites() or file.stem.startswith(PREFIX) or not re.fullmatch(ID_PATTERN, file.stem):
         raise ValueError(
-            f"suite {base}: its results would be called {file.stem!r}; allowed are names of {ID_PATTERN} that none of "
-            f"this repository's suites has and that do not begin with {PREFIX!r}: rename the file"
+            f"suite {base}: its results would be called {file.stem!r}; allowed are names of {ID_PATTERN}, at most 60 "
+            f"characters, that none of this repository's suites has and that do not begin with {PREFIX!r}: rename the "
+            "file"
         )
     return file.stem, file, False
 
@@ -124,7 +124,7 @@ def _outside(base: str) -> str | None:
     folder = paths.suite(base).parent
     for path in (paths.suite(base), *sorted(folder.glob(f"{PREFIX}*@{base}.json"))):
         if path.exists():
-            file: str | None = json.loads(path.read_text(encoding="utf-8")).get("file")
+            file: str | None = paths.read_json(path).get("file")
             return file
     return None
 

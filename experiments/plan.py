@@ -79,6 +79,8 @@ class Plan(Frozen):
     basis: tuple[str, ...]
     """What the hours are estimated from."""
     missing: tuple[Missing, ...]
+    wrong: tuple[str, ...]
+    """What does not fit its card of the evaluation sets that are there."""
 
 
 class Estimate(NamedTuple):
@@ -135,6 +137,7 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
             *_missing_training(spec.dataset.name for spec in to_train.values()),
             *_missing_evaluation(suite for suite in suites if to_evaluate[suite.name]),
         ),
+        wrong=tuple(cards.wrong(suite.evaluation for suite in suites if to_evaluate[suite.name])),
     )
 
 
@@ -214,8 +217,10 @@ def show(plan: Plan, console: Console) -> None:
         for item in plan.missing:
             missing.add_row(item.kind, item.name, item.path, item.how)
         console.print(missing)
-    else:
+    elif not plan.wrong:
         console.print("All data are there, or the workflow makes them.")
+    for line in plan.wrong:
+        console.print(f"Wrong: {line}", highlight=False, markup=False)
 
 
 def _hours(amount: Amount) -> str:
@@ -233,7 +238,7 @@ def _size(num_bytes: int) -> str:
 def _measured() -> Iterator[Measured]:
     """Read the step times of all finished runs."""
     for path in sorted(paths.record("*").parent.parent.glob(f"*/{paths.record('*').name}")):
-        record = parse(Record, path.read_text(encoding="utf-8"), str(path))
+        record = parse(Record, paths.read_text(path), str(path))
         if record.status == "finished" and record.median_step_sec:
             origin = record.provenance
             yield Measured(record.spec, record.median_step_sec, origin.world_size, origin.device)

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
+from engine import errors
 from engine.index import IMAGE_EXTENSIONS
 from engine.spec import unknown_name
+from experiments import parquet
 from experiments.shards import Sample, write_shards
 
 _BEGINNINGS = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"RIFF": "webp"}
@@ -46,12 +49,15 @@ def write(source: Path, out: Path, *, image: str, caption: str, per_shard: int) 
         raise ValueError(f"no *.parquet files in {source}")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: remove what is there to write it anew")
+    count = 0
     for path in files:
-        names = pq.read_schema(path).names
+        with parquet.explained(path):
+            file = pq.ParquetFile(path)
+            names = file.schema_arrow.names
+            count += file.metadata.num_rows
         for name in (image, caption):
             if name not in names:
                 raise ValueError(f"{path}: " + unknown_name("column", name, names))
-    count: int = sum(pq.read_metadata(path).num_rows for path in files)
     half = out.with_name(f".{out.name}.part")
     shutil.rmtree(half, ignore_errors=True)
     samples = track(_samples(files, image, caption), total=count, description="pairs", disable=not sys.stderr.isatty())
@@ -65,13 +71,19 @@ def write(source: Path, out: Path, *, image: str, caption: str, per_shard: int) 
 
 def _samples(files: list[Path], image: str, caption: str) -> Iterator[Sample]:
     for path in files:
-        for batch in pq.ParquetFile(path).iter_batches(columns=[image, caption], batch_size=256):
+        for batch in _batches(path, [image, caption]):
             for row in batch.to_pylist():
                 yield _sample(row[image], row[caption], caption, path)
 
 
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with parquet.explained(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        yield from file.iter_batches(columns=columns, batch_size=256)
+
+
 def _sample(picture: Any, text: Any, field: str, path: Path) -> Sample:
-    content = picture["bytes"] if isinstance(picture, dict) else picture
+    content: Any = picture.get("bytes") if isinstance(picture, dict) else picture
     is_file = isinstance(content, bytes)
     kind = next((kind for start, kind in _BEGINNINGS.items() if is_file and content.startswith(start)), None)
     if kind is None:
@@ -92,10 +104,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         write(args.source, args.out, image=args.image, caption=args.caption, per_shard=args.per_shard)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {args.out} could not be written: {error}; what was begun is removed")
+        sys.exit(f"error: {args.out} could not be written: {errors.describe(error)}; what was begun is removed")
+    except errors.KNOWN as error:
+        sys.exit(f"error: {errors.describe(error)}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import paths
 from engine.evaluation import EvalResult
+from engine.metrics import parse_lines
 from engine.spec import Frozen, RunSpec, parse
 from engine.suite import ExpandedSuite
 
@@ -42,7 +43,7 @@ class _RunMirror:
         self._spec, self._eval_sets, self._folder = spec, eval_sets, folder
         self._writer: SummaryWriter | None = None
         path = folder / "mirrored.json"
-        self._mirrored = parse(_Mirrored, path.read_text(encoding="utf-8"), str(path)) if path.exists() else _Mirrored()
+        self._mirrored = parse(_Mirrored, paths.read_text(path), str(path)) if path.exists() else _Mirrored()
 
     def update(self) -> bool:
         """Write what is new; returns whether the run has logged anything at all."""
@@ -58,8 +59,8 @@ class _RunMirror:
                 file.seek(0)
             data = file.read()
         lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-        for line in lines:
-            self._write_metrics(json.loads(line))
+        for entry in parse_lines(path, lines):
+            self._write_metrics(entry)
         results = [path for path in self._results() if str(path) not in self._mirrored.results]
         for path in results:
             self._write_result(path)
@@ -104,7 +105,7 @@ class _RunMirror:
                 self._write(name, line["step"], value, line.get("unix_sec"))
 
     def _write_result(self, path: Path) -> None:
-        result = parse(EvalResult, path.read_text(encoding="utf-8"), str(path))
+        result = parse(EvalResult, paths.read_text(path), str(path))
         step = result.milestone // self._spec.global_batch_size
         for metric, value in result.metrics.items():
             self._write(f"eval/{result.eval_set}/{metric}", step, value, path.stat().st_mtime)

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "neuclip": {"neuclip"} | FOR_METHODS,
     "baselines": FOR_METHODS,
     "analysis": {"analysis", "engine.spec", "engine.record", "engine.paths", "engine.evaluation", "engine.suite"}
+    | {"engine.errors"}
     # Licences and sources of training sets, for the report.
     | {"experiments.cards"},
     "experiments": {"experiments", "engine"},

@@ -85,7 +85,7 @@ def gather(names: Iterable[str]) -> Report:
         raise FileNotFoundError(
             f"{', '.join(lost)}: not there. Run: snakemake --config suites={','.join(names)}. Collected here: {known}"
         )
-    suites = [parse(ExpandedSuite, paths.suite(n).read_text(encoding="utf-8"), str(paths.suite(n))) for n in names]
+    suites = [parse(ExpandedSuite, paths.read_text(paths.suite(n)), str(paths.suite(n))) for n in names]
     frames = {name: tidy.read(paths.collected(name)) for name in names}
     runs = Runs(suites, pd.concat(frames.values(), ignore_index=True))
     parts = tuple(_suite(suite, frames[suite.name], runs) for suite in suites)

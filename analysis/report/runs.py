@@ -84,7 +84,7 @@ class Runs:
         for run_id in runs:
             path = paths.record(run_id)
             if path.exists():
-                self.records[run_id] = parse(Record, path.read_text(encoding="utf-8"), str(path))
+                self.records[run_id] = parse(Record, paths.read_text(path), str(path))
             if dates := _dates(paths.metrics(run_id)):
                 self.dates[run_id] = dates
         self.settings = {run_id: settings(run.spec) for run_id, (_, run) in runs.items()}
@@ -135,7 +135,9 @@ class Runs:
 
     def _start(self, attempt: Attempt) -> Start:
         origin = attempt.provenance
-        facts = origin.model_dump(exclude={"commit", "dirty_sha256", "dataset_sha256", "packages"}) | origin.packages
+        versions = {"packages", "libraries"}
+        facts = origin.model_dump(exclude={"commit", "dirty_sha256", "dataset_sha256", *versions})
+        facts |= {name: version or "none" for name, version in (origin.packages | origin.libraries).items()}
         facts = {key: str(value) for key, value in facts.items()}
         known = next((e for e in self.environments if e.facts == facts), None)
         if known is None:
@@ -161,7 +163,7 @@ def _dates(path: Path) -> tuple[float, float] | None:
     if not path.exists():
         return None
     seconds = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in paths.read_text(path).splitlines():
         found = re.search(r'"unix_sec": ?([0-9.e+]+)', line)
         if found:
             seconds.append(float(found[1]))

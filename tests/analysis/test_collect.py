@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import synthetic
@@ -274,3 +275,35 @@ def test_settings_are_told_apart_by_what_differs() -> None:
 
 def test_when_a_line_was_logged_is_no_metric(frame: pd.DataFrame) -> None:
     assert "unix_sec" not in set(frame["name"])
+
+
+def read_or_said(path: Path) -> str:
+    """The digest of a frame's rows, or what is said of a file that is none."""
+    try:
+        return tidy.digest(tidy.read(path))
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_flipped_bit_in_a_frame_is_named_and_never_changes_a_number(frame: pd.DataFrame) -> None:
+    path = Path("collected.parquet")
+    rows = frame.head(200)
+    tidy.write(rows, path)
+    whole, digest = path.read_bytes(), tidy.digest(rows)
+    random = np.random.default_rng(0)
+    found = []
+    for bit in random.integers(8 * len(whole), size=300):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        found.append(read_or_said(path))
+    named = [said for said in found if said.startswith("collected.parquet: ") and "collect the suite again" in said]
+    assert len(named) > 100
+    assert set(found) - set(named) == {digest}  # of what nobody reads
+
+
+def test_a_line_of_a_log_that_is_no_text_is_named(suite: Path) -> None:
+    path = sorted(paths.metrics("x").parent.parent.glob("*/metrics.jsonl"))[0]
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
+    with pytest.raises(CollectError, match=rf"{path}, line \d+: .* is no JSON object"):
+        collect(suite)

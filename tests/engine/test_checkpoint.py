@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -159,6 +160,53 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path, change, message):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
     with pytest.raises(ValueError, match=f"{message}; here are torch .* remove {tmp_path}"):
         load_checkpoint(tmp_path, newest_step(tmp_path))
+
+
+def replace_data(folder, step, write):
+    """Put another file in the place of a checkpoint's, with its digest in the manifest."""
+    write(data(folder, step))
+    manifest = data(folder, step).with_suffix(".json")
+    facts = json.loads(manifest.read_text()) | {"sha256": paths.file_sha256(data(folder, step))}
+    manifest.write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(pickle.dumps({"towers": {}})), "is no checkpoint, but another kind of file"),
+        (lambda path: torch.save({"towers": path}, path), "is no checkpoint, but another kind of file"),
+        (lambda path: zipfile.ZipFile(path, "w").close(), "is no checkpoint, but another kind of file"),
+        (lambda path: torch.save([1], path), "is no checkpoint, but another kind of file"),
+        (lambda path: torch.save({"towers": {}}, path), "is no checkpoint of a run, it lacks averaged, clock,"),
+    ],
+    ids=["a pickle", "an object", "an archive", "a list", "without its keys"],
+)
+def test_another_file_in_the_place_of_a_checkpoint_is_named(tmp_path, monkeypatch, write, message):
+    toy.build(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    spec = toy.run_spec("openclip", steps=2)
+    folder = paths.checkpoints(spec.run_id)
+    save_checkpoint(folder, 1, {"x": 1})
+    replace_data(folder, 1, write)
+    said = rf"step-000000001\.pt {message}.*: remove {folder} to train the run again from its start$"
+    with pytest.raises(ValueError, match=said):
+        train(spec, Execution())
+
+
+def test_files_under_names_that_no_checkpoint_has_are_left_alone(tmp_path, capsys):
+    strange = ["step-garbage.json", "step-garbage.pt", "step-1.json"]
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"step": step})
+        for name in strange:
+            (tmp_path / name).write_text("{}")
+    assert newest_step(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert all(f"{name} is passed over: checkpoints are called" in said for name in strange)
+    remove_newer(tmp_path, 1)
+    save_checkpoint(tmp_path, 2, {"step": 2})
+    save_checkpoint(tmp_path, 3, {"step": 3})
+    kept = [f"step-{step:09d}{suffix}" for step in (2, 3) for suffix in (".json", ".pt")]
+    assert names(tmp_path) == sorted([*kept, *strange])
 
 
 def test_no_checkpoint_is_no_error(tmp_path):

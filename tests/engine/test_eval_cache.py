@@ -11,7 +11,7 @@ import torch
 from open_clip.transform import image_transform
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
-from engine import eval_cache, eval_data, evaluate
+from engine import eval_cache, eval_data, eval_pictures, evaluate
 from engine.eval_cache import PixelCache
 from engine.evaluate import Model, answer_set
 
@@ -42,9 +42,9 @@ def sets(tmp_path):
 def num_decoded(monkeypatch):
     """Names of the sets of all pictures that are decoded in this process."""
     seen = []
-    decode = eval_data._Images.__getitem__
+    decode = eval_pictures._Images.__getitem__
     monkeypatch.setattr(
-        eval_data._Images,
+        eval_pictures._Images,
         "__getitem__",
         lambda self, row: seen.append(self.locations[row].shard.parts[-3]) or decode(self, row),
     )
@@ -97,7 +97,7 @@ def test_a_transform_whose_pixels_cannot_be_told_apart_is_not_kept(sets, tmp_pat
 
 def test_open_clips_transforms_are_told_apart_by_all_that_decides_the_pixels():
     def described(size, **facts):
-        return eval_data.split_transform(image_transform(size, False, **facts))[0].described()
+        return eval_pictures.split_transform(image_transform(size, False, **facts))[0].described()
 
     facts = [
         *({"size": 8, "resize_mode": mode} for mode in ("shortest", "longest", "squash")),

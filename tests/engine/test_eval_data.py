@@ -10,7 +10,7 @@ import pytest
 from evalsets import CLASSES, LinearClip, classification, npy, picture
 from toy import write_tar
 
-from engine import eval_data
+from engine import eval_data, eval_digest, eval_pictures, paths
 from engine.evaluate import Model, answer_set
 
 TEXTS = {"classnames": CLASSES, "zeroshot_classification_templates": ["a {c}"]}
@@ -26,7 +26,8 @@ def sample(**members):
 
 
 def refused(card, message):
-    with pytest.raises(ValueError, match=r"^evaluation set 'pets'.*: fetch it again") as error:
+    advice = r"(mend \S+/pets, or edit its card|edit the card), experiments/evals/pets\.yaml"
+    with pytest.raises(ValueError, match=rf"^evaluation set 'pets'.*: {advice}") as error:
         eval_data.read(card)
     assert re.search(message, str(error.value)), error.value
     assert "\n" not in str(error.value)
@@ -38,6 +39,7 @@ def refused(card, message):
         (b"7", r"0\.tar, key '00001': the label is 7, there are 7 class names \(labels from 0\)"),
         (b"-1", r"0\.tar, key '00001': the label is -1"),
         (b"cat", r"0\.tar, key '00001': the label is b'cat', expected a whole number"),
+        (b"9" * 20, r"0\.tar, key '00001': the label is b'9{20}', expected a whole number"),
     ],
 )
 def test_a_label_outside_the_class_names_is_refused(tmp_path, label, message):
@@ -68,8 +70,54 @@ def test_texts_that_clip_benchmark_would_take_in_silence_are_refused(tmp_path, t
 
 def test_another_number_of_class_names_or_images_than_the_card_says_is_refused(tmp_path):
     card = write(tmp_path, [sample()])
-    refused(card.model_copy(update={"classes": 9}), "7 class names, its card says 9")
-    refused(card.model_copy(update={"images": 9}), "1 images in .*, its card says 9")
+    refused(card.model_copy(update={"classes": 9}), "has 7 class names, its card says 9")
+    refused(card.model_copy(update={"images": 9}), "has 1 images, its card says 9")
+
+
+def test_all_counts_are_compared_at_once_and_before_labels(tmp_path):
+    card = write(tmp_path, [sample(), sample(cls=b"8")]).model_copy(update={"images": 3, "classes": 9})
+    refused(card, r"has 2 images, 7 class names, its card says 3, 9: .* \(images: 2, classes: 7\), or complete")
+
+
+@pytest.mark.parametrize(
+    ("facts", "advice"),
+    [
+        ({}, "edit the card, experiments/evals/pets.yaml (images: 1), or complete the folder"),
+        ({"build": "make it"}, "run `make it` again"),
+        ({"fetch": "ask them"}, "fetch it again (ask them)"),
+        ({"hf_repo": "us/pets"}, "`python -m experiments evaluation-data pets` fetches what it lacks, and names what"),
+    ],
+    ids=["own", "built", "by hand", "fetched"],
+)
+def test_the_advice_fits_how_the_set_came(tmp_path, facts, advice):
+    card = write(tmp_path, [sample()], facts=facts).model_copy(update={"images": 2})
+    (line,) = eval_data.problems([card])
+    assert line.startswith(f"evaluation set 'pets': {card.path} has 1 images, its card says 2: {advice}")
+
+
+def test_a_set_is_counted_once_and_again_when_it_is_touched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(eval_digest, "_SETTLED_NS", -(10**12))
+    paths.RESULTS.mkdir()
+    card = evalsets.retrieval(Path("pets"), [["a"], ["b"]])
+    counted, count = [], eval_data._count
+    monkeypatch.setattr(eval_data, "_count", lambda card: counted.append(card.name) or count(card))
+    assert [eval_data.problems([card]) for _ in range(3)] == [[]] * 3
+    assert eval_data.read(card).sha256 == eval_digest.folder_digest(Path("pets"))  # both are remembered
+    # The card is compared all the same, and not what another task would find in there.
+    wrong = card.model_copy(update={"images": 3, "captions": 4})
+    assert "has 2 images, 2 captions, its card says 3, 4" in eval_data.problems([wrong])[0]
+    assert counted == ["pets"]
+    assert "instances.jsonl is missing" in eval_data.problems([card.model_copy(update={"task": "association"})])[0]
+    evalsets.retrieval(Path("pets"), [["a"], ["b"], ["c"]])
+    assert "has 3 images, its card says 2" in eval_data.problems([card])[0]
+    assert counted == ["pets"] * 3
+
+
+def test_texts_that_are_no_utf_8_are_named(tmp_path):
+    card = write(tmp_path, [sample()])
+    (Path(card.path) / "classnames.txt").write_bytes(b"\xff\n")
+    refused(card, r"classnames\.txt is no UTF-8")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
@@ -121,7 +169,7 @@ def test_a_sample_without_its_parts_is_refused(tmp_path, members, message):
 def test_an_image_that_cannot_be_decoded_is_refused_with_and_without_workers(
     tmp_path, monkeypatch, data, min_images_for_workers
 ):
-    monkeypatch.setattr(eval_data, "MIN_IMAGES_FOR_WORKERS", min_images_for_workers)
+    monkeypatch.setattr(eval_pictures, "MIN_IMAGES_FOR_WORKERS", min_images_for_workers)
     card = write(tmp_path, [sample(), sample(), sample(png=data)])
     model = Model(LinearClip(), evalsets.transform, evalsets.tokenizer, "cpu", num_workers=1)
     with pytest.raises(ValueError, match=r"^evaluation set 'pets': .*0\.tar, key '00002': the image cannot be decoded"):
@@ -170,7 +218,7 @@ def test_a_downloaders_own_notes_are_not_content(tmp_path):
 
 def test_captions_that_are_no_text_or_not_there_are_refused(tmp_path):
     card = evalsets.retrieval(tmp_path / "pets", [["a"], ["b"]])
-    refused(card.model_copy(update={"captions": 3}), "2 captions in .*, its card says 3")
+    refused(card.model_copy(update={"captions": 3}), "has 2 captions, its card says 3")
     evalsets.write_set(tmp_path / "pets", [{"png": picture(0), "txt": b"\xff\xfe\xfa"}])
     refused(card.model_copy(update={"images": 1}), r"key '00000': \.txt is no UTF-8")
     refused(evalsets.retrieval(tmp_path / "pets", [[], []]), "no captions")

@@ -1,6 +1,7 @@
 """Any open_clip model can be evaluated; random weights only where they are asked for."""
 
 import json
+import pickle
 
 import evalsets
 import open_clip
@@ -24,6 +25,8 @@ def files(tmp_path_factory):
     torch.save(state, folder / "plain.pt")
     training = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}, "optimizer": {}}
     torch.save(training, folder / "training.pt")
+    (folder / "pickle.pt").write_bytes(pickle.dumps({"state_dict": folder}))
+    torch.save({"encoder": torch.zeros(3)}, folder / "other.pt")
     torch.save({**state, "prototypes": torch.zeros(3)}, folder / "more.pt")
     state.pop("positional_embedding")
     torch.save(state, folder / "less.pt")
@@ -73,6 +76,12 @@ def test_one_value_changes_the_digest():
         (NAME, "{files}/none.pt", r"none\.pt' is no file, and unknown tag .* Known: none"),
         ("tiny-vitt", "x", r"unknown open_clip model 'tiny-vitt'; did you mean 'tiny-vit'"),
         (NAME, "{files}/more.pt", r"cannot be loaded: RuntimeError: .*[Uu]nexpected key.*prototypes"),
+        (
+            NAME,
+            "{files}/pickle.pt",
+            r"^'.*pickle\.pt' cannot be loaded: it holds other things than tensors .* safetensors$",
+        ),
+        (NAME, "{files}/other.pt", r"other\.pt' cannot be loaded: RuntimeError: .{,300} \.\.\.$"),
         (NAME, "{files}/less.pt", r"cannot be loaded: RuntimeError: .*[Mm]issing key.*positional_embedding"),
         ("tiny-resnet", "{files}/plain.pt", r"'tiny-resnet' with weights '.*plain\.pt' cannot be loaded"),
         ("local-dir:{files}/empty", None, r"cannot be loaded: RuntimeError: .*[Pp]retrained"),

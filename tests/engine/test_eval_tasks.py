@@ -12,7 +12,7 @@ from evalsets import CLASSES, TEMPLATES, LinearClip, association, card, classifi
 from torch.utils.data import DataLoader
 
 from analysis import bootstrap
-from engine import eval_data, eval_model
+from engine import eval_data, eval_model, eval_pictures
 from engine.archive import read_members
 from engine.evaluate import Model, answer_set
 from engine.evaluation import Evaluation
@@ -234,7 +234,7 @@ def test_sets_that_describe_classes_alike_share_their_vectors(tmp_path):
 def test_worker_processes_change_nothing_even_if_they_are_more_than_the_shards(tmp_path, monkeypatch):
     eval_card = classification(tmp_path / "set", 150, shards=1)
     expected = evaluated(eval_card)
-    monkeypatch.setattr(eval_data, "MIN_IMAGES_FOR_WORKERS", 1)
+    monkeypatch.setattr(eval_pictures, "MIN_IMAGES_FOR_WORKERS", 1)
     assert answer_set(eval_data.read(eval_card), model(num_workers=2)).metrics == expected
 
 
@@ -257,7 +257,7 @@ def test_a_model_that_knows_nothing_scores_chance_in_every_metric_and_on_average
 
     for metric in ("acc1", "mean_per_class_recall", "F1-macro_all"):
         eval_card = classification(tmp_path / metric, 120, metric=metric)
-        sizes = np.bincount(eval_data.read(eval_card).labels.numpy())
+        sizes = np.bincount(eval_data.read(eval_card).labels)
         if metric == "F1-macro_all":
             mean, square = np.mean([evalsets.f1_of_guesses(int(n), 120 - int(n), p) for n in sizes], axis=0)
             add(eval_card, float(mean), square - mean**2)  # of one class: no less than that of their mean
@@ -293,7 +293,7 @@ def test_a_model_that_knows_nothing_scores_chance_in_every_metric_and_on_average
 
 def test_a_transform_that_is_split_gives_the_same_numbers_to_the_last_bit():
     _, transform, _ = eval_model.load_model("tiny-vit", None, random_weights=True)
-    draw, finish = eval_data.split_transform(transform)
+    draw, finish = eval_pictures.split_transform(transform)
     pictures = [
         evalsets.Image.open(evalsets.io.BytesIO(picture(n, size=size))) for n, size in enumerate([(40, 30), (9, 70)])
     ]
@@ -304,6 +304,6 @@ def test_a_transform_that_is_split_gives_the_same_numbers_to_the_last_bit():
 
 
 def test_a_transform_of_another_form_is_left_whole():
-    draw, finish = eval_data.split_transform(evalsets.transform)
+    draw, finish = eval_pictures.split_transform(evalsets.transform)
     image = evalsets.Image.new("RGB", (5, 5), (1, 2, 3))
     assert torch.equal(finish(draw(image)), evalsets.transform(image))

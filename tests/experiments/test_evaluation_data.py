@@ -21,7 +21,7 @@ from hub import Hub, commit
 from rich.console import Console
 
 from engine import eval_cards, eval_data, paths
-from engine.evaluation import EvalCard
+from engine.evaluation import EvalCard, Evaluation
 from experiments import cards, evaluation_data
 from experiments.evaluation_data import FetchError
 
@@ -273,7 +273,9 @@ def test_a_file_that_is_here_and_is_another_is_named_and_not_overwritten(hub, ho
 def test_whole_files_with_other_numbers_than_the_card_says_are_named_with_what_to_do(hub, home):
     offer(hub, home, images=41)
     for _ in range(2):
-        with pytest.raises(FetchError, match=f"40 images in data/pets, its card says 41(.|\n)*those of {REPO}@{FIRST}"):
+        with pytest.raises(
+            FetchError, match=f"data/pets has 40 images, its card says 41(.|\n)*those of {REPO}@{FIRST}"
+        ):
             run("zoo")
     offer(hub, home, images=40, classes=8)
     with pytest.raises(FetchError, match="7 class names, its card says 8"):
@@ -385,6 +387,27 @@ def test_missing_sets_are_named_before_anything_runs_unless_they_may_be_missing_
     ]
     run("zoo")
     cards.refuse_missing([], [evaluation])
+
+
+def test_wrong_counts_of_all_sets_are_named_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sets = {
+        "pets": evalsets.classification(Path("pets"), 6).model_copy(update={"images": 7, "classes": 8}),
+        "right": evalsets.retrieval(Path("right"), [["a"], ["b"]]),
+        "tales": evalsets.retrieval(Path("tales"), [["a"], ["b"]]).model_copy(update={"captions": 5}),
+        "made": evalsets.retrieval(Path("made"), [["a"]]).model_copy(update={"images": 2, "build": "make it"}),
+        "away": evalsets.card(Path("away"), images=1),
+    }
+    evaluation = Evaluation(name="zoo", sets=sets, averages={}, when_missing="no_average")
+    with pytest.raises(ValueError, match="'pets'") as error:
+        cards.refuse_missing([], [evaluation, evaluation])
+    assert str(error.value).splitlines() == [
+        "evaluation set 'pets': pets has 6 images, 7 class names, its card says 7, 8: edit the card, "
+        "experiments/evals/pets.yaml (images: 6, classes: 7), or complete the folder",
+        "evaluation set 'tales': tales has 2 captions, its card says 5: edit the card, "
+        "experiments/evals/tales.yaml (captions: 2), or complete the folder",
+    ]
+    cards.refuse_missing([], [evaluation.model_copy(update={"sets": {"right": sets["right"], "away": sets["away"]}})])
 
 
 EVALUATE = """

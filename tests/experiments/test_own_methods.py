@@ -203,7 +203,7 @@ def test_our_own_suites_may_be_named_by_their_files_too():
     assert names.resolve([str(cards.FOLDER / "suites" / "smoke.yaml")]) == ["smoke"]
 
 
-@pytest.mark.parametrize("name", ["smoke", "ablation_mine", "Mine"])
+@pytest.mark.parametrize("name", ["smoke", "ablation_mine", "Mine", "m" * 61, "m" * 240])
 def test_a_suite_cannot_take_a_name_that_results_would_not_be_told_apart_by(mine, name):
     (mine / "mine.yaml").rename(mine / f"{name}.yaml")
     with pytest.raises(ValueError, match=f"its results would be called '{name}'.*rename the file"):
@@ -279,3 +279,11 @@ def test_the_pages_suite_runs_into_the_tables_beside_ours(mine):
     assert "Nothing to be done" in snakemake()
     edit(mine / "dcl.py", ".mean() / 2", ".mean()")
     assert "train 1" in " ".join(snakemake("-n").split())
+
+
+def test_a_suite_that_is_no_utf_8_is_named_with_its_line(mine):
+    path = mine / "mine.yaml"
+    path.write_bytes(path.read_bytes() + b"# \xe9t\xe9\n")
+    line = path.read_bytes().count(b"\n")
+    with pytest.raises(ValueError, match=rf"mine\.yaml, line {line}: byte 0xe9 is not UTF-8: save the file as UTF-8"):
+        expand(str(path))

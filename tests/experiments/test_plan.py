@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import toy
 import yaml
+from rich.console import Console
 
 from engine import checkpoint, paths
 from engine.record import Record
@@ -60,6 +61,21 @@ def test_a_recorded_run_is_what_the_rest_is_estimated_from(root):
     assert basis.startswith(f"recorded: {first.model.name}, openclip, batch 16, on {record.provenance.device} (1 run)")
     assert after.total.evaluations_left == len(first.milestones) + len(second.milestones)
     assert after.total.evaluation_hours is None
+
+
+def test_wrong_counts_of_evaluation_sets_are_shown(root):
+    suite = make_suite(toy.run_spec("openclip", steps=6))
+    assert plan.make([suite]).wrong == ()
+    sets = {name: card.model_copy(update={"images": 17}) for name, card in suite.evaluation.sets.items()}
+    evaluation = suite.evaluation.model_copy(update={"sets": sets})
+    found = plan.make([suite.model_copy(update={"evaluation": evaluation})])
+    assert [line.partition(": ")[0] for line in found.wrong] == [f"evaluation set {name!r}" for name in sets]
+    assert all("has 16 images, its card says 17: edit the card" in line for line in found.wrong)
+    console = Console(width=300, record=True)
+    plan.show(found, console)
+    shown = console.export_text()
+    assert all(f"Wrong: {line}" in shown for line in found.wrong)
+    assert "All data are there" not in shown
 
 
 def test_the_disk_is_what_a_run_really_takes(root, monkeypatch):

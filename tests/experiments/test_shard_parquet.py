@@ -3,7 +3,9 @@
 import errno
 import io
 import os
+import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,6 +39,25 @@ def source(tmp_path, monkeypatch):
     pq.write_table(pa.Table.from_pylist(rows[:4]), folder / "train-00000-of-00002.parquet")
     pq.write_table(pa.Table.from_pylist(rows[4:]), folder / "train-00001-of-00002.parquet")
     return folder.parent
+
+
+def test_a_damaged_file_is_named(source, monkeypatch):
+    file = source / "data" / "train-00001-of-00002.parquet"
+    whole = file.read_bytes()
+    random = np.random.default_rng(0)
+    seen = set()
+    for place in (*random.integers(len(whole), size=60), 0, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << random.integers(8)
+        file.write_bytes(damaged)
+        try:
+            shard_parquet.main([str(source), "--caption", "caption", "--out", "shards"])
+        except SystemExit as end:
+            (line,) = str(end.code).splitlines()
+            seen.add(line.partition(" (")[0].removeprefix(f"error: {file} "))
+            assert str(file) in line
+        shutil.rmtree("shards", ignore_errors=True)
+    assert "is damaged, or of another kind than its name says" in seen
 
 
 @pytest.mark.parametrize("name", ["rocov2", "rsicd"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evalsets
 import pytest
 import yaml
 
@@ -20,7 +21,7 @@ MAX_CPU_SEC = 15
 pytestmark = pytest.mark.slow
 
 
-def snakemake(folder, *args, checkout=ROOT):
+def snakemake(folder, *args, checkout=ROOT, returncode=0):
     """Run the Snakemake of a checkout in a folder; return what it says."""
     result = subprocess.run(
         [sys.executable, "-m", "snakemake", "--snakefile", checkout / "Snakefile"]
@@ -32,7 +33,7 @@ def snakemake(folder, *args, checkout=ROOT):
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stdout[-6000:]
+    assert result.returncode == returncode, result.stdout[-6000:]
     return result.stdout
 
 
@@ -103,6 +104,23 @@ def smoke_with(folder, change):
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(suite))
     return f"suites={path}"
+
+
+def test_wrong_counts_of_evaluation_sets_are_named_together_before_the_first_training(finished, checkout):
+    mine, kept = finished.with_name("mine"), checkout / "experiments"
+    shutil.copytree(finished / "data", mine / "data", symlinks=True)
+    for name in ("one", "two"):
+        evalsets.classification(mine / name, 6)
+        facts = evalsets.card(Path(name), images=5, classes=7).model_dump(mode="json", exclude_defaults=True)
+        (kept / "evals" / f"{name}.yaml").write_text(yaml.safe_dump({**facts, "name": name}))
+    (kept / "evaluations" / "both.yaml").write_text("sets: [one, two]\naverages: {Average: [one, two]}\n")
+    suite = kept / "suites" / "smoke.yaml"
+    suite.write_text(re.sub("^evaluation: .*$", "evaluation: both", suite.read_text(), flags=re.MULTILINE))
+    said = snakemake(mine, "--config", "suites=smoke", checkout=checkout, returncode=1)
+    for name in ("one", "two"):
+        assert f"{name} has 6 images, its card says 5: edit the card, experiments/evals/{name}.yaml (images: 6)" in said
+    assert "Traceback" not in said
+    assert not list(mine.glob("results/logs/**/*.log"))
 
 
 def test_an_ablation_after_its_main_suite_trains_only_what_differs(original, finished):
