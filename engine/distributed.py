@@ -161,5 +161,6 @@ def explain_no_gpu() -> str:
 
 def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
     """Return the version of the NVIDIA driver that the kernel has loaded; None where it says nothing of one."""
-    found = re.search(r"\d+\.[\d.]+", path.read_text(encoding="utf-8")) if path.exists() else None
-    return found and found[0]
+    said = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.search(r"^NVRM version:.*?\b(\d+\.\d+(\.\d+)?)\b", said, re.MULTILINE)
+    return found and found[1]

@@ -6,16 +6,15 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 from pathlib import Path
 
 import torch
 
+from engine.distributed import nvidia_driver
 from engine.record import Provenance
 from engine.snapshot import ROOT, code_origin
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "clip_benchmark", "numpy", "pillow", "submitit", "snakemake")
-_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def provenance(*, dataset_sha256: str, device: torch.device, world_size: int) -> Provenance:
@@ -52,15 +51,8 @@ def _libraries() -> dict[str, str | None]:
         "cuda": torch.version.cuda,
         "cudnn": None if cudnn is None else str(cudnn),
         "nccl": None if nccl is None else ".".join(map(str, nccl)),
-        "driver": _driver(),
+        "driver": nvidia_driver(),
     }
-
-
-def _driver() -> str | None:
-    """Return the version of NVIDIA's kernel module, which `torch.version.cuda` says nothing of."""
-    said = _DRIVER.read_text(encoding="utf-8") if _DRIVER.exists() else ""
-    found = re.search(r"^NVRM version:.*?\b(\d+\.\d+(\.\d+)?)\b", said, re.MULTILINE)
-    return found[1] if found else None
 
 
 def _cpu_name() -> str:

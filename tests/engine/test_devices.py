@@ -62,14 +62,19 @@ def test_the_error_says_what_to_do_about_this_build_and_this_driver(monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("said", "version"),
     [
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023",
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.129.03  Release Build  (dvs-builder@U16)",
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC 11.4.0\n",
+            "535.104.05",
+        ),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54  Release Build  (dvs-builder@x)\n", "550.54"),
+        ("something else\n", None),
+        (None, None),
     ],
 )
-def test_the_driver_s_version_is_what_its_kernel_module_says(tmp_path, line):
+def test_the_driver_s_version_is_what_its_kernel_module_says(tmp_path, said, version):
     path = tmp_path / "version"
-    assert distributed.nvidia_driver(path) is None
-    path.write_text(f"{line}\nGCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n")
-    assert distributed.nvidia_driver(path) == "535.129.03"
+    if said is not None:
+        path.write_text(said)
+    assert distributed.nvidia_driver(path) == version

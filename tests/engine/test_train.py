@@ -10,7 +10,7 @@ import torch
 import toy
 from methods import method_names
 
-from engine import paths, provenance
+from engine import paths
 from engine.checkpoint import newest_step
 from engine.distributed import Collectives
 from engine.method import LossOutput
@@ -173,25 +173,6 @@ def test_the_record_says_where_its_numbers_come_from(root):
     assert origin.libraries.keys() == {"cuda", "cudnn", "nccl", "driver"}
     assert origin.libraries["cuda"] == torch.version.cuda
     assert len(origin.dataset_sha256) == len(origin.lock_sha256) == 64
-
-
-@pytest.mark.parametrize(
-    ("said", "version"),
-    [
-        (
-            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC 11.4.0\n",
-            "535.104.05",
-        ),
-        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54  Release Build  (dvs-builder@x)\n", "550.54"),
-        ("something else\n", None),
-        (None, None),
-    ],
-)
-def test_the_driver_is_what_the_kernel_module_says(tmp_path, monkeypatch, said, version):
-    if said is not None:
-        (tmp_path / "version").write_text(said)
-    monkeypatch.setattr(provenance, "_DRIVER", tmp_path / "version")
-    assert provenance._driver() == version
 
 
 def test_a_record_from_before_libraries_were_noted_is_read(root):
