@@ -51,8 +51,14 @@ from engine.signatures import Log, Signature, temperature_at_floor
 
 Number = TypeVar("Number", int, float)
 
-MAX_LOG_RATIO = 60.0
-"""Only guards inf: a network far below its target (log C - log lambda up to 100) would overflow float32 at 88."""
+MAX_LOG_RATIO = 36.0
+"""Largest log C - log lambda that is used as it is, in nats: new networks may lie 100 below their targets.
+
+The ratio is a factor of gradients, whose squares must stay finite in float32, that is below exp(88): networks' gradients
+are clipped by their norm, and an infinite norm clips them to 0, for good. In a divergence over G pairs that norm is at
+most exp(ratio) (1 + |l - T|) J 2 / G with |l - T| < 60, J = 50 the norm of the derivative of new networks' log lambda
+in their weights (30 to 48 at widths up to 1,024), and G >= 2: exp(36 + 8) = exp(88 / 2).
+"""
 
 MAX_LOSS = 2.0
 """Nats squared, over both sides: above it the networks miss their targets by more than a factor of e, typically."""
@@ -177,6 +183,11 @@ class AmorLIP(Method):
         """See `Method.logit_scale`."""
         return self.temperature.scale
 
+    @property
+    def normalizer_eps(self) -> float:
+        """c / (G - 1): lambda holds the c-weighted positive."""
+        return self.config.pos_coef / (self.env.global_batch_size - 1)
+
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Train the networks on this batch's normalizers, then return the encoders' loss."""
         return self.loss_at(features, self.temperature.scale, progress)
@@ -248,10 +259,7 @@ class AmorLIP(Method):
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Return log(lambda_i exp(-s d_i) / (G - 1)), where lambda is what the encoders' loss divides by.
-
-        lambda holds the c-weighted positive, so that c / (G - 1) stands where other methods have eps.
-        """
+        """Return log(lambda_i exp(-s d_i) / (G - 1)), where lambda is what the encoders' loss divides by."""
         scale = self.temperature.scale
         if self.config.fit_w_prev:
             # The averaged networks become the previous ones when the coming step opens a new epoch.
