@@ -17,8 +17,16 @@ become the previous ones; `init_output_bias` starts them there.
 
 Differs: everything is in log space, as C overflows float32 at low temperatures. The networks' learning rate is not
 multiplied by the number of processes, and the divergences sum over the global batch: the result must not depend on
-how many processes share it. Left out: inner early stopping (cannot fire in 3 steps), `lambda_eps`, `adaptive_tau`,
-`lambda_fit_neg_only` and the local-batch targets, all off in the authors' script.
+how many processes share it.
+
+Left out, as neither the script in the authors' README nor its list of objectives has them: `lambda_fit_neg_only` (the
+networks model the other pairs alone; c exp(s d) is added to their lambda), a logit bias (`learn_logit_bias`,
+`init_logit_bias`; a common factor of C and lambda), `adaptive_tau` (log lambda in the temperature's gradient),
+`kl_div_sym` (adds mean(l - T) / G to kl_div_asym, see `network_loss`), `denormalize_features`, `norm_cap`. Fixed as the
+script has them: `lambda_eps` 0 (added to log lambda, it would scale the loss's first two terms), targets from the
+global batch (`calculate_full`), in every step (`update_lambda_every_n_steps` 1). `pos_coef` 0 is refused: in their code
+the target then lacks a positive that the loss counts in full. `lambda_tolerance` is in the script, but stops after 5
+steps where it takes 3.
 
 Shape suffixes: B local batch, G global batch, D embedding, H hidden.
 """
@@ -51,8 +59,17 @@ from engine.signatures import Log, Signature, temperature_at_floor
 
 Number = TypeVar("Number", int, float)
 
-MAX_LOG_RATIO = 60.0
-"""Only guards inf: a network far below its target (log C - log lambda up to 100) would overflow float32 at 88."""
+MAX_LOG_RATIO = 36.0
+"""Largest log C - log lambda that is used as it is, in nats: new networks may lie 100 below their targets.
+
+The networks' gradients are clipped by their norm, whose square must stay finite in float32, so below exp(88): an
+infinite norm clips them to 0, for good. With a divergence over G pairs that norm is at most
+
+    exp(log C - log lambda) (1 + |l - T|) J 2 / G,   |l - T| < 60,   J < 50,   G >= 2
+
+J being the norm of the derivative of new networks' log lambda in their weights (measured: 7 to 48 at widths from 16 to
+1,024). That is exp(36 + 8).
+"""
 
 MAX_LOSS = 2.0
 """Nats squared, over both sides: above it the networks miss their targets by more than a factor of e, typically."""
@@ -177,6 +194,11 @@ class AmorLIP(Method):
         """See `Method.logit_scale`."""
         return self.temperature.scale
 
+    @property
+    def normalizer_eps(self) -> float:
+        """c / (G - 1): lambda holds the c-weighted positive."""
+        return self.config.pos_coef / (self.env.global_batch_size - 1)
+
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Train the networks on this batch's normalizers, then return the encoders' loss."""
         return self.loss_at(features, self.temperature.scale, progress)
@@ -248,10 +270,7 @@ class AmorLIP(Method):
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Return log(lambda_i exp(-s d_i) / (G - 1)), where lambda is what the encoders' loss divides by.
-
-        lambda holds the c-weighted positive, so that c / (G - 1) stands where other methods have eps.
-        """
+        """Return log(lambda_i exp(-s d_i) / (G - 1)), where lambda is what the encoders' loss divides by."""
         scale = self.temperature.scale
         if self.config.fit_w_prev:
             # The averaged networks become the previous ones when the coming step opens a new epoch.

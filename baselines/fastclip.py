@@ -27,7 +27,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from engine.contrastive import DEFAULT_CHUNK_ROWS, log_mix
+from engine.contrastive import DEFAULT_CHUNK_ROWS, add_eps, log_mix
 from engine.method import (
     Features,
     LossOutput,
@@ -72,7 +72,10 @@ class FastCLIP(Method):
         """v3 only. ``authors``: their code, to which rho was tuned, counts A's part of the temperature gradient
         twice. ``consistent``: all gradients are those of T mean[log u1 + log u2] + 2 rho T."""
         rho: float = 6.5
-        """Pull on the temperature (v2 and v3). CC3M: 6.5 (v2: 7), CC12M 8.5, LAION-400M 16, DFN-192M 11."""
+        """Pull on the temperature (v2 and v3). CC3M: 6.5 (v2: 7), CC12M 8.5, LAION-400M 16, DFN-192M 11. At u = g the
+        temperature's gradient is rho - KL (v2; v3 twice that if consistent), KL being the divergence of an anchor's
+        softmax p over the others from uniform, below log(G - 1); with v3's authors' gradient rho - (KL + E_p[h]), h the
+        exponents in g, which no rho >= 0 balances at low temperatures once pairs are told apart."""
         eps: float = Field(default=1e-14, gt=0)
         gamma_min: float = Field(default=0.2, gt=0, le=1)
         gamma_schedule: Literal["cosine", "constant"] = "cosine"
@@ -135,6 +138,18 @@ class FastCLIP(Method):
     def logit_scale(self) -> Tensor:
         """See `Method.logit_scale`."""
         return 1 / self.temperature_N2.mean() if self._individual else self.temperature.scale
+
+    @torch.no_grad()
+    def anchor_logit_scales(self, features: Features) -> Tensor:
+        """See `Method.anchor_logit_scales`."""
+        if self._individual:
+            return 1 / self.temperature_N2[features.index_B].T
+        return super().anchor_logit_scales(features)
+
+    @property
+    def normalizer_eps(self) -> float:
+        """The one that is averaged along with g in the log form, at the weight that (G - 1)/G leaves it."""
+        return self.config.eps / math.exp(self._log_mean_factor) if self.config.form == "log" else self.config.eps
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Move the batch's running normalizers, then return the loss that they weight."""
@@ -206,6 +221,11 @@ class FastCLIP(Method):
         if config.version in ("v2", "v3") and config.temperature.learnable:
             evidence = {"rho": config.rho, "log_others": math.log(self.env.global_batch_size - 1)}
             advice = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
+            if config.version == "v3" and config.temperature_gradient == "authors":
+                advice = (
+                    "temperature_gradient: consistent, with rho below log_others = log(global batch - 1): the authors' "
+                    "has no balance for rho >= 0 once pairs are told apart; while they are not, a lower rho helps"
+                )
             found += temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
         found += log.find(
             "estimates_unvisited",
@@ -237,10 +257,10 @@ class FastCLIP(Method):
         """What is averaged: log g, or log(eps + (G - 1)/G g) in the log form."""
         if self.config.form == 2024:
             return log_g_B2
-        return _log_add(log_g_B2 + self._log_mean_factor, self.config.eps)
+        return add_eps(log_g_B2 + self._log_mean_factor, self.config.eps)
 
     def _log_eps_plus_u(self, log_u_B2: Tensor) -> Tensor:
-        return _log_add(log_u_B2, self.config.eps) if self.config.form == 2024 else log_u_B2
+        return add_eps(log_u_B2, self.config.eps) if self.config.form == 2024 else log_u_B2
 
     @property
     def _log_mean_factor(self) -> float:
@@ -286,8 +306,3 @@ class FastCLIP(Method):
             buffer_N2 = self.get_buffer(name)
             buffer_N2[index_G] = rows_G2.to(buffer_N2)
         self.visited_N[index_G] = True
-
-
-def _log_add(log_a: Tensor, b: float) -> Tensor:
-    """Return log(a + b) from log a."""
-    return torch.logaddexp(log_a, torch.full_like(log_a, math.log(b)))

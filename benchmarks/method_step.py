@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import cases
-from engine.contrastive import log_partitions
+from engine.contrastive import add_eps, log_partitions
 from engine.distributed import Collectives
 from engine.method import Features
 from engine.towers import build_towers
 from neuclip.normalizer import ADAGRAD_EPS, Anchors, Prototypes
-from neuclip.objective import add_eps, conjugate_slope, unified
+from neuclip.objective import conjugate_slope, unified
 
 EPS = 1e-14
 LR = 0.008

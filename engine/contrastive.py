@@ -62,6 +62,11 @@ def log_partitions(
     )
 
 
+def add_eps(log_g: Tensor, eps: float) -> Tensor:
+    """Return log(eps + g) for any shape of log g; eps >= 0."""
+    return torch.logaddexp(log_g, log_g.new_full((), math.log(eps) if eps else -math.inf))
+
+
 def log_mix(log_a: Tensor, log_b: Tensor, weight_b: float) -> Tensor:
     """Return log((1 - w) a + w b) from log a and log b; exactly one of them at w = 0 and w = 1."""
     if weight_b in (0, 1):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine import order
+from engine.contrastive import add_eps
 from engine.data import PairDataset, Request, load
 from engine.method import Features, Method, Progress
 from engine.record import NormalizerError
@@ -56,8 +57,9 @@ def measure_normalizer_error(
     num_workers: int = 0,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Measurement | None:
-    """Compare `method.log_normalizers` with the exact values at the method's current temperature.
+    """Compare `method.log_normalizers` with the exact values of what they estimate.
 
+    That is log(eps + g) with the method's `normalizer_eps`, each anchor at its temperature: `anchor_logit_scales`.
     Embeddings are those of training: train-mode features of whole global batches, augmented as in the current epoch.
     Batch-norm statistics and the method's state are left as they were. Every process calls this together.
 
@@ -109,11 +111,13 @@ def measure_normalizer_error(
             anchor_parts.append((image_GD, text_GD))
             features = Features(image_BD, text_BD, batch.index_B.to(device))
             estimates_2B = torch.stack(method.log_normalizers(features, progress))
-            estimate_parts.append(collectives.gather(estimates_2B.T.contiguous()).T)
+            scales_2B = method.anchor_logit_scales(features)
+            estimate_parts.append(collectives.gather(torch.cat((estimates_2B, scales_2B)).T.contiguous()).T)
             if len(anchor_parts) < num_anchor_batches:
                 continue
             image_AD, text_AD = (torch.cat(side) for side in zip(*anchor_parts, strict=True))
-            sums = _LogSums(image_AD, text_AD, method.logit_scale)
+            estimate_2A, scale_2A = torch.cat(estimate_parts, dim=1).chunk(2)
+            sums = _LogSums(image_AD, text_AD, scale_2A)
             for number, (image_GD, text_GD) in enumerate(anchor_parts):
                 sums.add(image_GD, text_GD, number * global_batch_size)
         elif sums is not None:
@@ -124,15 +128,15 @@ def measure_normalizer_error(
         return None
 
     assert sums is not None
-    exact_2A = sums.log_sum_2A - math.log(num_pairs - 1)
+    eps = method.normalizer_eps
+    exact_2A = add_eps(sums.log_sum_2A - math.log(num_pairs - 1), eps)
     image_KD, text_KD = (torch.cat(side) for side in zip(*control_parts, strict=True))
-    control_sums = _LogSums(image_AD, text_AD, method.logit_scale)
+    control_sums = _LogSums(image_AD, text_AD, scale_2A)
     control_sums.add(image_KD, text_KD, control.to(device))
     # Never against itself: an anchor among the random pairs has one pair less.
     control_count_A = len(control) - torch.isin(torch.arange(num_anchors), control).to(device, torch.float64)
-    control_2A = control_sums.log_sum_2A - control_count_A.log()
-    estimate_2A = torch.cat(estimate_parts, dim=1).double()
-    error_2A = estimate_2A - exact_2A
+    control_2A = add_eps(control_sums.log_sum_2A - control_count_A.log(), eps)
+    error_2A = estimate_2A.double() - exact_2A
     known_2A = torch.isfinite(error_2A)
 
     def mean(values_A: Tensor, side: int) -> float | None:
@@ -153,6 +157,7 @@ def measure_normalizer_error(
         text_bias=mean(error_2A[1], 1),
         control_mse=float((control_2A - exact_2A).square().mean()),
         control_size=spec.control_size,
+        eps=eps,
         sample_sha256=hashlib.sha256(sample_bytes).hexdigest(),
     )
     return Measurement(error, sample_bytes)
@@ -161,11 +166,12 @@ def measure_normalizer_error(
 class _LogSums:
     """log of the sums over j != i of exp(s (x_i . y_j - d_i)) and exp(s (y_i . x_j - d_i)), added up part by part.
 
-    So neither all embeddings nor all similarities are ever held: memory is O(A * rows of a part).
+    So neither all embeddings nor all similarities are ever held: memory is O(A * rows of a part). Each anchor has an s
+    of its own on either side.
     """
 
-    def __init__(self, image_AD: Tensor, text_AD: Tensor, logit_scale: Tensor) -> None:
-        self._image_AD, self._text_AD, self._scale = image_AD, text_AD, logit_scale
+    def __init__(self, image_AD: Tensor, text_AD: Tensor, scale_2A: Tensor) -> None:
+        self._image_AD, self._text_AD, self._scale_2A = image_AD, text_AD, scale_2A
         self._positive_A = (image_AD * text_AD).sum(dim=1)
         self._ids_A = torch.arange(len(image_AD), device=image_AD.device)
         self.log_sum_2A = torch.full((2, len(image_AD)), -math.inf, dtype=torch.float64, device=image_AD.device)
@@ -176,7 +182,8 @@ class _LogSums:
         for side, (anchor_AD, other_PD) in enumerate(((self._image_AD, text_PD), (self._text_AD, image_PD))):
             for start in range(0, len(anchor_AD), _CHUNK_ROWS):
                 rows = slice(start, start + _CHUNK_ROWS)
-                logits_CP = self._scale * (anchor_AD[rows] @ other_PD.T - self._positive_A[rows, None])
+                above_CP = anchor_AD[rows] @ other_PD.T - self._positive_A[rows, None]
+                logits_CP = self._scale_2A[side, rows, None] * above_CP
                 logits_CP.masked_fill_(self._ids_A[rows, None] == ids_P[None, :], -math.inf)
                 added_C = logits_CP.logsumexp(dim=1).double()
                 self.log_sum_2A[side, rows] = torch.logaddexp(self.log_sum_2A[side, rows], added_C)

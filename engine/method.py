@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from engine.contrastive import DEFAULT_CHUNK_ROWS, log_partitions
+from engine.contrastive import DEFAULT_CHUNK_ROWS, add_eps, log_partitions
 from engine.distributed import Collectives
 from engine.signatures import Log, Signature
 from engine.spec import Frozen
@@ -139,6 +139,19 @@ class Method(nn.Module):
         """The bias added to the logits, where a method has one."""
         return None
 
+    @torch.no_grad()
+    def anchor_logit_scales(self, features: Features) -> Tensor:
+        """Return 1 / temperature of each image and text anchor of the batch, (2, B).
+
+        The default is `logit_scale` for all of them: override where anchors have temperatures of their own.
+        """
+        return self.logit_scale.expand(2, len(features.index_B))
+
+    @property
+    def normalizer_eps(self) -> float:
+        """The eps, 0 or more, in the log(eps + g) that `log_normalizers` estimates; by default 0, which is log g."""
+        return 0.0
+
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Return this process's part of the loss; gradients are averaged over processes by the engine.
 
@@ -183,10 +196,14 @@ class Method(nn.Module):
         """Return the method's current estimate of log(eps + g) for each image and text of the batch, (B,) each.
 
         g_i is the mean over the other pairs j of exp((e_i . e_j - e_i . e_i') / temperature) with e_i' the
-        anchor's own partner. NaN where the method has no estimate yet. Changes no state.
-        The default is the batch's own mean, which is what a mini-batch contrastive loss uses.
+        anchor's own partner, at the temperature of `anchor_logit_scales`; eps is `normalizer_eps`, so that an exact
+        estimate has no error. NaN where the method has no estimate yet. Changes no state.
+        The default is the log of the batch's own mean, which is what a mini-batch contrastive loss uses.
         """
-        return self.batch_log_partitions(features, self.logit_scale)
+        scale_image_B, scale_text_B = self.anchor_logit_scales(features)
+        log_g_2B = torch.stack(self.batch_log_partitions(features, (scale_image_B, scale_text_B)))
+        log_g_image_B, log_g_text_B = add_eps(log_g_2B, self.normalizer_eps)
+        return log_g_image_B, log_g_text_B
 
 
 class TemperatureConfig(Frozen):

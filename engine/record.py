@@ -58,6 +58,7 @@ class NormalizerError(Frozen):
 
     samples_seen: int
     temperature: float
+    """The mean, where anchors have temperatures of their own; each is compared at its own."""
     num_anchors: int
     """Anchors on each side."""
     num_without_estimate: int
@@ -69,6 +70,8 @@ class NormalizerError(Frozen):
     control_mse: float
     """Error of the plain mean over as many fresh random pairs as `control_size`, both sides together."""
     control_size: int
+    eps: float = 0.0
+    """What is compared is log(eps + g), with the eps that the method's own estimate has; 0 in records from before."""
     sample_sha256: str | None = None
     """Of the file with the estimates and exact values of some anchors; None in records from before there was one."""
 

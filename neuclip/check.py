@@ -30,11 +30,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from engine.contrastive import log_mix, log_partitions
+from engine.contrastive import add_eps, log_mix, log_partitions
 from engine.method import Features, MethodEnv, Progress
 from neuclip import check_figure
 from neuclip.method import NeuCLIP
-from neuclip.objective import add_eps, conjugate, rgcl, unified
+from neuclip.objective import conjugate, rgcl, unified
 
 EPS = 1e-14
 EMBED_DIM = 16
@@ -134,7 +134,7 @@ class Run:
     def rgcl(self, features: Features, progress: Progress) -> Tensor:
         """RGCL with the normalizers of the given pairs among themselves."""
         scale = self.method.logit_scale
-        return rgcl(_log_g(features, scale), 1 / scale, rho=self.method.config.rho, eps=EPS)
+        return rgcl(_log_g(features, scale), 1 / scale, rho=self.method.rho, eps=EPS)
 
     def unified(self, features: Features, progress: Progress) -> Tensor:
         """NeuCLIP's loss: trains the network first."""

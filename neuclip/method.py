@@ -12,8 +12,11 @@ Choices that the paper leaves open, and ours:
 - A restart draws from the batch; with more prototypes than pairs in it, also from the batches just before.
 - alpha is a constant in the CLIP block (`npn_gradient: detached`); `full` differentiates through the network.
 - The temperature's gradient is that of UNIFIED (`temperature_gradient: consistent`). `authors` doubles the part
-  that comes through g, as the authors' FastCLIP code does with its own loss; their rho was tuned with that.
-- rho, eps and the temperature's rules are FastCLIP-v3's for the same data set (defaults: CC3M).
+  that comes through g, as the authors' FastCLIP code does with its own loss; their rho was tuned with that. It is the
+  gradient of no objective: with it the CLIP block does not minimise UNIFIED in the temperature. The paper's suites
+  have it all the same, since their rho is FastCLIP's; docs/reproduce.md says what changes with it.
+- rho, eps and the temperature's rules are FastCLIP-v3's for the same data set in the paper's suites. By default eps and
+  the rules are those for CC3M, and rho follows the batch, see `Config`.
 - `updates: simultaneous` lets both blocks start from the same point: the CLIP block sees the alphas from before
   the NPN block. With one update and `npn_gradient: full` that is one joint gradient step.
 - `objective: separate` and `architecture: mlp` are the paper's ablations, see `neuclip.objective.regression_slope`
@@ -35,7 +38,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from engine.contrastive import DEFAULT_CHUNK_ROWS, log_partitions
+from engine.contrastive import DEFAULT_CHUNK_ROWS, add_eps, log_partitions
 from engine.method import (
     Features,
     LossOutput,
@@ -49,8 +52,12 @@ from engine.method import (
 )
 from engine.signatures import Log, Signature
 from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes, Queue
-from neuclip.objective import MAX_GAP, add_eps, conjugate_slope, regression_slope, unified
+from neuclip.objective import MAX_GAP, conjugate_slope, regression_slope, unified
 from neuclip.signatures import find_signatures
+
+RHO_SHARE = 0.6
+"""Of log(G - 1), KL's bound: what the quickstart was tuned to (3.0 at 128 pairs). Random embeddings in 64 dimensions
+reach 0.91 of it at a temperature of 0.01, with 128 as with 4,096 pairs, and 0.62 to 0.68 at 0.03."""
 
 LARGEST_LOGIT = 700.0
 """exp of it is finite in float64, in which processes add up their parts of the network's log-sum-exp."""
@@ -80,20 +87,24 @@ class NeuCLIP(Method):
         npn_lr: float = Field(default=0.008, gt=0)
         """AdaGrad's learning rate; assumed, the paper does not state it. The first step after a restart moves every
         row by npn_lr * sqrt(D): keep that under about 0.3 (here 0.26 at D = 1024), or it undoes the restart."""
-        rho: float = 6.5
-        """Budget in nats for KL, the mean divergence of an anchor's softmax over the others from uniform: at alpha =
-        log g the temperature's gradient is rho - KL. Keep it below log(G - 1), or the temperature runs to its minimum.
-        With the authors' `temperature_gradient` it is rho - (2 KL + log g), so about twice that: a rho that was tuned
-        with one gradient is none for the other. Source: FastCLIP-v3's CC3M script, tuned with the authors'."""
+        rho: float | None = None
+        """Pull on the temperature, in nats. At alpha = log g the temperature's gradient is rho - KL: a budget for KL,
+        the mean divergence of an anchor's softmax p over the others from uniform. KL grows as the temperature falls,
+        and stays below log(G - 1): a rho that it cannot reach sends the temperature to its minimum. With the authors'
+        `temperature_gradient` it is rho - (KL + E_p[h]), h the exponents of g (log g = E_p[h] - KL): once pairs are
+        told apart h is negative and grows like 1 / temperature, and for no rho >= 0 does the temperature stop above its
+        minimum. So a rho that was tuned with one gradient is none for the other. None takes `RHO_SHARE` of log(G - 1),
+        for the consistent gradient; FastCLIP-v3's, tuned with the authors', is 6.5 on CC3M."""
         eps: float = Field(default=1e-14, gt=0)
         """The constant inside the logarithm; a floor under alpha, so keep it far below a typical g at the smallest
-        temperature. Source: as rho."""
+        temperature. Source: FastCLIP-v3's CC3M script."""
         objective: Literal["unified", "separate"] = "unified"
         architecture: Literal["prototypes", "mlp", "queue"] = "prototypes"
         updates: Literal["alternating", "simultaneous"] = "alternating"
         npn_gradient: Literal["detached", "full"] = "detached"
         temperature: NeuCLIPTemperature = NeuCLIPTemperature()
         temperature_gradient: Literal["consistent", "authors"] = "consistent"
+        """``consistent``: UNIFIED's. ``authors``: not UNIFIED's; the paper's suites have it, see above."""
         chunk_rows: int = Field(default=DEFAULT_CHUNK_ROWS, ge=1)
         """Anchors whose similarities are held at once: memory against speed."""
 
@@ -110,6 +121,7 @@ class NeuCLIP(Method):
     def __init__(self, config: Config, env: MethodEnv) -> None:
         super().__init__(config, env)
         self.config = config
+        self.rho = RHO_SHARE * math.log(env.global_batch_size - 1) if config.rho is None else config.rho
         self.temperature = Temperature(config.temperature)
         self.normalizer = self._build_normalizer()
 
@@ -139,6 +151,11 @@ class NeuCLIP(Method):
     def logit_scale(self) -> Tensor:
         """1 / temperature."""
         return self.temperature.scale
+
+    @property
+    def normalizer_eps(self) -> float:
+        """Of the configuration: networks and queue predict log(eps + g)."""
+        return self.config.eps
 
     def param_groups(self) -> list[ParamGroup]:
         """The temperature; the network has its own optimiser."""
@@ -197,13 +214,13 @@ class NeuCLIP(Method):
             )
         fresh_2B = self._alpha(features, logit_scale)
         alpha_2B = fresh_2B if stale_2B is None else stale_2B
-        total = unified(log_gamma_2B, alpha_2B, 1 / logit_scale, rho=config.rho)
+        total = unified(log_gamma_2B, alpha_2B, 1 / logit_scale, rho=self.rho)
 
         with torch.no_grad():
             alphas = {"after": fresh_2B} if before_2G is None else {"before": before_2G[:, local], "after": fresh_2B}
-            lowest = log_gamma_2B.mean() + config.rho
+            lowest = log_gamma_2B.mean() + self.rho
             for when, each_2B in alphas.items():
-                objective = unified(log_gamma_2B, each_2B, 1 / logit_scale, rho=config.rho)
+                objective = unified(log_gamma_2B, each_2B, 1 / logit_scale, rho=self.rho)
                 metrics[f"npn/objective_{when}"] = objective
                 metrics[f"npn/gap_{when}"] = objective * logit_scale - lowest
             # Of the global batch, since it is no mean over anchors.
@@ -223,7 +240,7 @@ class NeuCLIP(Method):
 
     def signatures(self, log: Log) -> list[Signature]:
         """See `neuclip.signatures`."""
-        return find_signatures(log, self.config, self.env.global_batch_size)
+        return find_signatures(log, self.config, rho=self.rho, global_batch_size=self.env.global_batch_size)
 
     def _log_gamma(self, features: Features, pair_G2D: Tensor, logit_scale: Tensor, offset: int) -> Tensor:
         """The batch's estimate of log(eps + g) for the local anchors, (2, B)."""

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from engine.contrastive import add_eps
 from engine.distributed import Collectives
 from engine.method import Features
-from neuclip.objective import add_eps
 
 ADAGRAD_EPS = 1e-10
 """torch.optim.Adagrad's default. It matters: with mean reduction a prototype's gradient is about
@@ -181,20 +181,21 @@ class Prototypes(Normalizer):
 
     def forward(self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor) -> Tensor:
         """See `Normalizer.forward`. A chunk's similarities are computed again in the backward pass."""
+        unit_2MD = self.weights / _norms(self.weights)
         chunks = [
-            (self.weights, embedding_2BD[:, rows], positive_B[rows], logit_scale)
+            (unit_2MD, embedding_2BD[:, rows], positive_B[rows], logit_scale)
             for rows in _chunks(len(positive_B), self.chunk_rows)
         ]
         return _predict_in_chunks(self._predict, chunks)
 
-    def _predict(self, weights_2MD: Tensor, embedding_2CD: Tensor, positive_C: Tensor, logit_scale: Tensor) -> Tensor:
+    def _predict(self, unit_2MD: Tensor, embedding_2CD: Tensor, positive_C: Tensor, logit_scale: Tensor) -> Tensor:
         # Unit already; as a cosine, though, alpha has no gradient along the embedding itself.
-        unit_2CD = functional.normalize(embedding_2CD, dim=2)
-        logit_2CM = torch.bmm(unit_2CD, weights_2MD.mT) * (logit_scale / _norms(weights_2MD)).mT
-        return self._alpha(logit_2CM.logsumexp(dim=2), logit_scale * positive_C)
+        anchor_2CD = functional.normalize(embedding_2CD, dim=2)
+        logit_2CM = logit_scale * _cosines_above(positive_C, anchor_2CD, unit_2MD)
+        return self._alpha(logit_2CM.logsumexp(dim=2))
 
-    def _alpha(self, logsumexp_2C: Tensor, positive_logit_C: Tensor) -> Tensor:
-        return add_eps(logsumexp_2C - math.log(self.num_prototypes) - positive_logit_C, self.eps)
+    def _alpha(self, logsumexp_2C: Tensor) -> Tensor:
+        return add_eps(logsumexp_2C - math.log(self.num_prototypes), self.eps)
 
     @torch.no_grad()
     def restart(self, embedding_2GD: Tensor, step: int, generator: torch.Generator) -> None:
@@ -235,7 +236,7 @@ class Prototypes(Normalizer):
     def _gradient(self, weights: Tensor, anchors: Anchors, slope: Slope) -> tuple[Tensor, Tensor]:
         """Return the gradient in this process's rows, in closed form, and alpha, (2, G).
 
-        With z_ik = cos_ik / tau, l_i = logsumexp_k z_ik - log M - s_i / tau and q = slope(alpha_i):
+        With z_ik = (cos_ik - s_i) / tau, l_i = logsumexp_k z_ik - log M and q = slope(alpha_i):
 
             d alpha_i / d cos_ik = (1 / tau) softmax_k(z_ik) exp(l_i - alpha_i)
             d cos_ik / d W_k = (e_i - cos_ik W_k / |W_k|) / |W_k|
@@ -243,6 +244,7 @@ class Prototypes(Normalizer):
         Each anchor's part is weighted by tau q_i / 2G. The projection off W_k is done once, on the sum over i.
         """
         inverse_norm_2S1 = 1 / _norms(weights)
+        unit_2SD = weights * inverse_norm_2S1
         scale, num_anchors = anchors.logit_scale, len(anchors.positive_G)
         grad_2SD = torch.zeros_like(weights)
         alphas = []
@@ -250,26 +252,27 @@ class Prototypes(Normalizer):
         # chunk_rows need one collective a step.
         for rows in _chunks(num_anchors, self.chunk_rows * self.collectives.world_size):
             embedding_2CD = anchors.embedding_2GD[:, rows]
-            positive_logit_C = scale * anchors.positive_G[rows]
-            part_2CS = torch.bmm(embedding_2CD, weights.mT).mul_((scale * inverse_norm_2S1).mT)
+            positive_C = anchors.positive_G[rows]
+            part_2CS = _cosines_above(positive_C, embedding_2CD, unit_2SD)
             top_2C1 = part_2CS.amax(dim=2, keepdim=True)
-            part_2CS.sub_(top_2C1).exp_()
-            top_2C = top_2C1.squeeze(2)
-            alpha_2C = self._alpha(self._logsumexp(top_2C + part_2CS.sum(dim=2).log()), positive_logit_C)
+            part_2CS.sub_(top_2C1).mul_(scale).exp_()
+            top_2C = scale * top_2C1.squeeze(2)
+            alpha_2C = self._alpha(self._logsumexp(top_2C + part_2CS.sum(dim=2).log(), scale * positive_C))
             # Finishes softmax * exp(l - alpha): l cancels. Scaling the C x D side is cheaper than C x S.
-            rest_2C = (top_2C - math.log(self.num_prototypes) - positive_logit_C - alpha_2C).exp()
+            rest_2C = (top_2C - math.log(self.num_prototypes) - alpha_2C).exp()
             weight_2C = slope(anchors.log_gamma_2G[:, rows], alpha_2C) * rest_2C / (2 * num_anchors)
             grad_2SD.baddbmm_(part_2CS.mT, embedding_2CD * weight_2C.unsqueeze(2))
             alphas.append(alpha_2C)
         along_2S1 = (grad_2SD * weights).sum(dim=2, keepdim=True) * inverse_norm_2S1.square()
         return grad_2SD.addcmul_(along_2S1, weights, value=-1).mul_(inverse_norm_2S1), torch.cat(alphas, dim=1)
 
-    def _logsumexp(self, share_2C: Tensor) -> Tensor:
-        """Combine the processes' logsumexps over their own rows."""
+    def _logsumexp(self, share_2C: Tensor, positive_logit_C: Tensor) -> Tensor:
+        """Combine the processes' logsumexps of z over their own rows; positive_logit_C is s / tau."""
         if self.collectives.world_size == 1:
             return share_2C
-        # |z| <= 1 / tau, so float64 holds exp(z) without any shift that processes would have to agree on first.
-        return self.collectives.all_reduce(share_2C.double().exp(), "sum").log().to(share_2C.dtype)
+        # |z + s / tau| <= 1 / tau: float64 holds its exp without a shift that processes would have to agree on first.
+        log_sum_2C = share_2C.double() + positive_logit_C
+        return (self.collectives.all_reduce(log_sum_2C.exp(), "sum").log() - positive_logit_C).to(share_2C.dtype)
 
     def _sum_of_squares(self, grad: Tensor) -> Tensor:
         return self.collectives.all_reduce(grad.square().sum(), "sum")
@@ -398,11 +401,11 @@ class Queue(nn.Module):
         positive_B = (features.image_BD * features.text_BD).sum(dim=1)
         log_count_B = self._num_others(features.index_B).clamp_min(1).to(positive_B.dtype).log()
         chunks = [
-            (other_2MD, index_M, logit_scale * embedding_2BD[:, rows], features.index_B[rows])
+            (other_2MD, index_M, embedding_2BD[:, rows], positive_B[rows], features.index_B[rows], logit_scale)
             for rows in _chunks(len(positive_B), self.chunk_rows)
         ]
         log_sum_2B = _predict_in_chunks(self._log_sum, chunks)
-        return add_eps(log_sum_2B - log_count_B - logit_scale * positive_B, self.eps)
+        return add_eps(log_sum_2B - log_count_B, self.eps)
 
     def _num_others(self, index_B: Tensor) -> Tensor:
         """Count each anchor's Q_i, (B,)."""
@@ -411,9 +414,17 @@ class Queue(nn.Module):
         until_2B, before_2B = (torch.searchsorted(sorted_M, empty_and_own_2B, right=right) for right in (True, False))
         return len(sorted_M) - (until_2B - before_2B).sum(dim=0)
 
-    def _log_sum(self, other_2MD: Tensor, index_M: Tensor, scaled_2CD: Tensor, index_C: Tensor) -> Tensor:
+    def _log_sum(
+        self,
+        other_2MD: Tensor,
+        index_M: Tensor,
+        embedding_2CD: Tensor,
+        positive_C: Tensor,
+        index_C: Tensor,
+        logit_scale: Tensor,
+    ) -> Tensor:
         left_out_CM = (index_M == index_C[:, None]).logical_or_(index_M == EMPTY)
-        logit_2CM = torch.bmm(scaled_2CD, other_2MD.mT)
+        logit_2CM = logit_scale * _cosines_above(positive_C, embedding_2CD, other_2MD)
         # A finite number leaves an anchor that has no others at log eps, without NaN in its gradient.
         return logit_2CM.masked_fill_(left_out_CM, torch.finfo(logit_2CM.dtype).min).logsumexp(dim=2)
 
@@ -423,6 +434,14 @@ def _predict_in_chunks(predict: Callable[..., Tensor], chunks: Sequence[tuple[Te
     if len(chunks) > 1 and torch.is_grad_enabled():
         predict = functools.partial(checkpoint, predict, use_reentrant=False, preserve_rng_state=False)
     return torch.cat([predict(*chunk) for chunk in chunks], dim=1)
+
+
+def _cosines_above(positive_C: Tensor, anchor_2CD: Tensor, other_2MD: Tensor) -> Tensor:
+    """How far the unit anchors' cosines with the others lie above their own pair's, (2, C, M).
+
+    Subtracted before 1 / tau multiplies: the difference of two logits of 100 would be as coarse as these are.
+    """
+    return torch.baddbmm(-positive_C[:, None], anchor_2CD, other_2MD.mT)
 
 
 def _norms(weights_2MD: Tensor) -> Tensor:

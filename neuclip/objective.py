@@ -10,10 +10,10 @@ g = 1e-34 and exp(-alpha) = 1e14. Shape suffixes: 2 sides (image anchors, text a
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from engine.contrastive import add_eps
 
 MAX_GAP = 40.0
 """Largest log(eps + g) - alpha that is used as it is, in nats.
@@ -21,11 +21,6 @@ MAX_GAP = 40.0
 Its exponential is a weight on the gradient, and the square of that (AdaGrad, AdamW) must stay finite in float32:
 exp(2 * 40) = 6e34 does, exp(2 * 45) does not, and an infinite second moment freezes its parameter for good.
 """
-
-
-def add_eps(log_g: Tensor, eps: float) -> Tensor:
-    """Return log(eps + g) for any shape of log g; eps > 0."""
-    return torch.logaddexp(log_g, log_g.new_full((), math.log(eps)))
 
 
 def conjugate(log_gamma: Tensor, alpha: Tensor) -> Tensor:
@@ -82,7 +77,7 @@ def unified(log_gamma_2B: Tensor, alpha_2B: Tensor, temperature: Tensor, *, rho:
     """Return the one objective that both blocks minimise, halved.
 
     Args:
-        log_gamma_2B: log(eps + g) of image and text anchors, (2, B): `add_eps` of log g.
+        log_gamma_2B: log(eps + g) of image and text anchors, (2, B): `engine.contrastive.add_eps` of log g.
         alpha_2B: Log-normalizers, (2, B); detach them to treat them as constants.
         temperature: tau, scalar.
         rho: Weight of the temperature's regulariser, in nats.

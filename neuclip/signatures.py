@@ -28,31 +28,35 @@ MIN_TOOTH = 2.0
 """Factor by which the gap grows from restart to restart and falls at each. In a healthy run it rises at a restart."""
 
 
-def find_signatures(log: Log, config: NeuCLIP.Config, global_batch_size: int) -> list[Signature]:
+def find_signatures(log: Log, config: NeuCLIP.Config, *, rho: float, global_batch_size: int) -> list[Signature]:
     """Return all that a log shows.
 
     Args:
         log: What was logged.
         config: The method's options.
+        rho: The one in use.
         global_batch_size: Pairs per batch.
     """
     rare = _restarts_too_rare(log, config)
     if config.architecture == "queue":
         # Nothing is trained, restarted or alternated with.
-        return [*_temperature_at_floor(log, config, global_batch_size), *_estimates_at_floor(log, config)]
+        return [*_temperature_at_floor(log, config, rho, global_batch_size), *_estimates_at_floor(log, config)]
     # A network that a restart mends is not too small.
     small = [] if rare else _npn_too_small(log, config)
     vanishing, unstable = _npn_gradient_vanishing(log, config), _alternation_unstable(log)
-    return [*_temperature_at_floor(log, config, global_batch_size), *vanishing, *unstable, *small, *rare]
+    return [*_temperature_at_floor(log, config, rho, global_batch_size), *vanishing, *unstable, *small, *rare]
 
 
-def _temperature_at_floor(log: Log, config: NeuCLIP.Config, global_batch_size: int) -> list[Signature]:
+def _temperature_at_floor(log: Log, config: NeuCLIP.Config, rho: float, global_batch_size: int) -> list[Signature]:
     if not config.temperature.learnable:
         return []
     advice = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
     if config.temperature_gradient == "authors":
-        advice = "lower rho: it balances 2 KL + log g, which stays below 2 log_others + mean log g (the normalizers)"
-    evidence = {"rho": config.rho, "log_others": math.log(global_batch_size - 1)}
+        advice = (
+            "temperature_gradient: consistent, with rho below log_others = log(global batch - 1): the authors' has no "
+            "balance for rho >= 0 once pairs are told apart; while they are not, a lower rho helps"
+        )
+    evidence = {"rho": rho, "log_others": math.log(global_batch_size - 1)}
     return temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
 
 

@@ -512,6 +512,33 @@ def test_everything_is_finite_at_the_lowest_temperature(kind: str, fit_w_prev: b
     assert all(parameter.isfinite().all() for parameter in method.parameters())
 
 
+@pytest.mark.parametrize("kind", ["kl_div_asym", "js_div"])
+def test_the_divergences_move_new_networks_at_a_low_temperature(kind: str) -> None:
+    method = make_amorlip(
+        torch.float32, temperature={"init": 0.012}, lambda_loss_type=kind, num_updates=(450,), embed_dim=64
+    )
+    before = weights(method.networks)
+
+    metrics = method.loss(random_features(0, dim=64, dtype=torch.float32), progress_of(method, 0)).metrics
+
+    assert (weights(method.networks) - before).norm() > 1
+    assert metrics["normalizer/loss_after"] < metrics["normalizer/loss_before"]
+
+
+@pytest.mark.parametrize("kind", ["log_l2", "kl_div_asym", "js_div"])
+def test_the_networks_gradients_have_a_finite_norm_however_far_their_targets(kind: str) -> None:
+    pair = NetworkPair(512, 512)
+    pair.reset(torch.Generator().manual_seed(0))
+    log_lambda_B2 = pair(random_features(0, num_pairs=2, dim=512, dtype=torch.float32))
+
+    for distance in range(20, 120, 4):
+        far_B2 = log_lambda_B2.detach() + distance
+        loss = network_loss(kind, log_lambda_B2, far_B2 + 20, far_B2, div_reg_coef=0.1, global_batch_size=2)
+        grads = torch.autograd.grad(loss, list(pair.parameters()), retain_graph=True)
+
+        assert 0 < nn.utils.get_total_norm(grads) < math.inf
+
+
 def test_the_metrics_are_detached_scalars() -> None:
     method = make_amorlip(torch.float32)
 

@@ -1,6 +1,7 @@
 """What every method promises, whichever it is: methods are found by where they lie, their options by their types."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -175,6 +176,18 @@ def test_asking_for_normalizers_changes_no_state(name: str, options: Options) ->
             for log_g_B in method.log_normalizers(features, progress_of(method, batch)):
                 assert (log_g_B.shape, log_g_B.requires_grad) == ((8,), False)
         assert same(method.state_dict(), before)
+
+
+@every_variant
+def test_what_is_estimated_is_said_for_every_anchor(name: str, options: Options) -> None:
+    method = make_method(name, **options)
+    features = random_features(0, dtype=torch.float32)
+    for step in range(2):
+        train_on(method, range(step, step + 1))
+        scale_2B = method.anchor_logit_scales(features)
+        assert (scale_2B.shape, scale_2B.requires_grad) == ((2, 8), False)
+        assert (scale_2B.isfinite() & (scale_2B > 0)).all()
+        assert 0 <= method.normalizer_eps < math.inf
 
 
 @every_variant

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 import toy
+from methods import resolve_config
 from safetensors.numpy import load
 from spawn import run_in_processes
+from torch.nn.functional import normalize
 
 from engine import diagnostics, order
 from engine.data import Request
 from engine.diagnostics import _ANCHOR_EPOCH, measure_normalizer_error
 from engine.distributed import Collectives, ProcessGroup
+from engine.method import Features
 from engine.spec import Execution, NormalizerErrorSpec
 from engine.trainer import Trainer
 
@@ -102,3 +105,75 @@ def _control_in_processes(folder):
 def test_two_processes_measure_what_one_does(root):
     found = run_in_processes(_control_in_processes, 2, str(root), timeout_sec=300)
     assert found == pytest.approx([measured(Collectives())[1].error.control_mse] * 2, rel=1e-5)
+
+
+# Exact estimates have no error ----------------------------------------------------------------------------------------
+
+
+def encode_pictures(image_BCHW, tokens_BT):
+    """Embeddings that tell every pair apart, and most so well that g is far below 1e-6 at a temperature of 0.01."""
+    projection = torch.randn(image_BCHW[0].numel(), 32, generator=torch.Generator().manual_seed(0))
+    flat_BP = image_BCHW.flatten(1) / 255
+    image_BD = normalize((flat_BP - flat_BP.mean(dim=1, keepdim=True)) @ projection, dim=1)
+    return image_BD, normalize(image_BD + 0.05 * image_BD.roll(1, dims=1), dim=1)
+
+
+def measured_when_the_batch_is_the_set(name, prepare=lambda method: None, **options):
+    """The error after one step of a method on all pairs at once."""
+    spec = toy.run_spec(name, steps=1, batch=toy.NUM_PAIRS)
+    config = resolve_config(name, options).model_dump(mode="json")
+    spec = spec.model_copy(update={"method": spec.method.model_copy(update={"config": config})})
+    trainer = Trainer(spec, Execution(), torch.device("cpu"), Collectives())
+    batch = trainer.dataset[Request(0, np.random.default_rng(1).permutation(toy.NUM_PAIRS))]
+    prepare(trainer.method)
+    with torch.no_grad():
+        features = Features(*encode_pictures(batch.image_BCHW, batch.tokens_BT), batch.index_B)
+    trainer.method.loss(features, trainer.progress())
+    return measure_normalizer_error(
+        SPEC, towers=trainer.towers, encode=encode_pictures, dataset=trainer.dataset, method=trainer.method,
+        progress=trainer.progress(), global_batch_size=toy.NUM_PAIRS, seed=0, device=trainer.device,
+    )  # fmt: skip
+
+
+EXACT = {
+    "openclip": ("openclip", {}),
+    "fastclip": ("fastclip", {"eps": 1e-6}),
+    "fastclip 2024": ("fastclip", {"eps": 1e-6, "form": 2024}),
+    "amorlip": ("amorlip", {}),
+    "neuclip's queue": ("neuclip", {"eps": 1e-6, "architecture": "queue", "num_prototypes": toy.NUM_PAIRS}),
+}
+
+
+@pytest.mark.parametrize("tau", [0.03, 0.01])
+@pytest.mark.parametrize("which", EXACT)
+def test_an_exact_estimate_of_whatever_a_method_estimates_has_no_error(root, which, tau):
+    name, options = EXACT[which]
+    error, sample = measured_when_the_batch_is_the_set(name, temperature={"init": tau}, **options)
+    assert error.num_without_estimate == 0
+    # In float32 a logit of 100 is known to 1e-5.
+    assert error.image_mse < 1e-8
+    assert error.text_mse < 1e-8
+    exact = load(sample)["exact"]
+    assert exact.std() > 0.01
+    if error.eps:
+        # eps does hide some of the normalizers: compared with log g itself, the estimate would be nats away.
+        assert exact.min() < np.log(error.eps) + 0.1
+
+
+def test_temperatures_of_their_own_are_those_at_which_anchors_are_compared(root):
+    def spread(method):
+        draws = torch.rand(method.temperature_N2.shape, generator=torch.Generator().manual_seed(0))
+        method.temperature_N2.copy_(0.02 + 0.2 * draws)
+
+    options = {"version": "v2", "temperature": {"learnable": False}}
+    error, _ = measured_when_the_batch_is_the_set("fastclip", prepare=spread, **options)
+    assert error.num_without_estimate == 0
+    assert error.temperature == pytest.approx(0.12, rel=0.1)
+    assert error.image_mse < 1e-8
+    assert error.text_mse < 1e-8
+
+
+def test_the_control_is_compared_as_the_method_is(root):
+    """With eps far above every g nothing but eps is left, and no estimate can be wrong."""
+    error, _ = measured_when_the_batch_is_the_set("fastclip", temperature={"init": 0.05}, eps=1e6)
+    assert error.control_mse < 1e-6 < measured_when_the_batch_is_the_set("openclip")[0].control_mse

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from oracle import load_case, relative_error
 from small import features_of
 
-from engine.contrastive import log_partitions
-from neuclip.objective import MAX_GAP, add_eps, conjugate, conjugate_slope, regression_slope, rgcl, unified
+from engine.contrastive import add_eps, log_partitions
+from neuclip.objective import MAX_GAP, conjugate, conjugate_slope, regression_slope, rgcl, unified
 
 CASES = ["neuclip/tau0.03_m8_Tu3", "neuclip/tau0.07_m32"]
 

@@ -7,10 +7,10 @@ from small import random_features
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from engine.contrastive import log_partitions
+from engine.contrastive import add_eps, log_partitions
 from engine.distributed import Collectives
 from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes
-from neuclip.objective import add_eps, conjugate_slope, regression_slope, unified
+from neuclip.objective import conjugate_slope, regression_slope, unified
 
 DIM, PAIRS = 6, 8
 
