@@ -25,7 +25,7 @@ ONLY_IN = {
     "clip_benchmark": {"engine/evaluate.py"},
     "open_clip": {"engine/towers.py", "engine/eval_model.py", "baselines/openclip.py", "baselines/siglip.py"},
     "resvg_py": {"experiments/icons/render.py"},
-    "huggingface_hub": {"experiments/crawl.py", "experiments/evaluation_data.py"},
+    "huggingface_hub": {"experiments/evaluation_data.py"},
     "jinja2": {"analysis/report/page.py"},
 }
 
