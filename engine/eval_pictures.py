@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine.eval_cache import Decoded, PixelCache
 from engine.eval_data import EvalData, Location, fail
 from engine.imports import late
 from engine.pictures import open_picture
@@ -23,8 +22,6 @@ from engine.pictures import open_picture
 with late("torch._dynamo", "torch._dynamo.utils"):
     from torchvision.transforms import Compose, Normalize, ToTensor
 
-_TOLD = ("CenterCrop", "CenterCropOrPad", "MaybeConvertMode", "Resize", "ResizeKeepRatio")
-"""Steps of open_clip's transforms, of torchvision or its own: class and attributes tell all that they do."""
 MIN_IMAGES_FOR_WORKERS = 2000
 """Worker processes take longer to start than they save on fewer images."""
 
@@ -58,12 +55,6 @@ class _Pixels:
     def __init__(self, draw: Compose) -> None:
         self.draw = draw
 
-    def described(self) -> str | None:
-        """Return what decides the pixels, in words; None if that cannot be told, as of a function."""
-        if any(type(step).__name__ not in _TOLD for step in self.draw.transforms):
-            return None
-        return "\n".join(f"{type(step)} {vars(step)}" for step in self.draw.transforms)  # a repr may leave things out
-
     def __call__(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(np.array(self.draw(image)))
 
@@ -91,7 +82,7 @@ class _Images(Dataset[Any]):
         return self.pixels(image.convert("RGB")), transparent
 
 
-def _collate(items: list[tuple[Tensor, bool] | str]) -> Decoded | str:
+def _collate(items: list[tuple[Tensor, bool] | str]) -> tuple[Tensor, Tensor] | str:
     problem = next((item for item in items if isinstance(item, str)), None)
     if problem is not None:
         return problem
@@ -107,7 +98,6 @@ class ImageBatches:
         pixels: From a PIL image to a tensor.
         batch_size: Images in a batch; the last may have fewer.
         num_workers: Processes that decode.
-        cache: Where decoded pictures are kept, if they are; only those of open_clip's own transforms.
     """
 
     def __init__(
@@ -117,10 +107,8 @@ class ImageBatches:
         *,
         batch_size: int,
         num_workers: int,
-        cache: PixelCache | None = None,
     ) -> None:
         self.data, self.pixels, self.batch_size = data, pixels, batch_size
-        self._cache = cache
         small = len(data.locations) < MIN_IMAGES_FOR_WORKERS
         self._loader = DataLoader(
             _Images(data.locations, pixels),
@@ -132,25 +120,12 @@ class ImageBatches:
         """Images seen so far that have an alpha channel."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        batches = self._decoded()
-        transform = self.pixels.described() if isinstance(self.pixels, _Pixels) else None
-        if self._cache is not None and transform is not None:
-            batches = self._cache.batches(
-                batches,
-                data_sha256=self.data.sha256,
-                transform=transform,
-                count=len(self.data.locations),
-                batch_size=self.batch_size,
-            )
-        for images, transparent in batches:
-            self.num_transparent += int(transparent.sum())
-            yield images
-
-    def _decoded(self) -> Iterator[Decoded]:
         for batch in self._loader:
             if isinstance(batch, str):
                 fail(self.data.card, batch)
-            yield batch
+            images, transparent = batch
+            self.num_transparent += int(transparent.sum())
+            yield images
 
     def with_labels(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every batch with its labels (B,)."""

@@ -27,7 +27,6 @@ from rich.progress import track
 from torch import Tensor
 
 from engine import distributed, environment, errors, eval_cards, eval_data, eval_metrics, eval_model, paths
-from engine.eval_cache import PixelCache
 from engine.eval_data import EvalData
 from engine.eval_digest import folder_digest
 from engine.eval_pictures import ImageBatches, split_transform
@@ -65,7 +64,6 @@ class Model:
         device: As torch spells it, e.g. ``cpu``.
         precision: ``fp32`` or ``bf16``.
         num_workers: Processes that decode the images of large sets.
-        cache: Where decoded images are kept for other models, if they are.
     """
 
     def __init__(
@@ -77,11 +75,10 @@ class Model:
         *,
         precision: str = "fp32",
         num_workers: int = 0,
-        cache: PixelCache | None = None,
     ) -> None:
         self.clip, self.tokenizer = clip.to(device), tokenizer
         self._pixels, self._finish = split_transform(transform)
-        self.device, self.num_workers, self.cache = device, num_workers, cache
+        self.device, self.num_workers = device, num_workers
         self._autocast = precision == "bf16"
         self._class_vectors: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
@@ -100,7 +97,7 @@ class Model:
 
     def images(self, data: EvalData) -> ImageBatches:
         """Return a set's images in batches, as `encode_image` takes them."""
-        return ImageBatches(data, self._pixels, batch_size=BATCH_SIZE, num_workers=self.num_workers, cache=self.cache)
+        return ImageBatches(data, self._pixels, batch_size=BATCH_SIZE, num_workers=self.num_workers)
 
     @torch.no_grad()
     def unit_images(self, images: ImageBatches) -> Tensor:
@@ -300,7 +297,6 @@ def evaluate_run(
     device: str,
     *,
     num_workers: int = 0,
-    cache: PixelCache | None = None,
 ) -> list[EvalResult]:
     """Evaluate one milestone of a run, as `evaluate` does.
 
@@ -316,7 +312,7 @@ def evaluate_run(
         assert weights is not None
         exported = load_export(weights.parent)
         eval_model.warn_of_untrained(exported[0], str(weights))
-        return Model(*exported, device, precision=evaluation.precision, num_workers=num_workers, cache=cache)
+        return Model(*exported, device, precision=evaluation.precision, num_workers=num_workers)
 
     return evaluate(
         Subject(record.run_id, milestone, done.sha256 if done else None),
@@ -335,7 +331,6 @@ def evaluate_published(
     *,
     random_weights: bool = False,
     num_workers: int = 0,
-    cache: PixelCache | None = None,
 ) -> list[EvalResult]:
     """Evaluate any open_clip model as `evaluate` does; results go to ``<out>/<set>.json``.
 
@@ -344,7 +339,7 @@ def evaluate_published(
     """
     loaded = eval_model.load_model(name, pretrained, random_weights=random_weights)
     weights = eval_model.weights_sha256(loaded[0])
-    model = Model(*loaded, device, precision=evaluation.precision, num_workers=num_workers, cache=cache)
+    model = Model(*loaded, device, precision=evaluation.precision, num_workers=num_workers)
     subject = Subject(f"{name} {pretrained or ('random weights' if random_weights else '')}".strip(), 0, weights)
     return evaluate(subject, evaluation, lambda: model, lambda eval_set: out / f"{eval_set}.json")
 
@@ -413,8 +408,6 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(execution.threads)
         torch.backends.cudnn.allow_tf32 = False
         device = distributed.choose_device(execution.device).type
-        cache = PixelCache(paths.pixels(), execution.eval_cache_gib) if execution.eval_cache_gib else None
-        decoding: dict[str, Any] = {"num_workers": execution.num_workers, "cache": cache}
         if args.open_clip is None:
             record = parse(Record, paths.read_text(args.record), str(args.record))
             evaluation = parse(Evaluation, paths.read_text(args.evaluation), str(args.evaluation))
@@ -424,7 +417,7 @@ def main(argv: list[str] | None = None) -> None:
             evaluation = evaluation.model_copy(update={key: value for key, value in given.items() if value})
         chosen = _restrict(evaluation, args.sets)
         if args.open_clip is None:
-            results = evaluate_run(record, args.milestone, chosen, device, **decoding)
+            results = evaluate_run(record, args.milestone, chosen, device, num_workers=execution.num_workers)
             if args.sets is None:
                 done = paths.evaluated(record.run_id, args.milestone, evaluation.key)
                 paths.write_text(done, json.dumps(sorted(evaluation.sets)) + "\n")
@@ -436,7 +429,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.out,
                 device,
                 random_weights=args.random_weights,
-                **decoding,
+                num_workers=execution.num_workers,
             )
         sys.stderr.write(_say(results, evaluation))
 

@@ -144,11 +144,6 @@ def digest(folder: Path) -> Path:
     return RESULTS / "digests" / f"{folder.name}-{name}.json"
 
 
-def pixels() -> Path:
-    """Decoded pictures of evaluation sets, where they are kept."""
-    return RESULTS / "pixels"
-
-
 def collected(suite_name: str) -> Path:
     """The tidy frame of a suite."""
     return RESULTS / "collected" / f"{suite_name}.parquet"

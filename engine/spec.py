@@ -203,8 +203,6 @@ class Execution(Frozen):
     cache_decoded: bool = True
     """Keep decoded pictures in memory when the augmentation allows it and they fit in `cache_gib`."""
     cache_gib: float = Field(default=2.0, ge=0)
-    eval_cache_gib: float = Field(default=0.0, ge=0)
-    """Keep decoded pictures of evaluation sets on disk, so much of them, for the models that are evaluated later."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Split each process's batch in so many parts; the gradient stays that of the whole batch. Not for models with
     batch norm, which would see a part at a time."""

@@ -21,23 +21,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
-from huggingface_hub import get_hf_file_metadata
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import http_get
 from numpy.typing import NDArray
 from pydantic import Field
 from rich.console import Console
 
 from engine import errors, paths
 from engine.spec import Frozen, parse, unknown_name
-from experiments import cards, parquet
+from experiments import cards, download, parquet
 
 PINS = Path(__file__).with_name("crawl.txt")
 """What is installed beside the shards: img2dataset and all that it needs."""
 ROWS_PER_FILE = 1_000_000
 """Of links; img2dataset holds one file at a time in memory."""
 _UID = np.dtype("u8,u8")
-_NETWORK_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError)  # as in `evaluation_data`
 _ASKED = "links.json"
 
 
@@ -139,21 +135,14 @@ def _have(source: Path, get: str | None) -> None:
         return
     if get is None or not get.startswith(("http://", "https://")):
         raise ValueError(f"the list {source} is not there: {get or 'put it there'}")
-    part = source.with_name(f".{source.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with paths.explain_full_disk(source, temporary=part), part.open("ab") as file:
-            size = get_hf_file_metadata(get, token=False).size
-            if file.tell() != size:
-                http_get(get, file, resume_size=file.tell(), expected_size=size, displayed_filename=source.name)
-            os.fsync(file.fileno())
-    except _NETWORK_ERRORS as error:
+        download.download(get, source, download.size_bytes(get))
+    except download.ERRORS as error:
         if isinstance(error, paths.DiskFullError):
             raise
         raise ValueError(
             f"{get} could not be downloaded ({error}): run this again to go on, or put {source} there"
         ) from None
-    part.replace(source)
 
 
 def _copy(links: Links, folder: Path) -> None:

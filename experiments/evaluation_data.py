@@ -1,23 +1,24 @@
 """Fetch what is missing of evaluation sets: `python -m experiments evaluation-data NAME...`.
 
 Nothing else downloads a set. Files come from one commit of a repository on the Hugging Face Hub, or from the address
-in the card. Each is compared with the digest that the Hub or the card states before it gets its name, and
-``nshards.txt`` comes last, so that a set looks whole only once it is. What came from where is noted beside the set.
+in the card, into a hidden folder. They move to their places once all have the digests that the Hub or the card states,
+``nshards.txt`` last, so that a set looks whole only once it is. Where it came from is noted beside the set.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,23 +26,21 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from rich.console import Console
 from rich.table import Column, Table
 
 from engine import eval_cards, eval_data, paths
 from engine.evaluation import EvalCard
 from engine.spec import Frozen, parse, unknown_name
-from experiments import cards, evaluation_layouts
+from experiments import cards, download, evaluation_layouts
 
 # The HTTP library below huggingface_hub goes by several names; the Hub's own errors are derived from that library's.
-_NETWORK_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError)
+_NETWORK_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, *download.ERRORS)
 _TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 _HIDDEN = ".download"
-"""Folder in a set's folder where files lie that are not whole yet; no part of the set's digest."""
+"""Folder in a set's folder for what is not whole yet; no part of the set's digest."""
 _CONVERSION_FACTOR = 2
 """A converted set takes at most about this many times the room of its files, while both are there: judged high."""
 
@@ -50,38 +49,28 @@ class FetchError(ValueError):
     """A set cannot be fetched, or what came is not what was asked for."""
 
 
-class RemoteFile(Frozen):
-    """A file to fetch."""
-
-    path: str
-    """In the set's folder, or among the originals."""
-    url: str | None = None
-    """None: in the repository."""
-    size: int | None
-    """In bytes; None where nobody says."""
-    algorithm: Literal["sha256", "git", "md5"]
-    """``git`` is the SHA-1 of git's blob: what the Hub states for small files."""
-    digest: str = Field(pattern=r"^[0-9a-f]{32,64}$")
-    """In hexadecimal: it becomes a part of a file's name."""
-
-
 class Source(Frozen):
     """Where a set comes from: written beside it."""
 
-    repo: str | None
-    revision: str | None
+    repo: str | None = None
+    revision: str | None = None
     """The commit that all files are of."""
-    files: tuple[RemoteFile, ...]
-    """What was fetched."""
+    url: str | None = None
+    """Of a set that comes from no repository."""
     written: dict[str, int] = Field(default_factory=dict)
     """The set's files with their sizes in bytes; empty until the set is whole."""
     sha256: str | None = None
     """Of the folder, as `EvalCard.sha256`."""
 
+    model_config = ConfigDict(extra="ignore")  # notes of earlier versions say more
+
     @property
     def pins(self) -> dict[str, str]:
         """The lines of a card that hold the set to this."""
         return {key: value for key in ("hf_revision", "sha256") if (value := getattr(self, key.removeprefix("hf_")))}
+
+    def __str__(self) -> str:
+        return self.url or f"{self.repo}@{self.revision}"
 
 
 class Job(NamedTuple):
@@ -89,29 +78,30 @@ class Job(NamedTuple):
 
     card: EvalCard
     source: Source
-    lacking: tuple[RemoteFile, ...]
+    sizes: dict[str, int]
+    """Of all its files at the source, in bytes."""
+    lacking: tuple[str, ...]
 
     @property
     def to_fetch_bytes(self) -> int:
-        """What is still to come, as far as sizes are known."""
-        return sum(max(0, (file.size or 0) - _size(_part(self.card, file))) for file in self.lacking)
+        """What is still to come."""
+        return sum(self.sizes[path] for path in self.lacking)
 
     @property
     def disk_bytes(self) -> int:
         """The room that is needed."""
-        sizes = sum(file.size or 0 for file in self.source.files)
-        return self.to_fetch_bytes + (_CONVERSION_FACTOR * sizes if self.card.original else 0)
+        return self.to_fetch_bytes + (_CONVERSION_FACTOR * sum(self.sizes.values()) if self.card.original else 0)
 
 
 def source_path(card: EvalCard) -> Path:
-    """Where a set's source is noted."""
+    """Return where a set's source is noted."""
     folder = Path(card.path)
     return folder.with_name(f"{folder.name}.source.json")
 
 
-def noted(card: EvalCard) -> Source:
+def read_source(path: Path) -> Source:
     """Read where a set that was fetched here comes from."""
-    return parse(Source, source_path(card).read_text(encoding="utf-8"), str(source_path(card)))
+    return parse(Source, path.read_text(encoding="utf-8"), str(path))
 
 
 def resolve(names: Sequence[str]) -> list[EvalCard]:
@@ -132,23 +122,26 @@ def resolve(names: Sequence[str]) -> list[EvalCard]:
     return list(found.values())
 
 
-def is_whole(card: EvalCard) -> bool:
-    """Whether a set is on disk and needs nothing.
+def lack(card: EvalCard) -> str | None:
+    """Say what is wrong with a set on disk; None if it is whole and needs nothing.
 
     A set that was fetched here is compared with the sizes that were noted; one that came in another way is read.
 
     Raises:
         FetchError: If it was fetched with another commit or digest than its card asks for now.
     """
+    folder = Path(card.path)
     if not source_path(card).exists():
         if _started(card).exists():
-            return False
+            return "its fetch was stopped"
         try:
             eval_data.read(card)
-        except (FileNotFoundError, ValueError):
-            return False
-        return True
-    source = noted(card)
+        except FileNotFoundError:
+            return f"it has no {card.split}/nshards.txt"
+        except ValueError as error:
+            return str(error)
+        return None
+    source = read_source(source_path(card))
     asked = {"hf_revision": card.hf_revision, "sha256": card.sha256}
     for key, value in source.pins.items():
         if asked[key] not in {None, value}:
@@ -156,59 +149,73 @@ def is_whole(card: EvalCard) -> bool:
                 f"evaluation set {card.name!r}: {card.path} was fetched with {key} {value}, its card asks for "
                 f"{asked[key]}: remove {card.path} and {source_path(card)}, and run this again"
             )
-    folder = Path(card.path)
-    return all(_size(folder / path) == size for path, size in source.written.items())
+    changed = [path for path, size in source.written.items() if _size(folder / path) != size]
+    return f"{', '.join(changed)} changed since it was fetched" if changed else None
 
 
-def plan(card: EvalCard) -> Job:
+def plan(card: EvalCard, problem: str) -> Job:
     """Ask where a set's files are, and compare those that are here.
+
+    Args:
+        card: The set.
+        problem: Why it is not whole, as `lack` says.
 
     Raises:
         FetchError: If that cannot be found out, or if a file that is here differs.
     """
-    source = _source(card)
-    lacking = tuple(file for file in source.files if not _is_here(card, source, file))
-    if card.original and Path(card.path).exists() and not _started(card).exists():
-        strange = sorted(path.name for path in Path(card.path).iterdir() if path.name != _HIDDEN)
+    folder = Path(card.path)
+    if card.original and folder.exists() and not _started(card).exists():
+        strange = sorted(path.name for path in folder.iterdir() if path.name != _HIDDEN)
         if strange:
             raise FetchError(
-                f"evaluation set {card.name!r}: {card.path} holds {', '.join(strange[:5])}, and is not what its card "
-                f"says ({_why_not(card)}): remove {card.path}, and run this again"
+                f"evaluation set {card.name!r}: {folder} holds {', '.join(strange[:5])}, and is not what its card says "
+                f"({problem}): remove {folder}, and run this again"
             )
-    return Job(card, source, lacking)
+    with _explained(card):
+        source = _source(card)
+        sizes = _sizes(card, source)
+        absent = _absent(card, sizes)
+        for name in _wrong(card, source, folder, sizes.keys() - absent) if len(absent) < len(sizes) else ():
+            raise FetchError(
+                f"evaluation set {card.name!r}: {folder / name} ({_size(folder / name):,} bytes) is not the file of "
+                f"{source} ({sizes[name]:,} bytes): remove it if it is not wanted, and run this again"
+            )
+    return Job(card, source, sizes, tuple(name for name in absent if not (_staged(card) / name).exists()))
 
 
 def fetch(job: Job) -> Source:
     """Fetch what a set lacks, check it, and note where it is from.
 
     Raises:
-        FetchError: If a file cannot be had, or is not what was asked for. What came is kept and used the next time.
+        FetchError: If a file cannot be had, or is not what was asked for. Files that came whole are kept and used the
+            next time.
     """
     card, folder = job.card, Path(job.card.path)
-    hidden = folder / _HIDDEN
+    staged = _staged(card)
     with _alone(card):
         paths.write_text(_started(card), job.source.model_dump_json(indent=1) + "\n")
-        for file in job.lacking:
-            _download(card, job.source, file)
+        _download(job, staged)
+        whole = staged
         if card.original:
-            shutil.rmtree(hidden / "new", ignore_errors=True)
-            with paths.explain_full_disk(hidden / "new"):
-                evaluation_layouts.convert(card, hidden / "originals", hidden / "new")
-            for path in _nshards_last(card, _files(hidden / "new")):
-                (folder / path).parent.mkdir(exist_ok=True)
-                (hidden / "new" / path).replace(folder / path)
+            whole = staged.with_name("converted")
+            shutil.rmtree(whole, ignore_errors=True)
+            with paths.explain_full_disk(whole):
+                evaluation_layouts.convert(card, staged, whole)
+        for path in sorted(paths.folder_files(whole), key=lambda path: (path == f"{card.split}/nshards.txt", path)):
+            (folder / path).parent.mkdir(exist_ok=True)
+            (whole / path).replace(folder / path)
         try:
             data = eval_data.read(card)
         except ValueError as error:
             raise FetchError(
-                f"{error}\nIts files are whole: they are those of {_origin(job.source)}. Its card is made for other "
-                f"content: correct experiments/evals/{card.name}.yaml, or give another hf_revision there, remove "
-                f"{folder} and run this again"
+                f"{error}\nIts files are whole: they are those of {job.source}. Its card is made for other content: "
+                f"correct experiments/evals/{card.name}.yaml, or give another hf_revision there, remove {folder} and "
+                "run this again"
             ) from None
-        written = {path: (folder / path).stat().st_size for path in _files(folder)}
+        written = {path: file.stat().st_size for path, file in paths.folder_files(folder).items()}
         source = job.source.model_copy(update={"written": written, "sha256": data.sha256})
         paths.write_text(source_path(card), source.model_dump_json(indent=1) + "\n")
-        shutil.rmtree(hidden)
+        shutil.rmtree(_started(card).parent)
     return source
 
 
@@ -238,24 +245,24 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
     """
     chosen = resolve(names)
     to_fetch = [card for card in chosen if card.build is None]
-    whole = {card.name for card in to_fetch if is_whole(card)}
-    unknown = [card for card in to_fetch if card.name not in whole and not eval_cards.can_be_fetched(card)]
+    problems = {card.name: problem for card in to_fetch if (problem := lack(card)) is not None}
+    unknown = [card for card in to_fetch if card.name in problems and not eval_cards.can_be_fetched(card)]
     if unknown:
         raise FetchError(eval_cards.missing(unknown))
-    jobs = [plan(card) for card in to_fetch if card.name not in whole]
-    console.print(_table(chosen, whole, jobs))
+    jobs = [plan(card, problems[card.name]) for card in to_fetch if card.name in problems]
+    console.print(_table(chosen, jobs))
     _check_room(jobs)
     if dry_run:
         return
     for number, job in enumerate(jobs, start=1):
-        console.print(f"{number}/{len(jobs)} {job.card.name} from {_origin(job.source)}", highlight=False)
+        console.print(f"{number}/{len(jobs)} {job.card.name} from {job.source}", highlight=False)
         source = fetch(job)
         if not pin_cards and job.card.revision == "unpinned":
             lines = ", ".join(f"{key}: {value}" for key, value in source.pins.items())
             console.print(f"  --pin would write {lines} into experiments/evals/{job.card.name}.yaml", highlight=False)
     for card in to_fetch:
         if pin_cards and source_path(card).exists():
-            pin(card, noted(card))
+            pin(card, read_source(source_path(card)))
     wrong = eval_data.problems(to_fetch)  # what it counts is remembered: the workflow asks the same
     if wrong:
         raise FetchError("\n".join(wrong))
@@ -264,28 +271,25 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
     )
 
 
-def _table(chosen: Sequence[EvalCard], whole: set[str], jobs: Sequence[Job]) -> Table:
+def _table(chosen: Sequence[EvalCard], jobs: Sequence[Job]) -> Table:
     found = {job.card.name: job for job in jobs}
     right = [Column(title, justify="right") for title in ("Size", "To fetch")]
     table = Table("Set", "State", *right, "From", Column("Licence", overflow="fold"))
     for card in chosen:
         job = found.get(card.name)
-        state = "there" if card.name in whole else "the workflow makes it"
-        size = to_fetch = origin = ""
-        if job:
-            state = "missing" if len(job.lacking) == len(job.source.files) else "in part"
-            size = _amount(job.source.files, sum(file.size or 0 for file in job.source.files))
-            to_fetch, origin = _amount(job.lacking, job.to_fetch_bytes), _origin(job.source)
-        table.add_row(card.name, state, size, to_fetch, origin, card.licence)
-    lacking = [file for job in jobs for file in job.lacking]
+        if job is None:
+            table.add_row(card.name, "the workflow makes it" if card.build else "there", "", "", "", card.licence)
+        else:
+            state = "missing" if len(job.lacking) == len(job.sizes) else "in part"
+            amounts = _megabytes(sum(job.sizes.values())), _megabytes(job.to_fetch_bytes)
+            table.add_row(card.name, state, *amounts, str(job.source), card.licence)
     table.add_section()
-    table.add_row("all", "", "", _amount(lacking, sum(job.to_fetch_bytes for job in jobs)), "", "")
+    table.add_row("all", "", "", _megabytes(sum(job.to_fetch_bytes for job in jobs)), "", "")
     return table
 
 
-def _amount(files: Sequence[RemoteFile], num_bytes: int) -> str:
-    unknown = any(file.size is None for file in files)
-    return f"{num_bytes / 1e6:,.1f} MB" + (" or more" if unknown else "")
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _check_room(jobs: Sequence[Job]) -> None:
@@ -294,15 +298,13 @@ def _check_room(jobs: Sequence[Job]) -> None:
     Raises:
         FetchError: Naming what is needed and what is free.
     """
-    needed: dict[int, int] = {}
+    needed: Counter[int] = Counter()  # by device: folders may be links to several disks
     places: dict[int, Path] = {}
     for job in jobs:
-        place = Path(job.card.path).absolute()
-        while not place.exists():
-            place = place.parent
-        device = place.stat().st_dev
-        needed[device] = needed.get(device, 0) + job.disk_bytes
-        places.setdefault(device, place)
+        folder = Path(job.card.path).absolute()
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        places[place.stat().st_dev] = place
+        needed[place.stat().st_dev] += job.disk_bytes
     for device, place in places.items():
         free = shutil.disk_usage(place).free
         if needed[device] > free:
@@ -313,137 +315,103 @@ def _check_room(jobs: Sequence[Job]) -> None:
 
 
 def _source(card: EvalCard) -> Source:
-    """Return where a set's files are. What was begun, or is to be mended, is done with the commit it began with."""
+    """Return where a set is from. What was begun, or is to be mended, is done with the commit it began with."""
+    if card.original and card.original.url:
+        return Source(url=card.original.url)
     for path in (_started(card), source_path(card)):
         if path.exists():
-            source = parse(Source, path.read_text(encoding="utf-8"), str(path))
+            source = read_source(path)
             if card.hf_revision in {None, source.revision}:
-                return source.model_copy(update={"written": {}, "sha256": None})
-    if card.original and card.original.url:
-        return _of_address(card, card.original.url)
-    with _explained(card):
-        return _of_hub(card)
-
-
-def _of_hub(card: EvalCard) -> Source:
+                return Source(repo=source.repo, revision=source.revision)
     assert card.hf_repo is not None
-    api = HfApi()
-    revision = api.dataset_info(card.hf_repo, revision=card.hf_revision).sha
-    tree = api.list_repo_tree(card.hf_repo, repo_type="dataset", revision=revision, recursive=True)
-    found = {item.path: item for item in tree if isinstance(item, RepoFile)}
-    if card.original:
-        wanted = [path for path in card.original.files if path in found]
-        absent = sorted(set(card.original.files) - found.keys())
-    else:
-        of_split = re.compile(rf"{re.escape(card.split)}/(nshards\.txt|\d+\.tar)")
-        wanted = [path for path in found if path in _TEXTS or of_split.fullmatch(path)]
-        absent = [path for path in [f"{card.split}/nshards.txt"] if path not in found]
+    return Source(repo=card.hf_repo, revision=HfApi().dataset_info(card.hf_repo, revision=card.hf_revision).sha)
+
+
+def _sizes(card: EvalCard, source: Source) -> dict[str, int]:
+    """Ask which files a set is made of, and how large each is in bytes."""
+    originals = card.original.files if card.original else ()
+    if source.repo is None:
+        return {name: download.size_bytes(str(source.url)) for name in originals}
+    tree = HfApi().list_repo_tree(source.repo, repo_type="dataset", revision=source.revision, recursive=True)
+    found = {item.path: item.size for item in tree if isinstance(item, RepoFile)}
+    absent = [path for path in originals or [f"{card.split}/nshards.txt"] if path not in found]
     if absent:
         raise FetchError(
-            f"evaluation set {card.name!r}: no {', '.join(absent)} in {card.hf_repo} at commit {revision}: it is not "
-            "in the layout that its card names"
+            f"evaluation set {card.name!r}: no {', '.join(absent)} in {source.repo} at commit {source.revision}: it is "
+            "not in the layout that its card names"
         )
-    files = []
-    for path in _nshards_last(card, wanted):
-        item = found[path]
-        large = item.lfs
-        algorithm: Literal["sha256", "git"] = "sha256" if large else "git"
-        digest = large.sha256 if large else item.blob_id
-        files.append(RemoteFile(path=path, size=item.size, algorithm=algorithm, digest=digest))
-    return Source(repo=card.hf_repo, revision=revision, files=tuple(files))
+    of_split = re.compile(rf"{re.escape(card.split)}/(nshards\.txt|\d+\.tar)")
+    wanted = originals or [path for path in found if path in _TEXTS or of_split.fullmatch(path)]
+    return {path: found[path] for path in wanted}
 
 
-def _of_address(card: EvalCard, url: str) -> Source:
-    assert card.original is not None
-    assert card.original.md5 is not None
-    with _explained(card):
-        size = get_hf_file_metadata(url, token=False, retry_on_errors=True).size
-    (name,) = card.original.files
-    file = RemoteFile(path=name, url=url, size=size, algorithm="md5", digest=card.original.md5)
-    return Source(repo=None, revision=None, files=(file,))
-
-
-def _is_here(card: EvalCard, source: Source, file: RemoteFile) -> bool:
-    """Whether a file is here and is what was asked for.
+def _download(job: Job, folder: Path) -> None:
+    """Fetch what is not in its place, and compare it with the digests that are stated.
 
     Raises:
-        FetchError: If it is another.
+        FetchError: If a file cannot be had, or differs; then it is deleted.
     """
-    place = _place(card, file)
-    if not place.exists():
-        return False
-    size = place.stat().st_size
-    if file.size in {None, size} and _digest(place, file.algorithm) == file.digest:
-        return True
-    raise FetchError(
-        f"evaluation set {card.name!r}: {place} ({size:,} bytes) is not the file of {_url(source, file)} "
-        f"({'unknown size' if file.size is None else f'{file.size:,} bytes'}): remove it if it is not wanted, and run "
-        "this again"
-    )
-
-
-def _download(card: EvalCard, source: Source, file: RemoteFile) -> None:
-    part, place, url = _part(card, file), _place(card, file), _url(source, file)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    if file.size is None or _size(part) > file.size:
-        part.unlink(missing_ok=True)
-    # A token is for the Hub only.
-    headers = build_hf_headers(token=None if source.repo else False) | {"Accept-Encoding": "identity"}
-    full_disk = paths.explain_full_disk(place, temporary=part, num_bytes=file.size)
-    with _explained(card, file), full_disk, part.open("ab") as out:
-        http_get(
-            url,
-            out,
-            resume_size=_size(part),
-            headers=headers,
-            expected_size=file.size,
-            displayed_filename=f"{card.name} {file.path}",
-        )
-        out.flush()
-        os.fsync(out.fileno())
-    if _digest(part, file.algorithm) != file.digest:
-        part.unlink()
+    card, source, wanted = job.card, job.source, _absent(job.card, job.sizes)
+    with _explained(card), paths.explain_full_disk(folder, num_bytes=job.to_fetch_bytes):
+        if source.repo is None:
+            for name in job.lacking:
+                download.download(str(source.url), folder / name, job.sizes[name])
+        else:
+            for path in folder.rglob("*.incomplete"):  # of a process that was killed
+                path.unlink()
+            # Its connections break off and go on. Whole files stay if it fails.
+            snapshot_download(
+                source.repo,
+                repo_type="dataset",
+                revision=source.revision,
+                local_dir=folder,
+                allow_patterns=[glob.escape(name) for name in wanted],
+            )
+        lost = [name for name in wanted if not (folder / name).exists()]  # the library only warns
+        wrong = lost or _wrong(card, source, folder, wanted)
+    for name in wrong:
+        (folder / name).unlink(missing_ok=True)
+    if wrong:
         raise FetchError(
-            f"evaluation set {card.name!r}: what came from {url} has not the digest ({file.algorithm} "
-            f"{file.digest}) that {'the Hub' if source.repo else 'its card'} states, and was thrown away: run this "
-            "again; if it happens again, the file was changed, or something between here and there changes it"
+            f"evaluation set {card.name!r}: what came of {', '.join(wrong)} from {source} has not the digest that "
+            f"{'the Hub' if source.repo else 'its card'} states, and was thrown away: run this again; if it happens "
+            "again, the file was changed, or something between here and there changes it"
         )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part.replace(place)
+
+
+def _wrong(card: EvalCard, source: Source, folder: Path, wanted: Collection[str]) -> list[str]:
+    """Return the files that have another digest than the Hub or the card states."""
+    if source.repo is None:
+        assert card.original is not None
+        return [name for name in wanted if _md5(folder / name) != card.original.md5]
+    found = HfApi().verify_repo_checksums(source.repo, repo_type="dataset", revision=source.revision, local_dir=folder)
+    return [item["path"] for item in found.mismatches if item["path"] in wanted]
 
 
 @contextmanager
-def _explained(card: EvalCard, file: RemoteFile | None = None) -> Iterator[None]:
+def _explained(card: EvalCard) -> Iterator[None]:
     """Say what to do about what the network's errors mean."""
-    what = f"evaluation set {card.name!r}" + (f", {file.path}" if file else "")
-    page = f"https://huggingface.co/datasets/{card.hf_repo}"
+    repo, page = card.hf_repo, f"https://huggingface.co/datasets/{card.hf_repo}"
+    texts: dict[type[Exception], str] = {
+        OfflineModeIsEnabled: "the Hugging Face Hub is switched off by HF_HUB_OFFLINE; unset it to fetch",
+        GatedRepoError: f"{repo} asks for its terms to be accepted: do that at {page}, log in with `hf auth login`, "
+        "and run this again",
+        RepositoryNotFoundError: f"there is no public repository {repo} ({page}); if it is private, log in with "
+        "`hf auth login`",
+        RevisionNotFoundError: f"{repo} has no commit {card.hf_revision}: correct hf_revision in "
+        f"experiments/evals/{card.name}.yaml",
+    }
     try:
         yield
     except (FetchError, paths.DiskFullError):
         raise
-    except OfflineModeIsEnabled:
-        raise FetchError(f"{what}: the Hugging Face Hub is switched off by HF_HUB_OFFLINE; unset it to fetch") from None
-    except GatedRepoError:
-        raise FetchError(
-            f"{what}: {card.hf_repo} asks for its terms to be accepted: do that at {page}, log in with "
-            "`hf auth login`, and run this again"
-        ) from None
-    except RepositoryNotFoundError:
-        raise FetchError(
-            f"{what}: there is no public repository {card.hf_repo} ({page}); if it is private, log in with "
-            "`hf auth login`"
-        ) from None
-    except RevisionNotFoundError:
-        raise FetchError(
-            f"{what}: {card.hf_repo} has no commit {card.hf_revision}: correct hf_revision in "
-            f"experiments/evals/{card.name}.yaml"
-        ) from None
     except _NETWORK_ERRORS as error:
-        lines = str(error).strip().splitlines()
-        raise FetchError(
-            f"{what}: it could not be fetched ({type(error).__name__}: {lines[0] if lines else ''}). What came so far "
-            "is kept: run this again to go on"
-        ) from error
+        first_line = str(error).strip().partition("\n")[0]
+        other = (
+            f"it could not be fetched ({type(error).__name__}: {first_line}). Files that came whole are kept: run this "
+            "again to go on"
+        )
+        raise FetchError(f"evaluation set {card.name!r}: {texts.get(type(error), other)}") from error
 
 
 @contextmanager
@@ -466,55 +434,20 @@ def _started(card: EvalCard) -> Path:
     return Path(card.path) / _HIDDEN / "source.json"
 
 
-def _place(card: EvalCard, file: RemoteFile) -> Path:
-    folder = Path(card.path)
-    return folder / _HIDDEN / "originals" / file.path if card.original else folder / file.path
+def _staged(card: EvalCard) -> Path:
+    """Where files lie until all have come."""
+    return Path(card.path) / _HIDDEN / "files"
 
 
-def _part(card: EvalCard, file: RemoteFile) -> Path:
-    return Path(card.path) / _HIDDEN / f"{file.digest}.part"
-
-
-def _files(folder: Path) -> list[str]:
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in found if not f"/{name}".count("/."))
-
-
-def _nshards_last(card: EvalCard, names: Sequence[str]) -> list[str]:
-    return sorted(names, key=lambda name: (name == f"{card.split}/nshards.txt", name))
+def _absent(card: EvalCard, sizes: Iterable[str]) -> list[str]:
+    """Return the files that are not in their places: those of a set that is converted have none."""
+    return [path for path in sizes if card.original or not (Path(card.path) / path).exists()]
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _origin(source: Source) -> str:
-    return f"{source.repo}@{source.revision}" if source.repo else _url(source, source.files[0])
-
-
-def _url(source: Source, file: RemoteFile) -> str:
-    if file.url is not None:
-        return file.url
-    assert source.repo is not None
-    return hf_hub_url(source.repo, file.path, repo_type="dataset", revision=source.revision)
-
-
-def _why_not(card: EvalCard) -> str:
-    try:
-        eval_data.read(card)
-    except FileNotFoundError:
-        return f"it has no {card.split}/nshards.txt"
-    except ValueError as error:
-        return str(error)
-    return "it is now"
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    makers: dict[str, Callable[[], hashlib._Hash]] = {"sha256": hashlib.sha256, "md5": hashlib.md5, "git": hashlib.sha1}
-    digest = makers[algorithm]()
-    if algorithm == "git":
-        digest.update(b"blob %d\0" % path.stat().st_size)
+def _md5(path: Path) -> str:
     with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "md5").hexdigest()

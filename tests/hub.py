@@ -153,7 +153,12 @@ class Hub:
                 if path not in files:
                     self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
                 elif path.endswith(LARGE):
-                    self.answer(302, b"", {"Location": f"{hub.endpoint}/cdn/{repo}/{path}?of={revision}"})
+                    # On another host: redirects to its own are followed before headers are read.
+                    cdn = hub.endpoint.replace("127.0.0.1", "localhost")
+                    location = {"Location": f"{cdn}/cdn/{repo}/{path}?of={revision}", "X-Repo-Commit": revision}
+                    etag = f'"{hashlib.sha256(files[path]).hexdigest()}"'
+                    linked = {"X-Linked-ETag": etag, "X-Linked-Size": str(len(files[path]))}
+                    self.answer(302, b"", location | linked)
                 else:
                     self.content(path, files[path], {"X-Repo-Commit": revision, "ETag": f'"{git_blob(files[path])}"'})
 

@@ -42,6 +42,10 @@ def read(folder, **options):
     return accumulator
 
 
+def steps_of(folder):
+    return [scalar.step for scalar in read(folder, purge_orphaned_data=False).Scalars("loss/total")]
+
+
 def a_second_later():
     """Event files are read in the order of their names, which hold whole seconds: no run resumes within one."""
     time.sleep(1.0)
@@ -68,25 +72,19 @@ def test_every_metric_of_every_line_is_there_once(suite, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [spec.run_id]
 
 
-def test_mirrored_again_no_step_is_there_twice(suite, tmp_path):
-    spec = suite.runs[0].spec
-    for _ in range(2):
-        assert mirror([suite], tmp_path, every_sec=None) == 1
-    steps = [scalar.step for scalar in read(tmp_path / spec.run_id, purge_orphaned_data=False).Scalars("loss/total")]
-    assert steps == [2, 4, 6, 8, 10]
-
-
-def test_a_later_command_adds_what_is_new(suite, tmp_path):
+def test_a_later_command_writes_what_is_new_and_leaves_alone_what_is_not(suite, tmp_path):
     spec = suite.runs[1].spec
     path = paths.metrics(spec.run_id)
     lines = [json.dumps(line) + "\n" for line in logged(suite.runs[0].spec)]
-    for known in (2, 3, 5):
+    files = []
+    for known in (2, 2, 5):
         paths.write_text(path, "".join(lines[:known]))
-        mirror([suite], tmp_path, every_sec=None)
-        a_second_later()
+        assert mirror([suite], tmp_path, every_sec=None) == 2
+        (file,) = (path for path in (tmp_path / spec.run_id).iterdir() if path.stat().st_size)
+        files.append(file.name)
+        assert steps_of(tmp_path / spec.run_id) == [2, 4, 6, 8, 10][:known]
     path.unlink()
-    steps = [scalar.step for scalar in read(tmp_path / spec.run_id, purge_orphaned_data=False).Scalars("loss/total")]
-    assert steps == [2, 4, 6, 8, 10]
+    assert files[0] == files[1] != files[2]
 
 
 def follow(suite, folder, monkeypatch, *changes):
@@ -100,46 +98,29 @@ def follow(suite, folder, monkeypatch, *changes):
         a_second_later()
         change()
 
-    monkeypatch.setattr("experiments.tensorboard.time", SimpleNamespace(sleep=wait))
+    monkeypatch.setattr("experiments.tensorboard.time", SimpleNamespace(sleep=wait, time=time.time))
     return mirror([suite], folder, every_sec=1.0)
 
 
-def test_what_a_run_logs_later_is_appended_and_a_cut_line_is_waited_for(suite, tmp_path, monkeypatch):
+def test_what_a_run_logs_later_is_shown_and_a_cut_line_is_waited_for(suite, tmp_path, monkeypatch):
     spec = suite.runs[1].spec
     path = paths.metrics(spec.run_id)
     text = "".join(json.dumps(line) + "\n" for line in logged(suite.runs[0].spec))
-    first, second = text[:3000], text[3000:]
-    assert not first.endswith("\n")
-    paths.write_text(path, first)
+    seen = []
 
     def append():
-        with path.open("a") as file:
-            file.write(second)
+        seen.append(steps_of(tmp_path / spec.run_id))
+        paths.write_text(path, text)
 
+    paths.write_text(path, text[:3000])
+    assert not text[:3000].endswith("\n")
     assert follow(suite, tmp_path, monkeypatch, append) == 2
     path.unlink()
-    assert len(list((tmp_path / spec.run_id).glob("events.*"))) == 1
-    assert [scalar.step for scalar in read(tmp_path / spec.run_id).Scalars("loss/total")] == [2, 4, 6, 8, 10]
+    assert steps_of(tmp_path / spec.run_id) == [2, 4, 6, 8, 10]
+    assert seen == [[2, 4, 6, 8, 10][: text[:3000].count("\n")]]
 
 
-def test_a_resumed_run_replaces_what_it_takes_again(suite, tmp_path, monkeypatch):
-    spec = suite.runs[1].spec
-    path = paths.metrics(spec.run_id)
-    lines = logged(suite.runs[0].spec)
-    paths.write_text(path, "".join(json.dumps(line) + "\n" for line in lines[:4]))
-
-    def resume():
-        again = [*lines[:2], {**lines[2], "loss/total": 99.0}]
-        paths.write_text(path, "".join(json.dumps(line) + "\n" for line in again))
-
-    follow(suite, tmp_path, monkeypatch, resume)
-    path.unlink()
-    scalars = read(tmp_path / spec.run_id).Scalars("loss/total")
-    assert [scalar.step for scalar in scalars] == [2, 4, 6]
-    assert scalars[-1].value == 99.0
-
-
-def test_a_reader_that_is_running_forgets_what_a_resumed_run_takes_again(suite, tmp_path, monkeypatch):
+def test_a_resumed_run_replaces_what_it_takes_again_also_in_a_reader_that_is_running(suite, tmp_path, monkeypatch):
     spec = suite.runs[1].spec
     path = paths.metrics(spec.run_id)
     lines = logged(suite.runs[0].spec)
@@ -149,12 +130,16 @@ def test_a_reader_that_is_running_forgets_what_a_resumed_run_takes_again(suite, 
 
     def resume():
         seen.append([scalar.step for scalar in reader.Reload().Scalars("loss/total")])
-        paths.write_text(path, "".join(json.dumps(line) + "\n" for line in lines[:3]))
+        again = [*lines[:2], {**lines[2], "loss/total": 99.0}]
+        paths.write_text(path, "".join(json.dumps(line) + "\n" for line in again))
 
     follow(suite, tmp_path, monkeypatch, resume)
     path.unlink()
     assert seen == [[2, 4, 6, 8, 10]]
-    assert [scalar.step for scalar in reader.Reload().Scalars("loss/total")] == [2, 4, 6]
+    for found in (reader.Reload(), read(tmp_path / spec.run_id)):
+        scalars = found.Scalars("loss/total")
+        assert [scalar.step for scalar in scalars] == [2, 4, 6]
+        assert scalars[-1].value == 99.0
 
 
 def test_what_was_not_finite_is_nan(suite, tmp_path):

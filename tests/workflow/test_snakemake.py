@@ -103,11 +103,12 @@ def test_every_table_and_figure_is_written_and_not_empty(finished):
     assert all(name in main for name in ("NeuCLIP", "OpenCLIP", "FastCLIP", "SigLIP", "AmorLIP"))
 
 
-def test_snakemakes_own_report_has_every_table_and_figure_with_its_caption(finished, tmp_path):
+def test_snakemakes_own_report_has_every_table_and_figure(finished, tmp_path):
     snakemake(finished, "--config", "suites=smoke", "--report", str(tmp_path / "report.html"))
     text = (tmp_path / "report.html").read_text()
-    for form, found in {"Table": artifacts.tables("smoke"), "Figure": artifacts.figures("smoke")}.items():
-        assert [name for name in found if f"{form} {name} of the suite smoke" not in text] == []
+    tables = [paths.tables("smoke") / f"{name}.csv" for name in artifacts.tables("smoke")]
+    figures = [paths.figures("smoke") / f"{name}.svg" for name in artifacts.figures("smoke")]
+    assert [path for path in tables + figures if str(path) not in text] == []
 
 
 def test_a_second_run_does_nothing(finished):
@@ -267,12 +268,12 @@ def test_snakemake_alone_means_the_quickstart(tmp_path):
     ("config", "message"),
     [
         ("suites=smok", "unknown suite 'smok'; did you mean 'smoke'"),
-        ("suite=smoke", "unknown --config key 'suite'"),
+        ("suite=smoke", "--config: suite: unknown key 'suite'; did you mean 'suites'"),
         ('execution={"thread": 2}', "unknown key 'thread'; did you mean 'threads'"),
         ('train={"node": 2}', "--config train: node: unknown key 'node'; did you mean 'nodes'"),
         ('train={"nodes": 2}', "this machine is one node"),
         ("cluster=exampel", "unknown cluster 'exampel'; did you mean 'example'"),
-        ("on_interrupt=cancle", "unknown on_interrupt 'cancle'; did you mean 'cancel'"),
+        ("on_interrupt=cancle", "--config: on_interrupt: Input should be 'leave' or 'cancel' (got 'cancle')"),
     ],
 )
 def test_a_typo_is_one_clear_error_before_anything_runs(tmp_path, config, message):
@@ -298,6 +299,57 @@ def test_a_missing_package_is_one_clear_error_before_anything_runs(tmp_path):
     assert result.returncode == 1
     assert "clip_benchmark is missing: run `pip install -e" in result.stdout
     assert "Traceback" not in result.stdout
+
+
+READ = """
+import sys
+from snakemake.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    print("modules:", *sys.modules)
+    raise
+"""
+
+
+def test_reading_the_snakefile_imports_neither_torch_nor_open_clip(finished):
+    command = [sys.executable, "-c", READ, "--snakefile", str(ROOT / "Snakefile"), *PROFILE]
+    arguments = ["-n", "-q", "all", "--config", "suites=smoke"]
+    result = subprocess.run([*command, *arguments], cwd=finished, capture_output=True, text=True, check=True)
+    modules = result.stdout.partition("modules:")[2].split()
+    assert "experiments.workflow" in modules
+    # Snakemake itself imports pandas.
+    assert {"torch", "open_clip", "clip_benchmark", "matplotlib"} & set(modules) == set()
+
+
+WAITING = """
+from experiments.workflow import jobs_to_run, wait_for_many
+
+wait_for_many(workflow)
+
+rule all:
+    input: expand("{n}.done", n=range(12))
+
+rule wait:
+    output: "{n}.done"
+    threads: 0
+    shell: "touch {wildcards.n}.here; for i in $(seq 200); do [ $(ls *.here | wc -l) = 12 ] && break; sleep 0.1; done;"
+        " [ $(ls *.here | wc -l) = 12 ] && touch {output}"
+
+onstart:
+    print("to run:", sorted((job.rule.name, *job.wildcards) for job in jobs_to_run(workflow)))
+"""
+
+
+def test_what_the_workflow_takes_from_inside_snakemake_is_there_in_the_pinned_version(tmp_path):
+    # Twelve jobs that take no core run at once, though there is one core; Snakemake alone has threads for six of them.
+    (tmp_path / "Snakefile").write_text(WAITING)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-4000:]
+    expected = sorted([("all",), *(("wait", str(n)) for n in range(12))])
+    assert f"to run: {expected}" in result.stdout + result.stderr
 
 
 def test_snakemakes_own_lint_finds_only_what_is_so_on_purpose(tmp_path):

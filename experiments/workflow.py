@@ -1,0 +1,264 @@
+"""What the Snakefile asks: which files a command is about, and how each job is started.
+
+Reads cards and expanded suites, no data, and imports no torch. A `Workflow` is made while the Snakefile is read, and
+never changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import Field, JsonValue
+
+from analysis import artifacts
+from engine import cluster, paths
+from engine.evaluation import EvalCard
+from engine.spec import Frozen, RunSpec, parse, unknown_name
+from experiments import cards, expansion, names
+
+ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
+"""Targets, each for the suite that `--config dataset=` names."""
+
+T = TypeVar("T")
+
+sources_sha256 = functools.cache(artifacts.sources_sha256)  # asked for once a job
+
+
+class Config(Frozen):
+    """What `--config` may say; `train` and the following lie over the cluster's settings."""
+
+    suites: str = "quickstart"
+    """Names, separated by commas."""
+    dataset: str = names.BASE
+    """The suite that the targets of ablations apply to."""
+    cluster: str = cluster.LOCAL
+    on_interrupt: Literal["leave", "cancel"] = "cancel"
+    """What becomes of running jobs on Ctrl-C."""
+    train: dict[str, JsonValue] = Field(default_factory=dict)
+    evaluate: dict[str, JsonValue] = Field(default_factory=dict)
+    prepare: dict[str, JsonValue] | None = None
+    execution: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Known(dict[str, T]):
+    """Values by name. An unknown name raises a `ValueError` that says which there are."""
+
+    def __init__(self, kind: str, values: Mapping[str, T]) -> None:
+        super().__init__(values)
+        self._kind = kind
+
+    def __missing__(self, name: str) -> T:
+        raise ValueError(unknown_name(self._kind, name, self) + " Name its suite with --config suites=...")
+
+
+class Build(NamedTuple):
+    """A command that makes data."""
+
+    command: str
+    ready: str
+    """File that exists once it has succeeded."""
+    revisions: list[str]
+    """Names and revisions of all that it makes, sorted: it runs again when one changes."""
+
+    @property
+    def name(self) -> str:
+        """Name of its rule."""
+        return f"build_{Path(self.ready).parent.name}"
+
+
+class Launch(NamedTuple):
+    """How the jobs of a run are started."""
+
+    threads: int
+    """Cores taken on this machine: none by a job that runs elsewhere and is only waited for."""
+    arguments: str
+    """Options of `engine.launch`, and the module that it starts with how that is carried out."""
+
+
+class Workflow:
+    """What one command is about.
+
+    Args:
+        config: Snakemake's, see `Config`.
+        argv: The command line. Ablations that are targets are looked up in it: while Snakemake reads the Snakefile,
+            it tells the targets in no other way.
+        cores: Of this machine, that Snakemake may use.
+
+    Raises:
+        ValueError: If a name or a setting is wrong, or if a run cannot be carried out where it is to be.
+    """
+
+    def __init__(self, config: Mapping[str, Any], argv: Sequence[str] = (), cores: int = 1) -> None:
+        settings = parse(Config, json.dumps(config), "--config")
+        place = cluster.load(settings.cluster)
+        self._cluster = cluster.configure(place, settings.model_dump(), "--config")
+        self._on_interrupt = settings.on_interrupt
+        chosen = settings.suites.split(",")
+        ablations = {target: f"{target}@{settings.dataset}" for target in ABLATIONS if target in argv}
+        asked = [*chosen, *ablations.values()]
+        self.suites = Known("suite", expansion.load(asked))
+        self.reports = Known("report", {names.called(name): _full_names(name) for name in asked})
+        """The suites that each report shows."""
+        self.targets = self._files(chosen)
+        """Files of the targets `tables`, `figures` and `report`."""
+        self._ablations = {
+            target: [path for files in self._files([name]).values() for path in files]
+            for target, name in ablations.items()
+        }
+        self.runs = Known("run", {run.spec.run_id: run.spec for suite in self.suites.values() for run in suite.runs})
+        self.evaluations = Known(
+            "evaluation", {suite.evaluation.key: suite.evaluation for suite in self.suites.values()}
+        )
+        self.datasets = Known("data set", {name: cards.dataset(name) for name in cards.names("datasets")})
+        for spec in self.runs.values():
+            if spec.dataset.name not in self.datasets:  # a part of one
+                self.datasets[spec.dataset.name] = cards.dataset(spec.dataset.name, spec.dataset.pairs)
+        built = {
+            key: sorted({card.ready for card in evaluation.sets.values() if card.ready})
+            for key, evaluation in self.evaluations.items()
+        }
+        self.built_for = Known("evaluation", built)
+        """What the workflow makes for each evaluation."""
+        self.is_elsewhere = self._cluster.scheduler != "local"
+        """Whether jobs run on other machines than this one."""
+        self.prepares_in_jobs = self._cluster.prepare is not None
+        """Whether data are prepared by jobs as well."""
+        self.preparation_threads = 0 if self.prepares_in_jobs and self.is_elsewhere else cores
+        """Cores that preparing data takes here."""
+        # What cannot run where it is to be is found now, for every run, before anything is submitted.
+        self.prepare = cluster.resolve(self._cluster, "prepare")[0]
+        self.train = Known("run", {run: self._launch("train", spec) for run, spec in self.runs.items()})
+        self.evaluate = Known("run", {run: self._launch("evaluate", spec) for run, spec in self.runs.items()})
+
+    def ablation(self, target: str) -> list[Path]:
+        """Return the files of one of `ABLATIONS`.
+
+        Raises:
+            ValueError: If the command line does not name it.
+        """
+        if target not in self._ablations:
+            raise ValueError(f"target {target!r} is no word of the command line: use --config suites={target}@SUITE")
+        return self._ablations[target]
+
+    def builds(self) -> list[Build]:
+        """Return the commands that make data."""
+        made: dict[tuple[str, str], list[str]] = {}
+        # Whatever suites are asked for: parts of a set are no reason to make it again.
+        sets: list[cards.DatasetCard | EvalCard] = [self.datasets[name] for name in cards.names("datasets")]
+        for card in [*sets, *map(cards.eval_set, cards.names("evals"))]:
+            if card.build and card.ready:
+                made.setdefault((card.build, card.ready), []).append(f"{card.name} {card.revision}")
+        return [Build(command, ready, sorted(revisions)) for (command, ready), revisions in made.items()]
+
+    def fetches(self) -> dict[str, str]:
+        """Return the targets that fetch training sets, with their arguments of `experiments training-data`."""
+        return {
+            target: f"{card.name} --crawl" if target.startswith("crawl") else card.name
+            for card in self.datasets.values()
+            if card.fraction == 1
+            for target in card.ways
+        }
+
+    def evaluated(self, suite: str) -> list[Path]:
+        """Return what says that all models of a suite are evaluated."""
+        expanded = self.suites[suite]
+        key = expanded.evaluation.key  # a digest over all its sets
+        return [
+            paths.evaluated(run.spec.run_id, milestone, key)
+            for run in expanded.runs
+            for milestone in run.spec.milestones
+        ]
+
+    def shown_in(self, report: str) -> list[Path]:
+        """Return the tables and figures of a report."""
+        return [file for suite in self.reports[report] for file in (*tables(suite), *figures(suite))]
+
+    def preparation(self, name: str, output: str | Path) -> str:
+        """Return what comes before the module that prepares data: the launcher when that is a job, Python if not."""
+        if not self.prepares_in_jobs:
+            return "exec python -m"
+        place = f"--name {name} --folder {paths.prepare_jobs(name)} --output {output}"
+        return f"exec python -m engine.launch {place} {self._options(self.prepare)} --"
+
+    def training(self, run: str) -> str:
+        """Return the launcher's arguments for a training; the run's spec follows."""
+        return f"--name {run} --folder {paths.jobs(run) / 'train'} {self.train[run].arguments}"
+
+    def evaluating(self, run: str, milestone: str, evaluation: str) -> str:
+        """Return the launcher's arguments for an evaluation; the run's record and the evaluation follow."""
+        folder = paths.evaluate_jobs(run, milestone, evaluation)
+        place = f"--name eval-{run}-{milestone}-{evaluation} --folder {folder}"
+        return f"{place} {self.evaluate[run].arguments} --milestone {milestone}"
+
+    def refuse_missing(self, workflow: Any) -> None:
+        """Refuse to start where data are missing, so that no job waits in a queue for what nobody has fetched.
+
+        Args:
+            workflow: Snakemake's.
+
+        Raises:
+            ValueError: Naming what is missing.
+        """
+        datasets, evaluations = [], []
+        for job in jobs_to_run(workflow):
+            if job.rule.name == "index":
+                datasets.append(job.wildcards.dataset)
+            elif job.rule.name == "train":
+                datasets.append(self.runs[job.wildcards.run].dataset.name)
+            elif job.rule.name == "evaluate":
+                evaluations.append(self.evaluations[job.wildcards.evaluation])
+        cards.refuse_missing(datasets, evaluations)
+
+    def _files(self, asked: Sequence[str]) -> dict[str, list[Path]]:
+        reports = [names.called(name) for name in asked]
+        suites = dict.fromkeys(suite for report in reports for suite in self.reports[report])
+        return {
+            "tables": [path for suite in suites for path in tables(suite)],
+            "figures": [path for suite in suites for path in figures(suite)],
+            "report": [paths.report(report) for report in reports],
+        }
+
+    def _launch(self, kind: Literal["train", "evaluate"], spec: RunSpec) -> Launch:
+        request, execution = cluster.resolve(self._cluster, kind, spec)
+        threads = 0 if self.is_elsewhere else request.tasks * execution.threads
+        how = shlex.quote(execution.model_dump_json(exclude_defaults=True))
+        return Launch(threads, f"{self._options(request)} -- engine.{kind} --execution {how}")
+
+    def _options(self, request: cluster.Request) -> str:
+        return cluster.launch_options(self._cluster, request, self._on_interrupt)
+
+
+def tables(suite: str) -> list[Path]:
+    """Return the sidecars of a suite's tables."""
+    return [paths.tables(suite) / f"{name}.json" for name in artifacts.tables(suite)]
+
+
+def figures(suite: str) -> list[Path]:
+    """Return the sidecars of a suite's figures."""
+    return [paths.figures(suite) / f"{name}.json" for name in artifacts.figures(suite)]
+
+
+def _full_names(asked: str) -> list[str]:
+    """Return the full names of the suites that one name asks for."""
+    return [names.split(name).name for name in names.resolve([asked])]
+
+
+# Snakemake has no public way to what follows. Tests hold both to the version that `requirements.lock` pins.
+
+
+def wait_for_many(workflow: Any) -> None:
+    """Let Snakemake wait for many jobs at a time that take no core here.
+
+    It has a thread for each core and five more. How many cores jobs may take is settled before it reads the Snakefile.
+    """
+    workflow.resource_settings.cores += 1000
+
+
+def jobs_to_run(workflow: Any) -> list[Any]:
+    """Return the jobs that Snakemake is about to run; known from `onstart` on."""
+    return list(workflow.dag.needrun_jobs())

@@ -1,0 +1,142 @@
+"""What the Snakefile asks, without Snakemake."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from analysis import artifacts
+from engine import paths
+from engine.spec import fingerprint
+from experiments import expansion, names
+from experiments.__main__ import write_expansion
+from experiments.suite import expand
+from experiments.workflow import ABLATIONS, Workflow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    """A working directory in which some suites are expanded."""
+    folder = tmp_path_factory.mktemp("workflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke"):
+            write_expansion(expand(name))
+            digest = expansion._digest(expansion.sources_sha256(), names.split(name))
+            paths.write_text(expansion._digest_path(name), digest + "\n")
+        yield folder
+
+
+@pytest.fixture
+def smoke():
+    return Workflow({"suites": "smoke"}, ["snakemake"], cores=3)
+
+
+def test_a_suites_targets_are_its_tables_figures_and_report(smoke):
+    assert list(smoke.targets) == ["tables", "figures", "report"]
+    for form, ids in {"tables": artifacts.tables("smoke"), "figures": artifacts.figures("smoke")}.items():
+        assert [path.stem for path in smoke.targets[form]] == list(ids)
+    assert smoke.targets["report"] == [paths.report("smoke")]
+    assert smoke.shown_in("smoke") == smoke.targets["tables"] + smoke.targets["figures"]
+
+
+def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_not(smoke):
+    config = {"suites": "smoke", "dataset": "smoke"}
+    asked = Workflow(config, ["snakemake", "-n", "ablation_objective"])
+    assert paths.report("ablation_objective@smoke") in asked.ablation("ablation_objective")
+    assert {path.parent.name for path in asked.ablation("ablation_objective")[:-1]} == {"ablation_objective@smoke"}
+    assert asked.targets == smoke.targets
+    assert asked.runs.keys() > smoke.runs.keys()
+    for target in set(ABLATIONS) - {"ablation_objective"}:
+        with pytest.raises(ValueError, match=f"'{target}' is no word of the command line: use --config suites="):
+            asked.ablation(target)
+
+
+def test_all_models_of_a_suite_are_evaluated(smoke):
+    evaluated = smoke.evaluated("smoke")
+    assert len(evaluated) == sum(len(spec.milestones) for spec in smoke.runs.values())
+    (key,) = smoke.evaluations
+    assert all(path.name == f"all-{key}.done" for path in evaluated)
+    assert smoke.built_for[key] == ["data/icons_tiny/manifest.json"]
+
+
+def test_a_part_of_a_data_set_has_a_card_of_its_own():
+    parts = Workflow({"suites": "ablation_dataset_size@smoke"})
+    runs = {spec.dataset.name: spec.dataset.pairs for spec in parts.runs.values()}
+    assert len(runs) > 1
+    assert {name: parts.datasets[name].pairs for name in runs} == runs
+    assert all(card.fraction < 1 for name, card in parts.datasets.items() if name.startswith("icons_tiny-"))
+    assert not any("-0." in arguments for arguments in parts.fetches().values())
+    assert parts.builds() == Workflow({"suites": "smoke"}).builds()  # or they would be made again
+
+
+def test_one_command_builds_all_that_it_makes_and_again_when_one_revision_changes(smoke):
+    builds = {build.name: build for build in smoke.builds()}
+    tiny = builds["build_icons_tiny"]
+    assert tiny.ready == "data/icons_tiny/manifest.json"
+    assert len(tiny.revisions) > 1
+    assert tiny.revisions == sorted(tiny.revisions)
+    assert f"icons_tiny {smoke.datasets['icons_tiny'].revision}" in tiny.revisions
+
+
+def test_here_a_training_takes_its_processes_and_threads_and_data_are_prepared_on_all_cores():
+    here = Workflow({"suites": "smoke", "train": {"tasks_per_node": 2}, "execution": {"threads": 2}}, cores=3)
+    run = next(iter(here.runs))
+    assert (here.train[run].threads, here.evaluate[run].threads, here.preparation_threads) == (4, 2, 3)
+    assert not here.is_elsewhere
+    assert here.preparation("index-x", "out") == "exec python -m"
+    assert here.training(run).startswith(f"--name {run} --folder results/runs/{run}/jobs/train --cluster ")
+    assert here.training(run).endswith("""--on-interrupt cancel -- engine.train --execution '{"threads":2}'""")
+
+
+def test_elsewhere_jobs_take_no_core_here_and_data_are_prepared_by_jobs_if_the_cluster_says_so():
+    there = Workflow({"suites": "smoke", "cluster": "example", "on_interrupt": "leave"}, cores=3)
+    run, spec = next(iter(there.runs.items()))
+    assert there.is_elsewhere
+    assert (there.train[run].threads, there.evaluate[run].threads, there.preparation_threads) == (0, 0, 0)
+    place = "--name index-x --folder results/jobs/index-x --output out"
+    assert there.preparation("index-x", "out").startswith(f"exec python -m engine.launch {place} --cluster ")
+    (key,) = there.evaluations
+    arguments = there.evaluating(run, str(spec.milestones[-1]), key)
+    assert arguments.startswith(f"--name eval-{run}-{spec.milestones[-1]}-{key} --folder ")
+    assert "--on-interrupt leave -- engine.evaluate --execution " in arguments
+    assert arguments.endswith(f" --milestone {spec.milestones[-1]}")
+
+
+def test_a_name_that_no_suite_of_the_command_has_is_one_clear_error(smoke):
+    for lookup in (smoke.training, smoke.evaluated, smoke.shown_in, smoke.built_for.__getitem__):
+        with pytest.raises(ValueError, match=r"unknown \w+ 'x'\. Known: .* Name its suite with --config suites="):
+            lookup("x")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"suite": "smoke"}, "--config: suite: unknown key 'suite'; did you mean 'suites'"),
+        ({"on_interrupt": "cancle"}, "--config: on_interrupt: Input should be 'leave' or 'cancel' (got 'cancle')"),
+        ({"cluster": "exampel"}, "unknown cluster 'exampel'; did you mean 'example'"),
+        ({"suites": "smoke", "train": {"nodes": 2}}, "this machine is one node"),
+        ({"suites": "smok"}, "unknown suite 'smok'; did you mean 'smoke'"),
+    ],
+)
+def test_a_wrong_setting_is_named(config, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        Workflow(config)
+    assert message in str(error.value)
+
+
+def job(rule, **wildcards):
+    return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=SimpleNamespace(**wildcards))
+
+
+def about_to_run(*jobs):
+    """What of Snakemake's workflow is asked for its jobs."""
+    return SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: iter(jobs)))
+
+
+def test_data_that_are_missing_are_named_for_the_jobs_that_will_run_and_for_no_others(smoke):
+    run, spec = next(iter(smoke.runs.items()))
+    assert fingerprint(spec)[:8] in run
+    (key,) = smoke.evaluations
+    smoke.refuse_missing(about_to_run(job("all"), job("train", run=run), job("evaluate", run=run, evaluation=key)))
+    with pytest.raises(ValueError, match=r"training set 'cc3m': no \*\.tar shards in data/cc3m"):
+        smoke.refuse_missing(about_to_run(job("index", dataset="cc3m")))
