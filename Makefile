@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+PYTEST := $(BIN)/python -m pytest --numprocesses auto
 
-.PHONY: help quickstart smoke test lint types lock clean
+.PHONY: help quickstart smoke test test-all lint types lock clean
 
 help:  ## Show what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(STAMP)  ## Five methods on a small real data set: tables and figures in minutes
 	$(BIN)/snakemake
@@ -15,8 +16,11 @@ quickstart: $(STAMP)  ## Five methods on a small real data set: tables and figur
 smoke: $(STAMP)  ## The same path in a minute, on less data
 	$(BIN)/snakemake --config suites=smoke
 
-test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Run the tests on all cores, but for the slow ones
+	$(PYTEST) -m 'not slow'
+
+test-all: $(STAMP)  ## Run all tests: also kills, Slurm, a browser, LaTeX, many processes
+	$(PYTEST)
 
 lint: $(STAMP)  ## Check style
 	$(BIN)/ruff check .

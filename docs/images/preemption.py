@@ -26,10 +26,10 @@ from matplotlib.patches import Patch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "slurm"), str(ROOT / "tests")]
 
-import debian  # noqa: E402
-from conftest import NOT_COPIED  # noqa: E402
 from login_node import Checkout, Training, output_of, wait_for  # noqa: E402
 from one_machine_slurm import PACKAGES, OneMachineSlurm  # noqa: E402
+from support import debian  # noqa: E402
+from support.checkout import NOT_COPIED  # noqa: E402
 
 from analysis import style  # noqa: E402
 from engine import paths  # noqa: E402

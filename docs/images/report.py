@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, sync_playwright
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-import debian  # noqa: E402
+from support import debian  # noqa: E402
 
 
 class Shot(NamedTuple):

@@ -6,10 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
-import debian
 import pandas as pd
 import pytest
 import synthetic
+from support import debian
 
 from analysis import artifacts, style
 from analysis.collect import collect

@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import debian
 import pytest
 from axe_playwright_python import sync_playwright as axe
 from playwright import sync_api
 from reported import FIGURES, SUITE
+from support import debian
 
 from engine import paths
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import load_case, load_table, relative_error
-from small import features_of, make_method, opposite_features, progress_of, random_features, train_step
+from support.oracle import load_case, load_table, relative_error
+from support.small import features_of, make_method, opposite_features, progress_of, random_features, train_step
 from torch import Tensor
 
 from baselines.fastclip import FastCLIP

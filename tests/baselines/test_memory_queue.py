@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import make_method, progress_of, random_features
+from support.small import make_method, progress_of, random_features
 
 from engine.method import Features
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import load_case, relative_error
-from small import features_of, make_method, opposite_features, progress_of, random_features
+from support.oracle import load_case, relative_error
+from support.small import features_of, make_method, opposite_features, progress_of, random_features
 from torch import Tensor
 
 from engine.method import Features

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import make_method, random_features, train_step
-from spawn import run_in_processes
+from support.small import make_method, random_features, train_step
+from support.spawn import run_in_processes
 from torch import Tensor
 
 from engine.distributed import Collectives, ProcessGroup
@@ -55,7 +55,7 @@ def alone() -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def together(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return run_in_processes(train_all, request.param, timeout_sec=30 * request.param)
+    return run_in_processes(train_all, request.param)
 
 
 @pytest.mark.parametrize("label", VARIANTS)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from methods import method_class, method_names, resolve_config
 from pydantic import BaseModel
-from small import features_of, make_method, opposite_features, progress_of, random_features, train_step
+from support.methods import method_class, method_names, resolve_config
+from support.small import features_of, make_method, opposite_features, progress_of, random_features, train_step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from variants import SMALL, VARIANTS, Options, alternatives, at_temperature, few, is_valid, label, same, saved, tensors

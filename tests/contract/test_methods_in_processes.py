@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import make_method, random_features, train_step
-from spawn import run_in_processes
+from support.small import make_method, random_features, train_step
+from support.spawn import run_in_processes
 from variants import VARIANTS, label, same
 
 from engine.distributed import Collectives, ProcessGroup
@@ -32,9 +32,9 @@ def alone() -> dict[str, Any]:
     return train_all(Collectives())
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def together(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    return run_in_processes(train_all, request.param, timeout_sec=180)
+    return run_in_processes(train_all, request.param)
 
 
 @pytest.mark.parametrize("variant", [label(variant) for variant in VARIANTS])

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
-from methods import method_class, method_names, resolve_config
 from pydantic import BaseModel
-from small import random_features, train_step
+from support.methods import method_class, method_names, resolve_config
+from support.small import random_features, train_step
 from torch import Tensor
 
 from engine.method import Method

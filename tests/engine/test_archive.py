@@ -4,7 +4,7 @@ import tarfile
 
 import numpy as np
 import pytest
-import toy
+from support import toy
 
 from engine.archive import Damage, Member, member_name, read_members
 

@@ -12,12 +12,11 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import killing
 import pytest
 import torch
-import toy
-from killing import Server
 from safetensors.torch import save_file
+from support import killing, toy
+from support.killing import Server
 
 from engine import paths
 from engine.checkpoint import copy_to, load_checkpoint, newest_step, remove_checkpoints, remove_newer, save_checkpoint

@@ -2,7 +2,7 @@ import json
 import shlex
 
 import pytest
-import toy
+from support import toy
 
 from engine import cluster as clusters
 from engine.cluster import Cluster, Override, Request, configure, launch_options, load, resolve

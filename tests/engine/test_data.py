@@ -4,10 +4,9 @@ import os
 
 import numpy as np
 import pytest
-import spawn
 import torch
-import toy
 from PIL import Image
+from support import spawn, toy
 
 from engine import order, paths
 from engine.data import PairDataset, Request, build_loader

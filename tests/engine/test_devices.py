@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-import toy
+from support import toy
 
 from engine import distributed, evaluate, train
 

@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 import torch
-import toy
-from methods import resolve_config
 from safetensors.numpy import load
-from spawn import run_in_processes
+from support import toy
+from support.methods import resolve_config
+from support.spawn import run_in_processes
 from torch.nn.functional import normalize
 
 from engine import diagnostics, order
@@ -103,7 +103,7 @@ def _control_in_processes(folder):
 
 
 def test_two_processes_measure_what_one_does(root):
-    found = run_in_processes(_control_in_processes, 2, str(root), timeout_sec=300)
+    found = run_in_processes(_control_in_processes, 2, str(root))
     assert found == pytest.approx([measured(Collectives())[1].error.control_mse] * 2, rel=1e-5)
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import toy
+from support import toy
 
 from engine import errors, paths
 from engine.metrics import forget_after

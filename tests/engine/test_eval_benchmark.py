@@ -2,8 +2,8 @@
 
 import json
 
-import evalsets
 import pytest
+from support import evalsets
 
 from benchmarks import evaluation
 from engine import eval_data

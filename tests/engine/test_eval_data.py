@@ -4,11 +4,11 @@ import json
 import re
 from pathlib import Path
 
-import evalsets
 import numpy as np
 import pytest
-from evalsets import CLASSES, LinearClip, classification, npy, picture
-from toy import write_tar
+from support import evalsets
+from support.evalsets import CLASSES, LinearClip, classification, npy, picture
+from support.toy import write_tar
 
 from engine import eval_data, eval_digest, eval_pictures, paths
 from engine.evaluate import Model, answer_set

@@ -3,11 +3,11 @@
 import json
 import pickle
 
-import evalsets
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import evalsets
 
 from engine import eval_model, evaluate, towers
 from engine.evaluation import EvalResult, Evaluation

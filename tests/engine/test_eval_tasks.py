@@ -4,11 +4,22 @@ import dataclasses
 import itertools
 import math
 
-import evalsets
 import numpy as np
 import pytest
 import torch
-from evalsets import CLASSES, TEMPLATES, LinearClip, association, card, classification, embed, npy, picture, retrieval
+from support import evalsets
+from support.evalsets import (
+    CLASSES,
+    TEMPLATES,
+    LinearClip,
+    association,
+    card,
+    classification,
+    embed,
+    npy,
+    picture,
+    retrieval,
+)
 from torch.utils.data import DataLoader
 
 from analysis import bootstrap

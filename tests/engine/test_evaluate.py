@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import toy
 from PIL import Image
+from support import toy
 
 from engine import evaluate as evaluate_module
 from engine import paths

@@ -11,10 +11,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import toy
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from support import toy
 
 from engine import paths
 from engine.data import PairDataset, Request

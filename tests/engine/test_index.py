@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
+from support import toy
 
 from engine.index import build_index, caption_texts, index_shard, read_index, rejected_path, subset_size
 from engine.spec import CaptionSource

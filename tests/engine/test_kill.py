@@ -15,8 +15,8 @@ from signal import SIGKILL
 from typing import Any
 
 import pytest
-import toy
-from killing import ENDING, STARTING, TRAINING, UPDATES, WRITING, Events, Kill, KillAfter, Server
+from support import toy
+from support.killing import ENDING, STARTING, TRAINING, UPDATES, WRITING, Events, Kill, KillAfter, Server
 
 from engine import paths
 from engine.checkpoint import newest_step
@@ -25,6 +25,7 @@ from engine.registry import method_names
 from engine.spec import RunSpec, parse
 from engine.trainer import read_attempts
 
+pytestmark = pytest.mark.slow
 FIRST_SEED = int(os.environ.get("KILL_SEED", "0"))
 SEEDS = range(FIRST_SEED, FIRST_SEED + int(os.environ.get("KILL_ROUNDS", "1")))
 STEPS, BATCH = 24, 16

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
+from support import toy
 
 from engine import paths, scheduler
 from engine.cluster import Cluster, Request, configure, resolve

@@ -15,9 +15,9 @@ import time
 
 import pytest
 import torch
-import toy
-from killing import Kill, Server
 from safetensors.torch import load_file
+from support import toy
+from support.killing import Kill, Server
 
 from engine import diagnostics, paths, train
 from engine.checkpoint import load_checkpoint, newest_step
@@ -92,7 +92,9 @@ def assert_weights_agree(found, expected, spec):
 # Numbers of processes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "neuclip" else pytest.mark.slow) for name in method_names()]
+)
 def test_a_run_that_goes_on_with_another_number_of_processes_ends_as_one_that_did_not(root, server, method):
     spec = make_spec(method)
     path = toy.write_spec(root, spec)
@@ -119,9 +121,8 @@ def test_a_run_that_goes_on_with_another_number_of_processes_ends_as_one_that_di
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["neuclip", "openclip"])
-def test_a_run_under_torchrun_ends_as_in_one_process(root, method):
-    spec = make_spec(method)
+def test_a_run_under_torchrun_ends_as_in_one_process(root):
+    spec = make_spec("neuclip")
     toy.write_spec(root, spec)
     train.train(spec, Execution())
     expected = final_weights(spec)
@@ -147,6 +148,7 @@ def signal_in_step(step, number, sender, rank):
     Trainer.backward = backward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sender", [0, 1])
 def test_a_signal_to_one_process_lets_all_save_the_same_step_and_end(root, server, sender):
     spec = make_spec("fastclip", model={"name": "dropout-vit"})
@@ -175,6 +177,7 @@ def signal_in_measurement(batch, number, sender, rank):
     diagnostics.load = load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sender", [0, 1])
 def test_a_signal_to_one_process_ends_the_measurement_of_all(root, server, sender):
     spec = make_spec("fastclip", normalizer_error={"at": (192,), "num_anchors": 32, "control_size": 16})
@@ -198,6 +201,7 @@ def hurry(number, rank):
     signal_in_step(6, number, 0, rank)
 
 
+@pytest.mark.slow
 def test_the_first_process_s_clock_decides_when_all_save(root, server):
     spec = make_spec("openclip")
     path = toy.write_spec(root, spec)
@@ -219,6 +223,7 @@ def break_loss(method, step, broken, rank):
     owner.loss = loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["neuclip", "openclip"])
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_is_recorded_once(root, server, method, broken):

@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
-import toy
-from terminal import lines_of, run_on_terminal
+from support import toy
+from support.terminal import lines_of, run_on_terminal
 
 from engine import paths
 from engine.metrics import LOG_LINE_SEC, RECENT_SEC, RecentRate, Reporter, format_duration

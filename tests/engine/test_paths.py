@@ -3,7 +3,7 @@ import os
 import pandas as pd
 import pytest
 import torch
-import toy
+from support import toy
 
 from analysis import frame
 from engine import paths, scheduler

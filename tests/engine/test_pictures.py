@@ -3,9 +3,8 @@
 import struct
 import zlib
 
-import evalsets
 import pytest
-import toy
+from support import evalsets, toy
 
 from engine import eval_data, paths
 from engine.data import PairDataset, Request

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import toy
+from support import toy
 
 from engine import paths, scheduler
 from engine.scheduler import Job, find, is_locked, locked, run_state, start_ticks, status

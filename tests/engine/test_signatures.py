@@ -6,8 +6,8 @@ import os
 
 import pytest
 import torch
-import toy
-from small import features_of, make_method, progress_of
+from support import toy
+from support.small import features_of, make_method, progress_of
 from torch.nn.functional import normalize
 
 from engine import paths

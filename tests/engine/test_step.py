@@ -9,9 +9,9 @@ import shutil
 import open_clip
 import pytest
 import torch
-import toy
-from killing import MODELS, Kill, Server
-from spawn import run_in_processes
+from support import toy
+from support.killing import MODELS, Kill, Server
+from support.spawn import run_in_processes
 
 from engine import paths
 from engine.checkpoint import load_checkpoint, newest_step

@@ -7,11 +7,11 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-import toy
-from killing import MODELS
-from methods import method_names
 from safetensors.torch import load_file
-from spawn import run_in_processes
+from support import toy
+from support.killing import MODELS
+from support.methods import method_names
+from support.spawn import run_in_processes
 
 from engine import diagnostics, paths
 from engine.checkpoint import newest_step

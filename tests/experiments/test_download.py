@@ -1,7 +1,7 @@
 """A file comes whole from its address, or goes on where it broke off."""
 
 import pytest
-from hub import Hub
+from support.hub import Hub
 
 from experiments import download
 

@@ -12,14 +12,14 @@ import threading
 import time
 from pathlib import Path
 
-import evalsets
 import huggingface_hub.constants
 import huggingface_hub.file_download
 import numpy as np
 import pytest
 import yaml
-from hub import Hub, commit
 from rich.console import Console
+from support import evalsets
+from support.hub import Hub, commit
 
 from engine import eval_cards, eval_data, paths
 from engine.evaluation import EvalCard, Evaluation

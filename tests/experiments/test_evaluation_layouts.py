@@ -6,10 +6,10 @@ import json
 import zipfile
 from pathlib import Path
 
-import evalsets
 import numpy as np
 import pytest
 from PIL import Image
+from support import evalsets
 
 from engine import eval_data, paths
 from experiments import cards

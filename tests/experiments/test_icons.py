@@ -17,11 +17,11 @@ import time
 import zipfile
 from pathlib import Path
 
-import evalsets
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from support import evalsets
 
 from engine import eval_data
 from engine.evaluate import Model, answer_set
@@ -82,6 +82,7 @@ def train_samples(tiny: Path) -> list[shards.Sample]:
 # The built folder
 
 
+@pytest.mark.slow
 def test_two_builds_are_equal_to_the_byte_whatever_the_jobs_and_the_hash_seed(tiny: Path, tmp_path: Path) -> None:
     done = run_build(tmp_path / "again", "--jobs", "1", PYTHONHASHSEED="2")
     assert done.returncode == 0, done.stderr

@@ -216,6 +216,7 @@ def test_two_suites_of_one_name_are_refused_together(mine):
         expansion.load(["path/to/mine.yaml", "path/mine.yaml"])
 
 
+@pytest.mark.slow
 def test_a_suite_is_expanded_again_when_its_file_a_methods_file_or_a_copy_has_changed(mine):
     def ids() -> set[str]:
         return {run.spec.run_id for run in expansion.load(["path/to/mine.yaml"])["mine"].runs}
@@ -240,6 +241,7 @@ def test_a_suite_is_expanded_again_when_its_file_a_methods_file_or_a_copy_has_ch
 # The page -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_check_holds_a_method_of_ones_own_to_the_contract(mine):
     (mine / "careless.py").write_text("import torch\n" + METHOD.replace(".mean() / 2", ".mean() + torch.rand(())"))
     outcomes = {}
@@ -263,7 +265,9 @@ def test_the_pages_check_passes(mine, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_pages_suite_runs_into_the_tables_beside_ours(mine):
+def test_the_pages_suite_runs_into_the_tables_beside_ours(mine, smoke):
+    for built in ("data", "results/index"):
+        shutil.copytree(smoke / built, built)
     command = [sys.executable, "-m", *RUN.split(), "--snakefile", str(ROOT / "Snakefile")]
     command += ["--workflow-profile", str(ROOT / "profiles" / "default")]
 

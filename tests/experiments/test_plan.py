@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import toy
 import yaml
 from rich.console import Console
+from support import toy
 
 from engine import checkpoint, paths
 from engine.record import Record

@@ -1,17 +1,17 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import toy
 import yaml
+from support import toy
 
 from engine import paths
 from engine.index import build_index
 from engine.spec import Execution, RunSpec, canonical_json, parse
 from experiments import cards, expansion, names
+from experiments.__main__ import main
 from experiments.suite import Suite, expand
 
 SUITES = cards.names("suites")
@@ -372,7 +372,7 @@ def test_a_typo_in_a_card_names_the_card(own):
         expand("smoke")
 
 
-def test_expansions_are_made_once_and_again_when_a_source_changes(tmp_path, monkeypatch):
+def test_expansions_are_made_once_and_again_when_a_source_changes_or_a_run_was_removed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = []
     honest = subprocess.run
@@ -384,15 +384,11 @@ def test_expansions_are_made_once_and_again_when_a_source_changes(tmp_path, monk
     assert expansion.load(["smoke"]) == first
     assert len(calls) == 2
     run = first["smoke"].runs[0].spec
-    assert parse(RunSpec, (tmp_path / paths.spec(run.run_id)).read_text(), "spec") == run
-
-
-def test_a_removed_run_gets_its_spec_again(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run_id = expansion.load(["smoke"])["smoke"].runs[0].spec.run_id
-    shutil.rmtree(paths.run(run_id))
-    expansion.load(["smoke"])
-    assert paths.spec(run_id).exists()
+    assert parse(RunSpec, paths.spec(run.run_id).read_text(), "spec") == run
+    shutil.rmtree(paths.run(run.run_id))
+    assert expansion.load(["smoke"]) == first
+    assert parse(RunSpec, paths.spec(run.run_id).read_text(), "spec") == run
+    assert len(calls) == 3
 
 
 def test_canonical_json_refuses_what_is_not_a_number():
@@ -404,28 +400,26 @@ def test_a_suite_file_needs_nothing_but_its_fields():
     assert set(yaml.safe_load((cards.FOLDER / "suites" / "smoke.yaml").read_text())) <= set(Suite.model_fields)
 
 
-def test_the_command_line_lists_explains_and_compares(tmp_path, monkeypatch):
+def test_the_command_line_lists_explains_and_compares(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*args):
-        return subprocess.run(
-            [sys.executable, "-m", "experiments", *args], capture_output=True, text=True, check=False, env=None
-        )
+        main(args)
+        return capsys.readouterr().out
 
-    assert run("expand", "smoke").returncode == 0
+    run("expand", "smoke")
     first, second = sorted(p.name for p in (tmp_path / "results" / "runs").iterdir())[:2]
-    assert "smoke" in run("list", "smoke").stdout
+    assert "smoke" in run("list", "smoke")
     monkeypatch.setenv("COLUMNS", "80")
-    assert "ablation_normalizer_error_dataset_size " in run("list").stdout
-    assert "method.config" in run("explain", first).stdout
-    assert "method.name" in run("diff", first, second).stdout
-    listed, *_ = json.loads(run("list", "smoke", "--json").stdout)
+    assert "ablation_normalizer_error_dataset_size " in run("list")
+    assert "method.config" in run("explain", first)
+    assert "method.name" in run("diff", first, second)
+    listed, *_ = json.loads(run("list", "smoke", "--json"))
     assert {item["run_id"] for item in listed["runs"]} > {first, second}
-    assert json.loads(run("explain", first, "--json").stdout)["dataset"]["name"] == "icons_tiny"
-    names_of = json.loads(run("diff", first, second, "--json").stdout)["method.name"]
+    assert json.loads(run("explain", first, "--json"))["dataset"]["name"] == "icons_tiny"
+    names_of = json.loads(run("diff", first, second, "--json"))["method.name"]
     assert {name: json.loads(value) for name, value in names_of.items()} == {
         run_id: run_id.partition("-")[0] for run_id in (first, second)
     }
-    unknown = run("explain", "nothing")
-    assert unknown.returncode == 1
-    assert "no run 'nothing'" in unknown.stderr
+    with pytest.raises(SystemExit, match=r"error: .*no run 'nothing'"):
+        run("explain", "nothing")

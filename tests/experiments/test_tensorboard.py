@@ -7,7 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import toy
+from support import toy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine import paths

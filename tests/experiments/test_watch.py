@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import toy
 from rich.console import Console
-from terminal import lines_of, run_on_terminal
+from support import toy
+from support.terminal import lines_of, run_on_terminal
 
 from engine import paths, scheduler
 from engine.metrics import RECENT_SEC

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import load_case, relative_error
-from small import features_of, make_method, opposite_features, progress_of, random_features, train_step
-from spawn import run_in_processes
+from support.oracle import load_case, relative_error
+from support.small import features_of, make_method, opposite_features, progress_of, random_features, train_step
+from support.spawn import run_in_processes
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import load_case, relative_error
-from small import features_of
+from support.oracle import load_case, relative_error
+from support.small import features_of
 
 from engine.contrastive import add_eps, log_partitions
 from neuclip.objective import MAX_GAP, conjugate, conjugate_slope, regression_slope, rgcl, unified

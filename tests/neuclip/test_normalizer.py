@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import random_features
+from support.small import random_features
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import features_of, make_method, progress_of, random_features
+from support.small import features_of, make_method, progress_of, random_features
 from torch import Tensor
 
 from engine.method import Features, Method

@@ -4,15 +4,11 @@ import random
 import shutil
 import sys
 import time
-from pathlib import Path
 
-import debian
 import pytest
 from login_node import Checkout
 from one_machine_slurm import PACKAGES, OneMachineSlurm
-
-ROOT = Path(__file__).resolve().parents[2]
-NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "results", "data", "docs", "tests")
+from support import debian
 
 
 @pytest.fixture(scope="session")
@@ -24,22 +20,19 @@ def slurm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory):
+def reference(smoke):
     """The smoke suite on this machine without Slurm, uninterrupted: what all others must give."""
-    folder = tmp_path_factory.mktemp("reference") / "checkout"
-    shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
-    checkout = Checkout(folder)
-    checkout.run("--config", "suites=smoke")
-    return checkout
+    return Checkout(smoke)
 
 
 @pytest.fixture(scope="module")
-def checkout(reference, slurm, tmp_path_factory):
+def checkout(original, reference, slurm, tmp_path_factory):
     """A copy of the checkout with its data built and indexed, and nothing trained; its jobs go to Slurm."""
     folder = tmp_path_factory.mktemp("login") / "checkout"
-    shutil.copytree(reference.folder, folder, ignore=shutil.ignore_patterns(".snakemake", "results"))
+    shutil.copytree(original, folder)
     # Times are copied too: nothing looks newer than what was made of it.
-    shutil.copytree(reference.folder / "results" / "index", folder / "results" / "index")
+    for built in ("data", "results/index"):
+        shutil.copytree(reference.folder / built, folder / built)
     return Checkout(folder, slurm, reference)
 
 

@@ -10,7 +10,7 @@ import one_machine_slurm
 import pytest
 from one_machine_slurm import OneMachineSlurm
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 def running(folder):

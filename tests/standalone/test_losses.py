@@ -11,7 +11,7 @@ import pytest
 import torch
 from losses import BATCH, DIM, NEUCLIP, PAIRS, SCHEDULE, STEPS, VARIANTS, TwoTowers, make_loss, same
 from open_clip import ClipLoss
-from small import make_method, progress_of, random_features
+from support.small import make_method, progress_of, random_features
 from torch import Tensor, nn
 
 from baselines import AmorLIPLoss, FastCLIPLoss

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from losses import STEPS, VARIANTS, TwoTowers, make_loss, same
-from small import local_part, random_features
-from spawn import run_in_processes
+from support.small import local_part, random_features
+from support.spawn import run_in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -13,9 +13,9 @@ import open_clip_train.data
 import open_clip_train.main as trainer
 import pytest
 import torch
-import toy
 from losses import same
 from PIL import Image
+from support import toy
 from torch.utils.data import DataLoader, TensorDataset
 
 from baselines import AmorLIPLoss, FastCLIPLoss

@@ -1,5 +1,7 @@
 """What the workflow would do: dry runs over everything there is, and from a finished suite after a change."""
 
+import itertools
+import json
 import os
 import re
 import resource
@@ -8,17 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evalsets
 import pytest
 import yaml
+from support import evalsets
 
 from engine import paths
+from engine.spec import fingerprint
 from experiments import cards
+from experiments.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 MAX_CPU_SEC = 15
-pytestmark = pytest.mark.slow
 
 
 def snakemake(folder, *args, checkout=ROOT, returncode=0):
@@ -53,6 +56,7 @@ def cpu_sec():
     return usage.ru_utime + usage.ru_stime
 
 
+@pytest.mark.slow
 def test_the_page_says_how_many_jobs_everything_is_and_they_are_planned_in_seconds(tmp_path):
     (asked,) = re.findall(r"^snakemake (-n -q rules --config suites=\S+)$", PAGE, re.MULTILINE)
     suites = asked.partition("=")[2].split(",")
@@ -63,6 +67,9 @@ def test_the_page_says_how_many_jobs_everything_is_and_they_are_planned_in_secon
     rows = re.findall(r"^\| (\w+) \| ([\d,]+) \|$", table, re.MULTILINE)
     stated = {rule: int(count.replace(",", "")) for rule, count in rows}
     assert counts(snakemake(tmp_path, *asked.split())) == stated
+    # What several suites share is trained once.
+    expanded = [json.loads(path.read_text()) for path in (tmp_path / paths.suite("smoke")).parent.glob("*.json")]
+    assert stated["train"] == len({fingerprint(run["spec"]) for suite in expanded for run in suite["runs"]})
 
     # Suites are expanded by now. By the processor's time, and once more if need be: what else the machine does is to
     # have no say.
@@ -75,20 +82,9 @@ def test_the_page_says_how_many_jobs_everything_is_and_they_are_planned_in_secon
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A copy of this repository: what is edited here meanwhile does not matter."""
-    folder = tmp_path_factory.mktemp("original") / "checkout"
-    unwanted = shutil.ignore_patterns(".*", "__pycache__", "results", "data", "tests", "docs", "build", "shared")
-    shutil.copytree(ROOT, folder, ignore=unwanted)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(original, tmp_path_factory):
-    """The smoke suite, run from nothing."""
-    folder = tmp_path_factory.mktemp("smoke")
-    snakemake(folder, "--config", "suites=smoke", checkout=original)
-    return folder
+def finished(smoke, tmp_path_factory):
+    """A copy of the finished smoke suite, times and all: nothing looks newer than what was made of it."""
+    return shutil.copytree(smoke, tmp_path_factory.mktemp("finished") / "smoke")
 
 
 @pytest.fixture
@@ -97,15 +93,17 @@ def checkout(original, tmp_path):
     return shutil.copytree(original, tmp_path / "checkout")
 
 
-def smoke_with(folder, change):
-    """The smoke suite under another name, changed."""
+def smoke_with(folder, *changes):
+    """The smoke suite under another name, changed; returns the path of its file."""
     suite = yaml.safe_load((cards.FOLDER / "suites" / "smoke.yaml").read_text())
-    change(suite)
+    for change in changes:
+        change(suite)
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(suite))
-    return f"suites={path}"
+    return path
 
 
+@pytest.mark.slow
 def test_wrong_counts_of_evaluation_sets_are_named_together_before_the_first_training(finished, checkout):
     mine, kept = finished.with_name("mine"), checkout / "experiments"
     shutil.copytree(finished / "data", mine / "data", symlinks=True)
@@ -123,47 +121,46 @@ def test_wrong_counts_of_evaluation_sets_are_named_together_before_the_first_tra
     assert not list(mine.glob("results/logs/**/*.log"))
 
 
-def test_an_ablation_after_its_main_suite_trains_only_what_differs(original, finished):
-    plan = snakemake(
-        finished, "-n", "ablation_objective", "--config", "suites=smoke", "dataset=smoke", checkout=original
-    )
-    (run,) = trained(plan)
-    assert run.startswith("neuclip-")
-    assert not (finished / paths.record(run)).exists()
-    # The main run is in its table all the same.
-    assert counts(plan)["collect"] == 1
-    assert counts(plan)["evaluate"] == 1
-
-
-def test_another_seed_trains_only_its_runs(original, finished, tmp_path):
-    mine = smoke_with(tmp_path, lambda suite: suite.update(seeds=[0, 1]))
-    new = trained(snakemake(finished, "-n", "--config", mine, checkout=original))
-    assert len(new) == 5
-    assert all("-s1-" in run for run in new)
-
-
-def test_another_method_trains_only_its_run(original, finished, tmp_path):
-    mine = smoke_with(tmp_path, lambda suite: suite["methods"].update(memory_queue={}))
-    (new,) = trained(snakemake(finished, "-n", "--config", mine, checkout=original))
-    assert new.startswith("memory_queue-")
+CHANGES = {
+    "an option": lambda suite: suite["methods"]["neuclip"]["options"].update(npn_lr=0.02),
+    "a rate of one method": lambda suite: suite["methods"]["fastclip"].update(training={"optimizer": {"lr": 1e-3}}),
+    "another method": lambda suite: suite["methods"].update(memory_queue={}),
+    "another seed": lambda suite: suite.update(seeds=[0, 1]),
+    "the title": lambda suite: suite.update(title="Another", methods=dict(reversed(suite["methods"].items()))),
+    "what all have in common": lambda suite: suite["training"].update(epochs=3),
+}
 
 
 @pytest.mark.parametrize(
-    ("change", "methods"),
+    ("change", "new"),
     [
-        (lambda suite: suite["methods"]["neuclip"]["options"].update(npn_lr=0.02), {"neuclip"}),
-        (lambda suite: suite["methods"]["fastclip"].update(training={"optimizer": {"lr": 1e-3}}), {"fastclip"}),
-        (lambda suite: suite["training"].update(epochs=3), {"amorlip", "fastclip", "neuclip", "openclip", "siglip"}),
-        (lambda suite: suite.update(title="Another title", methods=dict(reversed(suite["methods"].items()))), set()),
+        ("an option", {"neuclip 0"}),
+        ("a rate of one method", {"fastclip 0"}),
+        ("another method", {"memory_queue 0"}),
+        ("another seed", {"amorlip 1", "fastclip 1", "neuclip 1", "openclip 1", "siglip 1"}),
+        ("the title", set()),
+        ("what all have in common", {"amorlip 0", "fastclip 0", "neuclip 0", "openclip 0", "siglip 0"}),
     ],
-    ids=["an option", "a rate of one method", "what all have in common", "the title"],
 )
-def test_a_changed_setting_trains_exactly_the_runs_that_it_touches(original, finished, tmp_path, change, methods):
-    new = trained(snakemake(finished, "-n", "--config", smoke_with(tmp_path, change), checkout=original))
-    assert {run.partition("-")[0] for run in new} == methods
-    assert len(new) == len(methods)
+def test_a_changed_setting_makes_new_runs_of_exactly_what_it_touches(tmp_path, monkeypatch, change, new):
+    monkeypatch.chdir(tmp_path)
+    before = {run.spec.run_id for run in expand("smoke").runs}
+    after = {run.spec.run_id: run.spec for run in expand(str(smoke_with(tmp_path, CHANGES[change]))).runs}
+    assert {f"{after[run].method.name} {after[run].seed}" for run in after.keys() - before} == new
 
 
+@pytest.mark.slow
+def test_exactly_the_new_runs_of_a_changed_suite_are_trained(original, finished, tmp_path):
+    mine = smoke_with(tmp_path, *(change for what, change in CHANGES.items() if what != "what all have in common"))
+    plan = snakemake(finished, "-n", "--config", f"suites={mine}", checkout=original)
+    found = [re.match(r"(\w+)-.*-s(\d)-\w+$", run).groups() for run in trained(plan)]
+    old = {("amorlip", "0"), ("openclip", "0"), ("siglip", "0")}
+    methods = ("amorlip", "fastclip", "memory_queue", "neuclip", "openclip", "siglip")
+    assert set(found) == set(itertools.product(methods, "01")) - old
+    assert len(found) == counts(plan)["evaluate"] == 9
+
+
+@pytest.mark.slow
 def test_comments_and_formatting_of_code_train_and_evaluate_nothing(finished, checkout):
     assert "Nothing to be done" in snakemake(finished, "-n", "--config", "suites=smoke", checkout=checkout)
     for package in ("engine", "neuclip", "baselines", "experiments"):
@@ -181,7 +178,8 @@ def test_comments_and_formatting_of_code_train_and_evaluate_nothing(finished, ch
     assert not {"train", "evaluate", "index"} & counts(plan).keys()
 
 
-def test_a_new_ablation_is_one_new_file(finished, checkout):
+@pytest.mark.slow
+def test_a_new_ablation_is_one_new_file_and_trains_only_what_differs_from_its_suite(finished, checkout):
     (checkout / "experiments" / "ablations" / "eps.yaml").write_text(
         "title: The constant in the logarithm\n"
         "methods: [neuclip]\n"
@@ -191,5 +189,10 @@ def test_a_new_ablation_is_one_new_file(finished, checkout):
     )
     asked = ["-n", "ablation_eps", "--config", "suites=smoke", "dataset=smoke"]
     plan = snakemake(finished, *asked, checkout=checkout)
-    assert len(trained(plan)) == 1
+    (run,) = trained(plan)
+    assert run.startswith("neuclip-")
+    assert not (finished / paths.record(run)).exists()
+    # The main run is in its table all the same.
+    assert counts(plan)["collect"] == 1
+    assert counts(plan)["evaluate"] == 1
     assert "results/tables/ablation_eps@smoke/ablation.json" in plan

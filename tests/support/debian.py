@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 # Debian keeps daemons where only root looks for commands.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+LOCK = Path(tempfile.gettempdir()) / "tests-apt-get.lock"
 
 
 class MissingPackageError(RuntimeError):
@@ -33,6 +37,14 @@ def install(packages: Mapping[str, str]) -> None:
     command = f"apt-get install {' '.join(names)}"
     if os.getuid() != 0 or not shutil.which("apt-get"):
         raise MissingPackageError(f"{', '.join(missing)} missing here: run `{command}` (on Debian or Ubuntu, as root)")
+    with LOCK.open("w") as lock:
+        # Of several workers one installs, and the others find that it did: apt-get waits for some of its locks only.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all(shutil.which(tool, path=SEARCH_PATH) for tool in missing):
+            _apt_get_install(names, command)
+
+
+def _apt_get_install(names: list[str], command: str) -> None:
     options = ["-q", "-y", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update", "-q"], ["install", *options, *names]):

@@ -6,13 +6,13 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from methods import resolve_config, source
 from PIL import Image
 
 from engine import paths
 from engine.evaluation import EvalCard, Evaluation
 from engine.index import build_index
 from engine.spec import CaptionSource, RunSpec
+from support.methods import resolve_config, source
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 PLACES = {"top left": (4, 4), "top right": (4, 18), "bottom left": (18, 4), "bottom right": (18, 18)}

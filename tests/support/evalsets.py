@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from toy import write_tar
 
 from engine.evaluation import EvalCard
+from support.toy import write_tar
 
 SIDE_PX = 8
 EMBED_DIM = 24

@@ -8,7 +8,6 @@ in the suite needs to know. What is written in one go in between is covered by p
 import contextlib
 import importlib
 import json
-import multiprocessing as mp
 import os
 import signal
 import sys
@@ -25,7 +24,8 @@ import torch
 import torch.distributed as dist
 
 from engine import train
-from engine.registry import method_class, method_names
+from engine.registry import method_class
+from support.spawn import forkserver
 
 MODELS = Path(__file__).parent / "models"
 
@@ -155,9 +155,7 @@ class Server:
     """Starts processes that train: forked from one that has imported everything, a fraction of a second each."""
 
     def __init__(self) -> None:
-        self._context = mp.get_context("forkserver")
-        methods = {method_place(name).partition(":")[0] for name in method_names()}
-        self._context.set_forkserver_preload(["engine.train", *methods])
+        self._context = forkserver()
 
     def run(
         self,

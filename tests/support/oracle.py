@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-_CASES = Path(__file__).parent / "cases"
+_CASES = Path(__file__).parents[1] / "cases"
 
 
 def load_case(name: str) -> dict[str, np.ndarray]:

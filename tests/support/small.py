@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from methods import method_class, resolve_config
 from torch import Tensor
 
 from engine.distributed import Collectives
 from engine.method import Features, Method, MethodEnv, Progress
+from support.methods import method_class, resolve_config
 
 
 def make_method(

@@ -1,5 +1,6 @@
 """Runs a function in several processes that share a gloo group."""
 
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
@@ -8,10 +9,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing
+
+from engine import registry
 
 
-def run_in_processes(work: Callable[..., Any], world_size: int, *args: Any, timeout_sec: float = 60.0) -> list[Any]:
+def forkserver() -> Any:
+    """Return the context whose processes are forked from one that has torch loaded."""
+    context = multiprocessing.get_context("forkserver")
+    methods = {registry.method_class(name).__module__ for name in registry.method_names()}
+    context.set_forkserver_preload(["engine.train", *sorted(methods)])
+    return context
+
+
+def run_in_processes(work: Callable[..., Any], world_size: int, *args: Any, timeout_sec: float = 300.0) -> list[Any]:
     """Call ``work(*args)`` in `world_size` processes and return what each returned, in rank order.
 
     Args:
@@ -25,7 +36,10 @@ def run_in_processes(work: Callable[..., Any], world_size: int, *args: Any, time
         Exception: If one of them fails; carries its traceback.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.spawn(_enter, (world_size, folder, work, args), nprocs=world_size, join=False)
+        forkserver()  # This is the one that start_processes takes, too.
+        context = torch.multiprocessing.start_processes(
+            _enter, (world_size, folder, work, args), nprocs=world_size, join=False, start_method="forkserver"
+        )
         deadline = time.monotonic() + timeout_sec
         while not context.join(timeout=max(0.0, deadline - time.monotonic())):
             if time.monotonic() >= deadline:
