@@ -12,9 +12,9 @@ Choices that the paper leaves open, and ours:
 - A restart draws from the batch; with more prototypes than pairs in it, also from the batches just before.
 - alpha is a constant in the CLIP block (`npn_gradient: detached`); `full` differentiates through the network.
 - The temperature's gradient is that of UNIFIED (`temperature_gradient: consistent`). `authors` doubles the part
-  that comes through g, as the authors' FastCLIP code does with its own loss; their rho was tuned with that. It is the
-  gradient of no objective: with it the CLIP block does not minimise UNIFIED in the temperature. The paper's suites
-  have it all the same, since their rho is FastCLIP's; docs/reproduce.md says what changes with it.
+  that comes through g, as the authors' FastCLIP code does with its own loss; their rho was tuned with that. It is
+  not UNIFIED's gradient: with it the CLIP block does not minimise UNIFIED in the temperature. The paper's suites have
+  it all the same, since their rho is FastCLIP's; docs/reproduce.md says what changes with it.
 - rho, eps and the temperature's rules are FastCLIP-v3's for the same data set in the paper's suites. By default eps and
   the rules are those for CC3M, and rho follows the batch, see `Config`.
 - `updates: simultaneous` lets both blocks start from the same point: the CLIP block sees the alphas from before

@@ -253,10 +253,10 @@ class Prototypes(Normalizer):
         for rows in _chunks(num_anchors, self.chunk_rows * self.collectives.world_size):
             embedding_2CD = anchors.embedding_2GD[:, rows]
             positive_C = anchors.positive_G[rows]
-            part_2CS = _cosines_above(positive_C, embedding_2CD, unit_2SD)
+            part_2CS = torch.bmm(embedding_2CD, unit_2SD.mT)
             top_2C1 = part_2CS.amax(dim=2, keepdim=True)
             part_2CS.sub_(top_2C1).mul_(scale).exp_()
-            top_2C = scale * top_2C1.squeeze(2)
+            top_2C = scale * (top_2C1.squeeze(2) - positive_C)
             alpha_2C = self._alpha(self._logsumexp(top_2C + part_2CS.sum(dim=2).log(), scale * positive_C))
             # Finishes softmax * exp(l - alpha): l cancels. Scaling the C x D side is cheaper than C x S.
             rest_2C = (top_2C - math.log(self.num_prototypes) - alpha_2C).exp()
