@@ -8,9 +8,13 @@ Shape suffixes: B local batch, C channels, H height, W width, T tokens.
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import signal
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -249,8 +253,8 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-) -> DataLoader[Batch]:
-    """Return a loader of this process's batches for the given optimiser steps, in order.
+) -> Generator[Batch, None, None]:
+    """Return this process's batches for the given optimiser steps, in order, as `load` does.
 
     The global batch of a step does not depend on `rank`, `world_size` or `num_workers`.
 
@@ -266,22 +270,59 @@ def build_loader(
     return load(dataset, sampler, num_workers)
 
 
-def load(dataset: PairDataset, requests: Iterable[Request], num_workers: int) -> DataLoader[Batch]:
-    """Return a loader of the requested batches, in order."""
-    return DataLoader(
-        dataset,
+def load(dataset: PairDataset, requests: Iterable[Request], num_workers: int) -> Generator[Batch, None, None]:
+    """Yield the requested batches, in order.
+
+    Its workers end with it: when an error comes out of it, and when it is closed. A caller that keeps it in a variable
+    closes it (`contextlib.closing`), since the traceback of an error keeps variables alive.
+    """
+    loader: DataLoader[Batch | OSError | ValueError] = DataLoader(
+        _Worked(dataset) if num_workers else dataset,
         batch_size=None,
         sampler=requests,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        # Each worker computes on its own core; more threads per worker only fight.
         worker_init_fn=_start_worker if num_workers else None,
         persistent_workers=False,
     )
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if not isinstance(batch, Batch):
+                raise batch
+            yield batch
+    finally:
+        if num_workers:
+            # What its destructor does; but a traceback may keep it alive.
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+class _Worked(Dataset[Batch | OSError | ValueError]):
+    """Batches as workers send them: an error travels as it is; `DataLoader` would put a traceback into its message."""
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, request: Request) -> Batch | OSError | ValueError:
+        try:
+            return self._dataset[request]
+        except (OSError, ValueError) as error:
+            error.add_note(f"It comes from a loader process:\n{traceback.format_exc()}")
+            return error
 
 
 def _start_worker(worker: int) -> None:
+    # Each worker computes on its own core; more threads per worker only fight.
     torch.set_num_threads(1)
     # Signals to a whole process group are for the training process: it saves, and ends its workers itself.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    """End this worker when its own process says so: at exit, Python sends SIGTERM to workers and waits for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+        pass
+    os._exit(0)

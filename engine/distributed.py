@@ -113,9 +113,16 @@ def start(device: torch.device) -> Collectives:
     return ProcessGroup()
 
 
+_left: list[dist.ProcessGroup] = []
+
+
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
+        # DistributedDataParallel would otherwise be its last owner, and ends gloo's threads while it holds Python's
+        # lock: one that is late with a tensor of its last collective waits for that lock, and neither goes on.
+        assert dist.group.WORLD is not None
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

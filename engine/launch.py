@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -47,6 +48,13 @@ _THREADS_HERE = [
     for library in libraries
 ]
 """Snakemake sets these to the threads of a rule: none, for one that waits for Slurm."""
+
+
+_START = "start of job "
+_MARK_START = f'echo "{_START}$SLURM_JOB_ID on $SLURM_JOB_NODELIST" >&2'
+"""The log of a job that was queued again has several starts."""
+_TASK_ENDED = re.compile(r"srun: error: \S+: tasks? (\d+)\S*: ")
+_FROM_OUTSIDE = re.compile(r"slurmstepd\S*: error: \*\*\*|srun: Job step aborted")
 
 
 class JobFailedError(RuntimeError):
@@ -171,6 +179,8 @@ class Launcher:
         request, cluster = self.launch.request, self.launch.cluster
         executor = submitit.LocalExecutor(self._new_folder(), max_num_timeout=cluster.max_requeues)
         executor.update_parameters(
+            # Takes the place of submitit's controller, which would be started next.
+            setup=[f"exec {shlex.join([sys.executable, '-m', 'engine.controller', str(executor.folder)])}"],
             timeout_min=request.timeout_min,
             tasks_per_node=request.tasks,
             gpus_per_node=len(gpus),
@@ -191,7 +201,7 @@ class Launcher:
         )
         executor.update_parameters(name=self.launch.name, **slurm_parameters(self.launch.cluster, self.launch.request))
         exports = [f"export {key}={shlex.quote(value)}" for key, value in _python_path(code).items()]
-        executor.update_parameters(slurm_setup=[*self.launch.cluster.setup, *exports])
+        executor.update_parameters(slurm_setup=[_MARK_START, *self.launch.cluster.setup, *exports])
         # Of a job that this runs in, nothing must reach the new one; which cluster it is and the user's defaults must.
         kept = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key.startswith("SBATCH_")}
         with submitit.helpers.clean_env():
@@ -333,9 +343,12 @@ def explain(job: Job, word: str) -> str:
         job: The job.
         word: Its last state.
     """
-    first = _first_ending(job)
-    rank, message = (0, "") if first is None else (first[0], f": process {first[0]}: {first[1].message}")
-    lines = [f"job {job.job_id} ({job.name}) has no result: {word}{message}"]
+    rank, reason = 0, word
+    if (silent := _first_without_ending(job)) is not None:
+        rank, reason = silent[0], f"{word}: process {silent[0]}: {silent[1]}"
+    elif (first := _first_ending(job)) is not None:
+        rank, reason = first[0], f"{word}: process {first[0]}: {first[1].message}"
+    lines = [f"job {job.job_id} ({job.name}) has no result: {reason}"]
     # What Slurm says about a job is in the log of process 0.
     for path in dict.fromkeys((job.log(0, "err"), job.log(rank, "err"), job.log(rank, "out"))):
         text = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
@@ -353,6 +366,24 @@ def _first_ending(job: Job) -> tuple[int, Ending] | None:
             ending = parse(Ending, paths.read_text(path), str(path))
             endings.append((ending.at, int(path.name.split("_")[-2]), ending))
     return min(endings)[1:] if endings else None
+
+
+def _first_without_ending(job: Job) -> tuple[int, str] | None:
+    """Return the rank of the process of a Slurm job that was the first to end, and srun's line about it.
+
+    None if it could say so itself, or if all were ended from outside.
+    """
+    log = job.log(0, "err")
+    if job.scheduler != "slurm" or not log.exists():
+        return None
+    text = log.read_text(encoding="utf-8", errors="replace")
+    for line in text.rpartition(_START)[2].splitlines():
+        if _FROM_OUTSIDE.match(line):
+            return None
+        if told := _TASK_ENDED.match(line):
+            rank = int(told[1])
+            return None if ending_path(Path(job.logs), job.job_id, rank).exists() else (rank, line)
+    return None
 
 
 def _worth_saying(status: Status) -> tuple[str, ...]:

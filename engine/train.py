@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -109,8 +109,8 @@ def _train(trainer: Trainer, request: StopRequest) -> None:
         attempt = Attempt(first_step=first, provenance=origin, host=socket.gethostname(), job_id=job_id)
         attempts = (*read_attempts(run_id), attempt)
         paths.write_text(paths.attempts(run_id), "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
-    with Reporter(spec, attempt) as reporter:
-        divergence = _take_steps(trainer, request, reporter)
+    with contextlib.closing(_batches(trainer)) as batches, Reporter(spec, attempt) as reporter:
+        divergence = _take_steps(trainer, request, reporter, batches)
     if is_first_process:
         record = trainer.record(divergence)
         for path in (paths.outcome(run_id), paths.record(run_id)):
@@ -119,21 +119,26 @@ def _train(trainer: Trainer, request: StopRequest) -> None:
     collectives.barrier()
 
 
-def _take_steps(trainer: Trainer, request: StopRequest, reporter: Reporter) -> Divergence | None:
+def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
+    """This process's batches from where the trainer is to the end of the run."""
+    return build_loader(
+        trainer.dataset,
+        seed=trainer.spec.seed,
+        global_batch_size=trainer.spec.global_batch_size,
+        steps=range(trainer.step_number, trainer.spec.num_steps),
+        rank=trainer.collectives.rank,
+        world_size=trainer.collectives.world_size,
+        num_workers=trainer.execution.num_workers,
+    )
+
+
+def _take_steps(
+    trainer: Trainer, request: StopRequest, reporter: Reporter, batches: Iterator[Batch]
+) -> Divergence | None:
     """Go from where the trainer is to the end of the run."""
     spec, execution, device, collectives = trainer.spec, trainer.execution, trainer.device, trainer.collectives
     first = trainer.step_number
     is_first_process = collectives.rank == 0
-    loader = build_loader(
-        trainer.dataset,
-        seed=spec.seed,
-        global_batch_size=spec.global_batch_size,
-        steps=range(first, spec.num_steps),
-        rank=collectives.rank,
-        world_size=collectives.world_size,
-        num_workers=execution.num_workers,
-    )
-    batches = iter(loader)
     divergence: Divergence | None = None
     last_save = time.monotonic()
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "experiments": {"experiments", "engine", "analysis.artifacts"},
 }
 ONLY_IN = {
-    "submitit": {"engine/launch.py", "engine/job.py"},
+    "submitit": {"engine/launch.py", "engine/job.py", "engine/controller.py"},
     "clip_benchmark": {"engine/evaluate.py"},
     "open_clip": {"engine/towers.py", "engine/eval_model.py", "baselines/openclip.py", "baselines/siglip.py"},
     "resvg_py": {"experiments/icons/render.py"},

@@ -126,6 +126,30 @@ def test_of_several_processes_the_one_that_failed_first_is_shown(root):
     assert "in main" in str(stop.value)
 
 
+def test_of_several_processes_the_one_that_was_killed_is_shown(root):
+    # The second process is killed; the first one only notices that it is alone.
+    (root / "work.py").write_text(
+        "import os, signal, time\ndef main(argv):\n    if os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(1)\n    raise RuntimeError('connection closed by peer')\n"
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(arguments("--request", '{"tasks_per_node": 2}'))
+    assert "has no result: FAILED: process 1: killed by SIGKILL" in str(stop.value)
+
+
+def test_a_process_that_failed_ends_those_that_wait_for_it(root):
+    (root / "work.py").write_text(
+        "import os, time\ndef main(argv):\n    if os.environ['RANK'] == '1':\n        os._exit(3)\n"
+        "    time.sleep(10_000)\n"
+    )
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments("--request", '{"tasks_per_node": 2}'))
+    assert "FAILED: process 1: it ended with exit code 3 and said nothing" in str(stop.value)
+    assert time.monotonic() - begin < 60
+
+
 def test_wrong_settings_are_refused_before_anything_is_submitted(root):
     with pytest.raises(SystemExit, match="unknown key 'node'; did you mean 'nodes'"):
         main(arguments("--request", '{"node": 2}'))
@@ -203,7 +227,7 @@ def test_a_job_that_was_killed_is_noticed_and_reported(root):
         os.kill(pid, signal.SIGKILL)
     _, said = launcher.communicate()
     assert launcher.returncode == 1
-    assert "has no result: GONE" in said
+    assert "has no result: FAILED: process 0: killed by SIGKILL, as the system does when memory runs out" in said
 
 
 def test_jobs_share_the_gpus_of_this_machine_without_sharing_one(root, monkeypatch):

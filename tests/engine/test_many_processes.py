@@ -5,6 +5,7 @@ weights, and to that of the way that training moved them. AdamW divides by the s
 but for rounding (a bias that softmax cancels), it would blow rounding up to a full step. Its eps here is above that.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -15,11 +16,12 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from support import toy
 from support.killing import Kill, Server
 
-from engine import diagnostics, paths, train
+from engine import diagnostics, distributed, paths, train
 from engine.checkpoint import load_checkpoint, newest_step
 from engine.method import LossOutput
 from engine.record import Record
@@ -191,6 +193,30 @@ def test_a_signal_to_one_process_ends_the_measurement_of_all(root, server, sende
     assert server.run(root, path, world_size=2) == [0, 0]
     assert [attempt.first_step for attempt in read_record(spec).attempts] == [0, 12]
     assert read_record(spec).normalizer_error == expected
+
+
+def release_late(rank):
+    """Stop both, and let gloo still hold a tensor of the second process when it leaves, as on a busy machine."""
+    signal_in_step(4, signal.SIGTERM, 1, rank)
+    honest = distributed.stop
+
+    def stop():
+        if rank == 1:
+            dist.broadcast(torch.zeros(1), 0, async_op=True)
+        else:
+            time.sleep(2)
+            with contextlib.suppress(RuntimeError):  # the other one has left
+                dist.broadcast(torch.zeros(1), 0)
+        honest()
+
+    distributed.stop = stop
+
+
+def test_a_process_leaves_though_the_group_still_holds_a_tensor_of_it(root, server):
+    spec = make_spec("openclip")
+    path = toy.write_spec(root, spec)
+    ended = server.run(root, path, world_size=2, prepare=release_late, timeout_sec=120)
+    assert ended == [128 + signal.SIGTERM] * 2
 
 
 def hurry(number, rank):

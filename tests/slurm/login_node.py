@@ -28,7 +28,7 @@ class Checkout:
         self.env = slurm.env if slurm else dict(os.environ)
 
     def write_cluster(self, **settings):
-        """Write the file that names this Slurm as the cluster; every step of a training is logged."""
+        """Write the file that names this Slurm as the cluster; trainings log every step and have a loader worker."""
         cluster = {
             "scheduler": "slurm",
             "partition": "main",
@@ -36,7 +36,7 @@ class Checkout:
             "warn_before_limit_sec": 59,
             "train": {"mem_gb": 1, "timeout_min": 10},
             "evaluate": {"mem_gb": 1, "timeout_min": 10},
-            "execution": {"log_every_steps": 1},
+            "execution": {"log_every_steps": 1, "num_workers": 1},
         }
         (self.folder / "one_machine.yaml").write_text(yaml.safe_dump(cluster | settings))
 

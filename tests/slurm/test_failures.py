@@ -56,13 +56,13 @@ def test_a_cancelled_job_is_reported_with_its_state_and_the_end_of_its_log(faile
 
 def test_a_killed_job_is_reported(failed, checkout):
     error = error_of(failed[0], checkout.training("neuclip").run_id)
-    assert "FAILED" in error
-    assert "Killed" in error
+    assert re.search(r"has no result: FAILED: process 0: srun: error: \S+: task 0: Killed$", error, re.MULTILINE)
 
 
 def test_an_exception_is_reported(failed, checkout):
-    error = error_of(failed[0], checkout.training("siglip").run_id)
-    assert "RuntimeError: the loss is on strike" in error
+    run = checkout.training("siglip")
+    assert "has no result: FAILED: process 0: RuntimeError: the loss is on strike" in error_of(failed[0], run.run_id)
+    assert run.final_states == ["FAILED"]
 
 
 def test_missing_data_are_reported(failed, checkout):

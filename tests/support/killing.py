@@ -8,6 +8,7 @@ in the suite needs to know. What is written in one go in between is covered by p
 import contextlib
 import importlib
 import json
+import multiprocessing as mp
 import os
 import signal
 import sys
@@ -230,6 +231,8 @@ def _train(
     os.chdir(root)
     log = os.open(f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stderr.fileno())
+    # As where nobody has chosen otherwise; a server for each process would import torch anew for its loader's workers.
+    mp.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     open_clip.add_model_config(MODELS)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
