@@ -1,7 +1,7 @@
 """Suites -> runs -> data -> train -> evaluate -> collect -> tables and figures -> report.
 
 `snakemake` alone runs the quickstart suite on this machine; `--config suites=smoke` another one, `--profile slurm` on
-a cluster. Training and evaluation are jobs that engine.launch submits and waits for; everything else runs here. How a
+a cluster. Training and evaluation are jobs that `engine.launch` submits and waits for; everything else runs here. How a
 job is run stands in `resources`, whose changes run nothing again. What files and jobs there are says
 experiments/workflow.py.
 """
@@ -10,13 +10,13 @@ import gc
 import os
 import sys
 
-from engine import environment, errors
+from engine import errors, versions
 
 # All of a graph of thousands of jobs is kept: looking for garbage in it each 700 objects takes a tenth of the planning.
 gc.set_threshold(100_000)
 
 try:
-    environment.check_packages()
+    versions.check_packages()
 
     from analysis import artifacts
     from engine import paths
@@ -74,7 +74,7 @@ for build in flow.builds():
             command=build.command,
             revisions=build.revisions,
         shell:
-            "{resources.run} engine.shell {params.command:q}"
+            "{resources.run} engine.jobs.shell {params.command:q}"
 
 
 # What fetches training sets: here, and only when it is named. No other rule takes anything from these.

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from analysis import artifacts, collect, comparison, frame, rendering, staleness
 from analysis.report import content, page
 from analysis.table import panels
-from engine import errors, paths
+from engine import errors, files, paths
 
 CELL_WIDTH = 16
 """Columns of the terminal that one of the table takes, about."""
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             rendering.write_figure(frame.read(args.frame), args.id, args.out)
         elif args.command == "report":
             text = page.render(content.gather(args.suites))
-            with paths.atomic_write(args.out) as temporary:
+            with files.atomic_write(args.out) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         elif args.command == "show":
             show(args.places)

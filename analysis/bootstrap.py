@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.evaluation import WORST_GROUP, Outcomes
+from engine.schema.evaluation import WORST_GROUP, Outcomes
 
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95

@@ -16,11 +16,11 @@ import safetensors.numpy
 
 from analysis import bootstrap
 from analysis.frame import COLUMNS
-from engine import paths
-from engine.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
-from engine.record import Record
-from engine.spec import ModelT, canonical_json, fingerprint, parse
-from engine.suite import ExpandedSuite, SuiteRun
+from engine import files, paths
+from engine.schema.base import ModelT, canonical_json, fingerprint, parse
+from engine.schema.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
+from engine.schema.record import Record
+from engine.schema.suite import ExpandedSuite, SuiteRun
 
 MAX_CURVE_POINTS = 400
 """Longer logs are averaged in bins: a figure shows no more, and single steps would alias with periodic restarts."""
@@ -276,7 +276,7 @@ def _signature_rows(record: Record) -> Iterator[Row]:
 
 def _load(model: type[ModelT], path: Path) -> ModelT:
     try:
-        return parse(model, paths.read_text(path), str(path))
+        return parse(model, files.read_text(path), str(path))
     except FileNotFoundError:
         raise CollectError(f"{path} is missing; run snakemake again") from None
     except ValueError as error:

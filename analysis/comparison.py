@@ -17,9 +17,9 @@ from analysis import frame as tidy
 from analysis import stats, style
 from analysis.rendering import to_markdown
 from analysis.table import Cell, Table, three_digits
-from engine import paths
-from engine.record import Record
-from engine.spec import parse
+from engine import files, paths
+from engine.schema.base import parse
+from engine.schema.record import Record
 
 CELL = ["suite", "dataset", "model", "global_batch_size", "method", "variant"]
 RUN = [*CELL, "seed"]
@@ -236,7 +236,7 @@ def _facts(folder: Path, frame: pd.DataFrame) -> dict[str, set[str]]:
         if not path.exists():
             facts.setdefault("records that are not there", set()).add(run_id)
             continue
-        origin = parse(Record, paths.read_text(path), str(path)).provenance
+        origin = parse(Record, files.read_text(path), str(path)).provenance
         for name in FACTS:
             key = f"{name} of {frame.loc[frame['run_id'] == run_id, 'dataset'].iloc[0]}" if "dataset" in name else name
             facts.setdefault(key, set()).add(str(getattr(origin, name)))

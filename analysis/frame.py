@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis import style
-from engine import paths
+from engine import files
 
 COLUMNS = {
     "suite": "str",
@@ -69,7 +69,7 @@ class Score(NamedTuple):
 
 def write(frame: pd.DataFrame, path: Path) -> None:
     """Write the frame as parquet, atomically."""
-    with paths.atomic_write(path) as temporary:
+    with files.atomic_write(path) as temporary:
         frame.to_parquet(temporary, index=False, write_page_checksum=True)
 
 

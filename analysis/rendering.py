@@ -23,7 +23,7 @@ from analysis import artifacts, style
 from analysis.frame import digest
 from analysis.latex import to_latex
 from analysis.table import NO_VALUE, Cell, Table, panels
-from engine import paths
+from engine import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # not for tables, which do without it in half the time
@@ -52,7 +52,7 @@ def write_table(frame: pd.DataFrame, name: str, folder: Path) -> None:
     table = build_table(frame, name)
     texts = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}
     for suffix, text in {**texts, "json": _sidecar("table", name, frame)}.items():
-        with paths.atomic_write(folder / f"{name}.{suffix}") as temporary:
+        with files.atomic_write(folder / f"{name}.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
@@ -72,9 +72,9 @@ def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
     for end, width in {"": style.PAGE_IN, artifacts.IN_COLUMN: style.COLUMN_IN}.items():
         figure = build_figure(frame, name, width)
         for form in artifacts.FIGURE_FORMATS:
-            with paths.atomic_write(folder / f"{name}{end}.{form}") as temporary:
+            with files.atomic_write(folder / f"{name}{end}.{form}") as temporary:
                 figure.savefig(temporary, format=form, metadata=dict.fromkeys(stamps[form]))
-    with paths.atomic_write(folder / f"{name}.json") as temporary:
+    with files.atomic_write(folder / f"{name}.json") as temporary:
         temporary.write_text(_sidecar("figure", name, frame), encoding="utf-8")
 
 

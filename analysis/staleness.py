@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import artifacts, collect, frame, rendering
-from engine import paths
+from engine import files, paths
 
 
 def stale() -> list[str]:
@@ -52,7 +52,7 @@ def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[tuple[Path, str
     for form, known in forms.items():
         folder = paths.tables(suite) if form == "table" else paths.figures(suite)
         for path in sorted(folder.glob("*.json")):
-            shown = paths.read_json(path)
+            shown = files.read_json(path)
             place = path.with_suffix("")
             if path.stem not in known:
                 yield place, f"there is no {form} of this name any more; remove it"

@@ -55,7 +55,8 @@ from engine.method import (
     Temperature,
     TemperatureConfig,
 )
-from engine.signatures import Log, Signature, temperature_at_floor
+from engine.schema.record import Signature
+from engine.signatures import Log, temperature_at_floor
 
 Number = TypeVar("Number", int, float)
 

@@ -39,7 +39,8 @@ from engine.method import (
     Temperature,
     TemperatureConfig,
 )
-from engine.signatures import Log, Signature, temperature_at_floor
+from engine.schema.record import Signature
+from engine.signatures import Log, temperature_at_floor
 
 Version = Literal["v0", "v1", "v2", "v3"]
 

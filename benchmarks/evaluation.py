@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import cases, shards
-from engine.evaluation import EvalCard, Evaluation
-from engine.towers import build_towers, export
+from engine.schema.evaluation import EvalCard, Evaluation
+from engine.training.towers import build_towers, export
 from experiments import cards
 
 BASE = "ours"

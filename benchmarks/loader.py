@@ -34,11 +34,12 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from benchmarks import cases, shards
-from engine import order, paths
-from engine.data import PairDataset, build_loader
-from engine.index import read_index
-from engine.spec import AugmentationSpec
-from engine.towers import tokenizer
+from engine import paths
+from engine.data import order
+from engine.data.index import read_index
+from engine.data.loader import PairDataset, build_loader
+from engine.schema.run import AugmentationSpec
+from engine.training.towers import tokenizer
 
 _SEQUENTIAL_BYTES = 2**12
 """A read that begins no farther behind the end of the one before goes on from there: a header lies between."""

@@ -27,7 +27,7 @@ from benchmarks import cases
 from engine.contrastive import add_eps, log_partitions
 from engine.distributed import Collectives
 from engine.method import Features
-from engine.towers import build_towers
+from engine.training.towers import build_towers
 from neuclip.normalizer import ADAGRAD_EPS, Anchors, Prototypes
 from neuclip.objective import conjugate_slope, unified
 

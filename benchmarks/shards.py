@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from engine import paths
-from engine.index import build_index
+from engine.data.index import build_index
 from engine.registry import resolve_config
-from engine.spec import CaptionSource, DatasetSpec, RunSpec
+from engine.schema.run import CaptionSource, DatasetSpec, RunSpec
 
 DATASET = "made-up"
 FOLDER = Path("shards")

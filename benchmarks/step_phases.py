@@ -28,14 +28,14 @@ from rich.table import Table
 from torch.profiler import record_function
 
 from benchmarks import cases, shards
-from engine.data import build_loader
+from engine.data.loader import build_loader
 from engine.distributed import Collectives
-from engine.metrics import Clock
 from engine.registry import method_names
-from engine.spec import Execution
+from engine.schema.run import Execution
 from engine.stop import SIGNALS
-from engine.towers import build_towers
-from engine.trainer import Trainer, Wishes
+from engine.training.reporting import Clock
+from engine.training.towers import build_towers
+from engine.training.trainer import Trainer, Wishes
 
 BASE = "openclip"
 STEP, CHECKPOINT = "step", "checkpoint"

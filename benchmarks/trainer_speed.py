@@ -33,9 +33,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks import cases, shards
 from engine.distributed import choose_device
-from engine.spec import Execution, RunSpec
-from engine.towers import build_towers
-from engine.train import train
+from engine.schema.run import Execution, RunSpec
+from engine.training.loop import train
+from engine.training.towers import build_towers
 
 _MANY_STEPS = 1_000_000
 _NEWEST_WEBDATASET = "0.2.86"

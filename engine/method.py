@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from engine.contrastive import DEFAULT_CHUNK_ROWS, add_eps, log_partitions
 from engine.distributed import Collectives
-from engine.signatures import Log, Signature
-from engine.spec import Frozen
+from engine.schema.base import Frozen
+from engine.schema.record import Signature
+from engine.signatures import Log
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class LossOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Scalars, of which the mean over processes is logged: give means over this process's anchors, or what is the same
     on all processes. Reduce anything else (a maximum, a norm, a logarithm of a mean) over `env.collectives` first. In
-    one step all processes give the same names, in any order; at most `engine.metrics.MAX_METRICS`."""
+    one step all processes give the same names, in any order; at most `engine.training.reporting.MAX_METRICS`."""
 
 
 @dataclass(frozen=True)

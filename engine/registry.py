@@ -16,17 +16,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engine import paths
+from engine import files, paths
 from engine.method import Method, MethodConfig, MethodEnv
-from engine.spec import MethodSource, MethodSpec, explain_validation_error, unknown_name
-
-_ROOT = Path(__file__).resolve().parent.parent
+from engine.schema.base import explain_validation_error, unknown_name
+from engine.schema.run import MethodSource, MethodSpec
+from engine.versions import ROOT
 
 
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods of this repository, sorted."""
-    files = [p.stem for p in (_ROOT / "baselines").glob("*.py") if not p.stem.startswith("_")]
-    packages = [p.parent.name for p in _ROOT.glob("*/method.py") if p.parent.name != "engine"]
+    files = [p.stem for p in (ROOT / "baselines").glob("*.py") if not p.stem.startswith("_")]
+    packages = [p.parent.name for p in ROOT.glob("*/method.py") if p.parent.name != "engine"]
     return tuple(sorted(files + packages))
 
 
@@ -45,7 +45,7 @@ def method_class(name: str, source: MethodSource | None = None) -> type[Method]:
         return _class_in(_kept_module(source), source.class_name)
     if name not in method_names():
         raise ValueError(unknown_name("method", name, method_names()))
-    in_package = (_ROOT / name / "method.py").exists()
+    in_package = (ROOT / name / "method.py").exists()
     module = importlib.import_module(f"{name}.method" if in_package else f"baselines.{name}")
     found = _methods_in(module)
     if len(found) != 1:
@@ -66,7 +66,7 @@ def keep(reference: str, folder: Path = Path()) -> MethodSource:
     source, content = examine(reference, folder)
     copy = paths.method(source.sha256)
     if not copy.exists() or copy.read_bytes() != content:
-        with paths.atomic_write(copy) as temporary:
+        with files.atomic_write(copy) as temporary:
             temporary.write_bytes(content)
     return source
 

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from engine.spec import Frozen
+from engine.schema.record import Signature
 
 NUM_WINDOWS = 10
 """A log is read in so many parts: single batches are noise, a tenth of a run is not."""
@@ -34,18 +34,6 @@ What skips more often loses scale, and small gradients with it."""
 
 Line = Mapping[str, Any]
 """Parsed JSON: numbers by name of metric, None where they were not finite."""
-
-
-class Signature(Frozen):
-    """A sign of failure."""
-
-    name: str
-    first_step: int
-    """First and last logged step at which it shows."""
-    last_step: int
-    evidence: dict[str, float]
-    """Medians of metrics over those steps, and what they are compared with."""
-    advice: str
 
 
 class Window:

@@ -15,11 +15,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine import errors, paths, registry
-from engine.record import Record
-from engine.spec import RunSpec, parse, settings
-from engine.suite import ExpandedSuite
-from experiments import cards, expansion, jobs, names, training_data
+from engine import errors, files, paths, registry
+from engine.schema.base import parse, settings
+from engine.schema.record import Record
+from engine.schema.run import RunSpec
+from engine.schema.suite import ExpandedSuite
+from experiments import cards, expansion, jobs, names
+from experiments.fetch import training
 from experiments.suite import expand
 from experiments.tensorboard import mirror
 from experiments.watch import Watcher, show, watch
@@ -38,10 +40,10 @@ CONTRACT = (
 def write_expansion(suite: ExpandedSuite) -> None:
     """Write a suite's runs, their specs and its evaluation below `results/`; equal files are left untouched."""
     for run in suite.runs:
-        paths.write_text(paths.spec(run.spec.run_id), run.spec.model_dump_json(indent=1) + "\n")
+        files.write_text(paths.spec(run.spec.run_id), run.spec.model_dump_json(indent=1) + "\n")
     evaluation = suite.evaluation
-    paths.write_text(paths.evaluation(evaluation.key), evaluation.model_dump_json(indent=1) + "\n")
-    paths.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
+    files.write_text(paths.evaluation(evaluation.key), evaluation.model_dump_json(indent=1) + "\n")
+    files.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
 
 
 def _list(console: Console, asked: list[str], *, as_json: bool) -> None:
@@ -92,7 +94,7 @@ def _read(run_id: str) -> RunSpec:
     path = paths.spec(run_id)
     if not path.exists():
         raise ValueError(f"no run {run_id!r} below {path.parent.parent}: `python -m experiments list SUITE` shows them")
-    return parse(RunSpec, paths.read_text(path), str(path))
+    return parse(RunSpec, files.read_text(path), str(path))
 
 
 def _explain(console: Console, run_id: str, *, as_json: bool) -> None:
@@ -107,7 +109,7 @@ def _explain(console: Console, run_id: str, *, as_json: bool) -> None:
     if not path.exists():
         console.print(f"not finished; folder {paths.run(run_id)}")
         return
-    record = parse(Record, paths.read_text(path), str(path))
+    record = parse(Record, files.read_text(path), str(path))
     console.print(f"{record.status}; folder {paths.run(run_id)}")
     for sign in record.signatures:
         console.print(f"{sign.name} (steps {sign.first_step} to {sign.last_step}): {sign.advice}; {sign.evidence}")
@@ -129,8 +131,8 @@ def _diff(console: Console, first: str, second: str, *, as_json: bool) -> None:
 def _load(asked: list[str]) -> list[ExpandedSuite]:
     """Return suites by name; without names those of which any run has been started in this folder."""
     if not asked:
-        files = paths.suite("").parent.glob("*.json")
-        suites = (parse(ExpandedSuite, paths.read_text(path), str(path)) for path in files)
+        found = paths.suite("").parent.glob("*.json")
+        suites = (parse(ExpandedSuite, files.read_text(path), str(path)) for path in found)
         asked = sorted(suite.name for suite in suites if any(_is_started(run.spec.run_id) for run in suite.runs))
     if not asked:
         raise ValueError(f"no run of a suite has been started here (none in {paths.suite('').parent}): name a suite")
@@ -179,11 +181,11 @@ def _tensorboard(args: argparse.Namespace) -> None:
 
 
 def _evaluation_data(console: Console, args: argparse.Namespace) -> None:
-    from experiments import evaluation_data  # here: it imports torch, which takes seconds
+    from experiments.fetch import evaluation  # here: it imports torch, which takes seconds
 
     console = console if sys.stdout.isatty() else Console(width=180)
     try:
-        evaluation_data.run(args.names, console, dry_run=args.dry_run, pin_cards=args.pin)
+        evaluation.run(args.names, console, dry_run=args.dry_run, pin_cards=args.pin)
     except KeyboardInterrupt:
         sys.exit("stopped; what came so far is kept: run this again to go on")
 
@@ -191,7 +193,7 @@ def _evaluation_data(console: Console, args: argparse.Namespace) -> None:
 def _training_data(console: Console, args: argparse.Namespace) -> None:
     console = console if sys.stdout.isatty() else Console(width=180)
     try:
-        training_data.run(args.name, console, anew=args.crawl)
+        training.run(args.name, console, anew=args.crawl)
     except KeyboardInterrupt:
         sys.exit("stopped; what came so far is kept: run this again to go on")
 

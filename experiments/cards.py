@@ -10,10 +10,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine import eval_cards
-from engine.eval_cards import read_yaml as read_yaml  # for suites, which are read like cards
-from engine.evaluation import EvalCard, Evaluation
-from engine.spec import ID_PATTERN, CaptionSource, Digest, Frozen
+from engine.evaluation import card_files
+from engine.evaluation.card_files import read_yaml as read_yaml  # for suites, which are read like cards
+from engine.schema.base import ID_PATTERN, Frozen
+from engine.schema.evaluation import EvalCard, Evaluation
+from engine.schema.run import CaptionSource, Digest
 
 FOLDER = Path(__file__).resolve().parent
 UNFINISHED = ".crawl/unfinished"
@@ -55,7 +56,7 @@ class DatasetCard(Frozen):
 
 def names(kind: str) -> list[str]:
     """Return the names of all cards of a kind (a folder below `experiments/`), sorted."""
-    return eval_cards.names(FOLDER / kind)
+    return card_files.names(FOLDER / kind)
 
 
 def dataset(name: str, pairs: int | None = None) -> DatasetCard:
@@ -68,7 +69,7 @@ def dataset(name: str, pairs: int | None = None) -> DatasetCard:
     whole, _, fraction = name.rpartition("-")
     if name not in names("datasets") and whole in names("datasets") and re.fullmatch(r"0\.\d+", fraction):
         return subset(dataset(whole), float(fraction), pairs)
-    return eval_cards.read_card(FOLDER / "datasets", name, DatasetCard, "data set")
+    return card_files.read_card(FOLDER / "datasets", name, DatasetCard, "data set")
 
 
 def subset(card: DatasetCard, fraction: float, pairs: int | None = None) -> DatasetCard:
@@ -86,7 +87,7 @@ def subset(card: DatasetCard, fraction: float, pairs: int | None = None) -> Data
 
 @functools.cache
 def _subset_size(pairs: int, fraction: float) -> int:
-    from engine.index import subset_size  # here: it imports numpy, and most workflows train on no part
+    from engine.data.index import subset_size  # here: it imports numpy, and most workflows train on no part
 
     return subset_size(pairs, fraction)
 
@@ -144,9 +145,9 @@ def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = 
         if evaluation.when_missing == "refuse"
         for card in evaluation.sets.values()
     }
-    lost = [card for card in needed.values() if not card.build and not eval_cards.is_there(card)]
+    lost = [card for card in needed.values() if not card.build and not card_files.is_there(card)]
     if lost:
-        lines.append(eval_cards.missing(lost))
+        lines.append(card_files.missing(lost))
     lines += wrong(evaluations)
     if lines:
         raise ValueError("\n".join(lines))
@@ -154,15 +155,15 @@ def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = 
 
 def wrong(evaluations: Iterable[Evaluation]) -> list[str]:
     """Say what is wrong with evaluation sets that are there, one line each; not of those that the workflow makes."""
-    from engine import eval_data  # here: it imports numpy, and most workflows need it for nothing else
+    from engine.evaluation import reading  # here: it imports numpy, and most workflows need it for nothing else
 
     found = {card.name: card for evaluation in evaluations for card in evaluation.sets.values() if not card.build}
-    return eval_data.problems(card for card in found.values() if eval_cards.is_there(card))
+    return reading.problems(card for card in found.values() if card_files.is_there(card))
 
 
 def eval_set(name: str) -> EvalCard:
     """Return the card of an evaluation set."""
-    return eval_cards.eval_set(FOLDER, name)
+    return card_files.eval_set(FOLDER, name)
 
 
 def evaluation(name: str) -> Evaluation:
@@ -171,4 +172,4 @@ def evaluation(name: str) -> Evaluation:
     Raises:
         ValueError: If a set or an average names something unknown.
     """
-    return eval_cards.evaluation(FOLDER, name)
+    return card_files.evaluation(FOLDER, name)

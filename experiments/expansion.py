@@ -14,13 +14,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from engine import paths
-from engine.spec import parse
-from engine.suite import ExpandedSuite
+from engine import files, paths
+from engine.schema.base import parse
+from engine.schema.suite import ExpandedSuite
+from engine.versions import ROOT
 from experiments import cards, names
 
-ROOT = Path(__file__).resolve().parent.parent
-_SOURCES = ("*/*.py", "experiments/*/*.yaml", "engine/models/*.json")
+_SOURCES = ("*/**/*.py", "experiments/*/*.yaml", "engine/models/*.json")
 _UNRELATED = ("analysis", "benchmarks", "tests")
 
 
@@ -58,7 +58,7 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
         if result.returncode:
             raise ValueError(result.stderr.strip().removeprefix("error: "))
         for name in stale:
-            paths.write_text(_digest_path(name), digests[name] + "\n")
+            files.write_text(_digest_path(name), digests[name] + "\n")
         found |= {name: _read(name) for name in stale}
     return {name: found[name] for name in suites}
 
@@ -76,13 +76,13 @@ class _Classes(BaseModel):
 def _digest(ours: str, suite: names.Asked) -> str:
     """Digest of all that a suite's expansion depends on, `ours` being that of this repository."""
     references = [entry.class_ for entry in cards.read_yaml(suite.file, _Classes).methods.values() if entry.class_]
-    files = [suite.file, *(suite.file.parent / reference.rpartition(":")[0] for reference in references)]
-    lines = [f"{file}\0{paths.file_sha256(file) if file.is_file() else None}\n" for file in files]
+    sources = [suite.file, *(suite.file.parent / reference.rpartition(":")[0] for reference in references)]
+    lines = [f"{file}\0{files.file_sha256(file) if file.is_file() else None}\n" for file in sources]
     return hashlib.sha256("".join([ours, *lines]).encode()).hexdigest()
 
 
 def _read(name: str) -> ExpandedSuite:
-    return parse(ExpandedSuite, paths.read_text(paths.suite(name)), str(paths.suite(name)))
+    return parse(ExpandedSuite, files.read_text(paths.suite(name)), str(paths.suite(name)))
 
 
 def _is_whole(suite: ExpandedSuite) -> bool:
@@ -100,4 +100,4 @@ def _digest_path(name: str) -> Path:
 def _digest_of(name: str) -> str:
     """What an expansion that is there was made from."""
     path = _digest_path(name)
-    return paths.read_text(path).strip() if path.exists() and paths.suite(name).exists() else ""
+    return files.read_text(path).strip() if path.exists() and paths.suite(name).exists() else ""

@@ -6,9 +6,10 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from engine import paths, scheduler
-from engine.scheduler import Job
-from engine.spec import Frozen, parse
+from engine import files, paths
+from engine.jobs import scheduler
+from engine.jobs.scheduler import Job
+from engine.schema.base import Frozen, parse
 
 COMPLETED = "COMPLETED"
 _ANSWER_AGE_SEC = 5.0
@@ -62,7 +63,7 @@ def cancel(names: Sequence[str]) -> list[Job]:
 
 
 def _view(path: Path) -> JobView:
-    job = parse(Job, paths.read_text(path), str(path))
+    job = parse(Job, files.read_text(path), str(path))
     folder = path.parent
     is_of_run = folder.parent.parent.parent == paths.RESULTS / "runs"
     state, node, is_live = job.end or "", "", False

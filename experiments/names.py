@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine import paths
-from engine.spec import ID_PATTERN, unknown_name
+from engine import files, paths
+from engine.schema.base import ID_PATTERN, unknown_name
 from experiments import cards
 
 BASE = "laptop"
@@ -124,7 +124,7 @@ def _outside(base: str) -> str | None:
     folder = paths.suite(base).parent
     for path in (paths.suite(base), *sorted(folder.glob(f"{PREFIX}*@{base}.json"))):
         if path.exists():
-            file: str | None = paths.read_json(path).get("file")
+            file: str | None = files.read_json(path).get("file")
             return file
     return None
 

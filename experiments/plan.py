@@ -17,14 +17,16 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine import eval_cards, paths
-from engine.checkpoint import KEEP
+from engine import files, paths
+from engine.evaluation import card_files
 from engine.method import MethodEnv
-from engine.record import Record
 from engine.registry import build_method
-from engine.spec import Frozen, RunSpec, parse
-from engine.suite import ExpandedSuite
-from engine.towers import embed_dim, outline
+from engine.schema.base import Frozen, parse
+from engine.schema.record import Record
+from engine.schema.run import RunSpec
+from engine.schema.suite import ExpandedSuite
+from engine.training.checkpoint import KEEP
+from engine.training.towers import embed_dim, outline
 from experiments import cards
 from experiments.watch import ENDED, STATES, RunView, Watcher
 
@@ -238,7 +240,7 @@ def _size(num_bytes: int) -> str:
 def _measured() -> Iterator[Measured]:
     """Read the step times of all finished runs."""
     for path in sorted(paths.record("*").parent.parent.glob(f"*/{paths.record('*').name}")):
-        record = parse(Record, paths.read_text(path), str(path))
+        record = parse(Record, files.read_text(path), str(path))
         if record.status == "finished" and record.median_step_sec:
             origin = record.provenance
             yield Measured(record.spec, record.median_step_sec, origin.world_size, origin.device)
@@ -294,5 +296,5 @@ def _missing_training(datasets: Iterable[str]) -> Iterator[Missing]:
 def _missing_evaluation(suites: Iterable[ExpandedSuite]) -> Iterator[Missing]:
     found = {card.name: card for suite in suites for card in suite.evaluation.sets.values()}
     for card in found.values():
-        if not card.build and not eval_cards.is_there(card):
-            yield Missing(kind="evaluation", name=card.name, path=card.path, how=eval_cards.how_to_get(card))
+        if not card.build and not card_files.is_there(card):
+            yield Missing(kind="evaluation", name=card.name, path=card.path, how=card_files.how_to_get(card))

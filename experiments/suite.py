@@ -10,19 +10,9 @@ from typing import Any
 from pydantic import Field, JsonValue, ValidationError
 
 from engine.registry import keep, method_names, resolve_config
-from engine.spec import (
-    AugmentationSpec,
-    DatasetSpec,
-    Frozen,
-    MethodSource,
-    MethodSpec,
-    ModelSpec,
-    OptimizerSpec,
-    RunSpec,
-    explain_validation_error,
-    unknown_name,
-)
-from engine.suite import ExpandedSuite, SuiteRun
+from engine.schema.base import Frozen, explain_validation_error, unknown_name
+from engine.schema.run import AugmentationSpec, DatasetSpec, MethodSource, MethodSpec, ModelSpec, OptimizerSpec, RunSpec
+from engine.schema.suite import ExpandedSuite, SuiteRun
 from experiments import cards, names
 
 Options = dict[str, JsonValue]

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from engine import paths
-from engine.evaluation import EvalResult
-from engine.metrics import parse_lines
-from engine.spec import RunSpec, parse
-from engine.suite import ExpandedSuite
+from engine import files, paths
+from engine.schema.base import parse
+from engine.schema.evaluation import EvalResult
+from engine.schema.run import RunSpec
+from engine.schema.suite import ExpandedSuite
+from engine.training.reporting import parse_lines
 
 _PLACE = {"step", "samples_seen", "epoch", "unix_sec"}
 _READ_SEC = 3600
@@ -86,7 +87,7 @@ def _write(spec: RunSpec, results: Iterable[Path], folder: Path) -> bool:
                 value = math.nan if line[name] is None else line[name]  # what was not finite is null in the log
                 writer.add_scalar(name, value, line["step"], walltime=line.get("unix_sec"))
         for path in results:
-            result = parse(EvalResult, paths.read_text(path), str(path))
+            result = parse(EvalResult, files.read_text(path), str(path))
             step = result.milestone // spec.global_batch_size
             for metric, value in result.metrics.items():
                 writer.add_scalar(f"eval/{result.eval_set}/{metric}", value, step, walltime=path.stat().st_mtime)

@@ -19,10 +19,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from engine import paths, scheduler
-from engine.metrics import RECENT_SEC, format_duration
-from engine.spec import Frozen, RunSpec
-from engine.suite import ExpandedSuite
+from engine import paths
+from engine.jobs import scheduler
+from engine.schema.base import Frozen
+from engine.schema.run import RunSpec
+from engine.schema.suite import ExpandedSuite
+from engine.training.reporting import RECENT_SEC, format_duration
 
 TAIL_BYTES = 32 * 1024
 """So much of a log is read: some tens of lines."""

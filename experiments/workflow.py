@@ -16,9 +16,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import Field, JsonValue
 
 from analysis import artifacts
-from engine import cluster, paths
-from engine.evaluation import EvalCard
-from engine.spec import Frozen, RunSpec, parse, unknown_name
+from engine import paths
+from engine.jobs import cluster
+from engine.schema.base import Frozen, parse, unknown_name
+from engine.schema.evaluation import EvalCard
+from engine.schema.run import RunSpec
 from experiments import cards, expansion, names
 
 ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))

@@ -50,7 +50,8 @@ from engine.method import (
     Temperature,
     TemperatureConfig,
 )
-from engine.signatures import Log, Signature
+from engine.schema.record import Signature
+from engine.signatures import Log
 from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes, Queue
 from neuclip.objective import MAX_GAP, conjugate_slope, regression_slope, unified
 from neuclip.signatures import find_signatures

@@ -7,7 +7,8 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
-from engine.signatures import Log, Signature, Window, temperature_at_floor
+from engine.schema.record import Signature
+from engine.signatures import Log, Window, temperature_at_floor
 
 if TYPE_CHECKING:
     from neuclip.method import NeuCLIP

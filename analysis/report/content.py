@@ -13,9 +13,10 @@ from analysis import frame as tidy
 from analysis.report import shown
 from analysis.report.runs import Environment, Run, Runs, commit, day, device
 from analysis.table import Cell, Table
-from engine import paths
-from engine.spec import RunSpec, parse, settings
-from engine.suite import ExpandedSuite
+from engine import files, paths
+from engine.schema.base import parse, settings
+from engine.schema.run import RunSpec
+from engine.schema.suite import ExpandedSuite
 from experiments import cards
 
 
@@ -85,7 +86,7 @@ def gather(names: Iterable[str]) -> Report:
         raise FileNotFoundError(
             f"{', '.join(lost)}: not there. Run: snakemake --config suites={','.join(names)}. Collected here: {known}"
         )
-    suites = [parse(ExpandedSuite, paths.read_text(paths.suite(n)), str(paths.suite(n))) for n in names]
+    suites = [parse(ExpandedSuite, files.read_text(paths.suite(n)), str(paths.suite(n))) for n in names]
     frames = {name: tidy.read(paths.collected(name)) for name in names}
     runs = Runs(suites, pd.concat(frames.values(), ignore_index=True))
     parts = tuple(_suite(suite, frames[suite.name], runs) for suite in suites)

@@ -14,10 +14,10 @@ from analysis import frame as tidy
 from analysis import rendering, style
 from analysis.report import curves
 from analysis.table import NO_VALUE, three_digits
-from engine import paths
-from engine.record import Attempt, Provenance, Record
-from engine.spec import parse, settings
-from engine.suite import ExpandedSuite, SuiteRun
+from engine import files, paths
+from engine.schema.base import parse, settings
+from engine.schema.record import Attempt, Provenance, Record
+from engine.schema.suite import ExpandedSuite, SuiteRun
 
 FIRST_CURVES = ("loss/total", "temperature/value", "grad_norm", "lr")
 
@@ -84,7 +84,7 @@ class Runs:
         for run_id in runs:
             path = paths.record(run_id)
             if path.exists():
-                self.records[run_id] = parse(Record, paths.read_text(path), str(path))
+                self.records[run_id] = parse(Record, files.read_text(path), str(path))
             if dates := _dates(paths.metrics(run_id)):
                 self.dates[run_id] = dates
         self.settings = {run_id: settings(run.spec) for run_id, (_, run) in runs.items()}
@@ -163,7 +163,7 @@ def _dates(path: Path) -> tuple[float, float] | None:
     if not path.exists():
         return None
     seconds = []
-    for line in paths.read_text(path).splitlines():
+    for line in files.read_text(path).splitlines():
         found = re.search(r'"unix_sec": ?([0-9.e+]+)', line)
         if found:
             seconds.append(float(found[1]))

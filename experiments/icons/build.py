@@ -16,10 +16,10 @@ from zipfile import ZipFile
 from rich.console import Console
 from rich.progress import track
 
-from engine.paths import file_sha256, folder_sha256
+from engine.files import file_sha256, folder_sha256
+from experiments.fetch.shards import Sample, write_shards
 from experiments.icons import cards, catalogue, licences, render, sets, shards, sources
 from experiments.icons.sets import LOOK_ALIKE, SAME_DRAWING, EvalSet, Picture, Size
-from experiments.shards import Sample, write_shards
 
 RECIPE = "1"
 """Raised when the same wheels are to give another data set."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from PIL import features
 
-from engine.evaluation import TASK_METRICS
+from engine.schema.evaluation import TASK_METRICS
 from experiments.icons.licences import SUMMARY
 from experiments.icons.sets import ASSOCIATED, CANDIDATES
 

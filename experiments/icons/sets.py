@@ -79,7 +79,7 @@ class EvalSet:
     families: list[int] = field(default_factory=list)
     """The source of each picture, numbered in the order of their names, where families are compared."""
     tasks: list[dict[str, object]] = field(default_factory=list)
-    """Association tasks as `engine.eval_data.Instance` has them."""
+    """Association tasks as `engine.evaluation.reading.Instance` has them."""
 
 
 @dataclass(frozen=True)

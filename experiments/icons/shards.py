@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments import shards
+from experiments.fetch import shards
+from experiments.fetch.shards import Sample
 from experiments.icons.render import SIDE_PX
-from experiments.shards import Sample
 
 NUM_EVAL_SHARDS = 4
 """clip_benchmark's command line reads with four workers, and webdataset refuses more workers than shards."""
@@ -57,7 +57,7 @@ def write_eval_set(
     templates: Sequence[str] = (),
     tasks: Sequence[Mapping[str, object]] = (),
 ) -> None:
-    """Write a set as `engine.eval_data` reads it: classification if there are classes, association if there are tasks.
+    """Write a set as `engine.evaluation.reading` reads it: classification for classes, association for tasks.
 
     Without either, it is for retrieval.
     """

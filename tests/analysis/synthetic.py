@@ -12,7 +12,8 @@ import numpy as np
 import safetensors.numpy
 
 from engine import paths
-from engine.spec import RunSpec, fingerprint
+from engine.schema.base import fingerprint
+from engine.schema.run import RunSpec
 
 METHODS = ("neuclip", "openclip", "fastclip", "siglip", "amorlip")
 ABOUT = {"path": "data/x", "licence": "CC0-1.0", "source": "made up"}

@@ -14,7 +14,7 @@ from analysis.collect import CollectError, collect
 from analysis.rendering import build_table
 from analysis.table import Cell
 from engine import paths
-from engine.evaluation import Outcomes
+from engine.schema.evaluation import Outcomes
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.integers(0, 4, 300)

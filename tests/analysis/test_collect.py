@@ -13,7 +13,7 @@ import synthetic
 from analysis import frame as tidy
 from analysis.collect import MAX_CURVE_POINTS, CollectError, collect
 from engine import paths
-from engine.spec import RunSpec
+from engine.schema.run import RunSpec
 
 END = synthetic.BATCH * synthetic.STEPS
 

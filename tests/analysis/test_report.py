@@ -22,7 +22,7 @@ from analysis.__main__ import main
 from analysis.report import content, curves
 from analysis.report import page as page_module
 from analysis.report.page import SCRIPTS
-from engine import paths
+from engine import files, paths
 
 
 class Page(HTMLParser):
@@ -114,7 +114,7 @@ def test_what_others_wrote_is_as_they_published_it_with_its_licence() -> None:
     scripts = {script.name for script in vendor.glob("*.js")}
     assert scripts == set(told) == {name.removeprefix("vendor/") for name in SCRIPTS if name.startswith("vendor/")}
     for script in scripts:
-        assert paths.file_sha256(vendor / script) == told[script]
+        assert files.file_sha256(vendor / script) == told[script]
         assert (vendor / f"{script.split('.')[0]}.LICENSE").read_text().startswith("This is free and unencumbered")
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from engine.environment import check_packages
+from engine.versions import check_packages
 
 
 def test_the_projects_own_requirements_are_met():

@@ -8,9 +8,9 @@ import sys
 import pytest
 from support import toy
 
-from engine import errors, paths
-from engine.metrics import forget_after
+from engine import errors, files, paths
 from engine.train import main
+from engine.training.reporting import forget_after
 
 
 def message(function, *args):
@@ -35,7 +35,7 @@ def message(function, *args):
         (OSError(errno.EIO, "Input/output error", "a.tar"), "a.tar: Input/output error"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: make room"),
         (FileNotFoundError("data set 'x' has no index"), "data set 'x' has no index"),
-        (paths.DiskFullError("no room for x"), "no room for x"),
+        (files.DiskFullError("no room for x"), "no room for x"),
         (ValueError(), "ValueError"),
     ],
 )
@@ -57,16 +57,16 @@ def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_bytes("title: Größe\nmodel: ".encode() + b"\xff\n")
     with pytest.raises(ValueError, match=r"suite\.yaml, line 2: byte 0xff is not UTF-8: save the file as UTF-8"):
-        paths.read_text(path)
-    paths.write_text(path, "title: x\n")  # what is there need not be text to be replaced
-    assert paths.read_text(path) == "title: x\n"
+        files.read_text(path)
+    files.write_text(path, "title: x\n")  # what is there need not be text to be replaced
+    assert files.read_text(path) == "title: x\n"
 
 
 def test_json_that_is_none_is_named(tmp_path):
     path = tmp_path / "notes.json"
     path.write_text('{"a": ')
     with pytest.raises(ValueError, match=r"notes\.json: not valid JSON: "):
-        paths.read_json(path)
+        files.read_json(path)
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe", b"nonsense", b"[1]", b"{}"])
@@ -137,6 +137,6 @@ def test_a_training_needs_no_package_that_it_does_not_import(spec):
         [sys.executable, "-c", HIDDEN, paths.spec(spec.run_id)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    packages = paths.read_json(paths.record(spec.run_id))["attempts"][0]["provenance"]["packages"]
+    packages = files.read_json(paths.record(spec.run_id))["attempts"][0]["provenance"]["packages"]
     assert packages["torch"]
     assert {name for name, found in packages.items() if found is None} == {"submitit", "snakemake", "clip_benchmark"}

@@ -6,10 +6,11 @@ import torch
 from support import toy
 
 from analysis import frame
-from engine import paths, scheduler
-from engine.checkpoint import save_checkpoint
-from engine.spec import Execution
-from engine.train import train
+from engine import files, paths
+from engine.jobs import scheduler
+from engine.schema.run import Execution
+from engine.training.checkpoint import save_checkpoint
+from engine.training.loop import train
 
 
 @pytest.fixture(params=[0o002, 0o027], ids=["group may write", "group may read"])
@@ -40,5 +41,5 @@ def test_every_file_of_a_results_folder_is_as_the_umask_says(tmp_path, monkeypat
 def test_a_file_that_is_written_again_takes_the_umask_of_today(tmp_path, umask):
     path = tmp_path / "a.txt"
     path.touch(0o600)
-    paths.write_text(path, "text")
+    files.write_text(path, "text")
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -11,13 +11,13 @@ from support.small import features_of, make_method, progress_of
 from torch.nn.functional import normalize
 
 from engine import paths
-from engine.metrics import embedding_moments, embedding_spread
-from engine.record import Record
 from engine.registry import resolve_config
+from engine.schema.record import Record
+from engine.schema.run import Execution, MethodSpec
 from engine.signatures import Log, Window, embedding_collapse, find_signatures
-from engine.spec import Execution, MethodSpec
-from engine.train import train
-from engine.trainer import Trainer
+from engine.training.loop import train
+from engine.training.reporting import embedding_moments, embedding_spread
+from engine.training.trainer import Trainer
 
 SIGLIP = {"bias_init": -3.0, "temperature": {"lr": 0.02}}
 LARGE_RHO = {"rho": 20.0, "temperature": {"lr": 0.2, "lr_schedule": "constant"}}

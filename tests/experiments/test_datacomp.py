@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.evaluation import EvalCard, fingerprint
+from engine.schema.evaluation import EvalCard, fingerprint
 from experiments import cards
 
 EVALUATION = cards.evaluation("datacomp38")

@@ -23,8 +23,8 @@ import yaml
 from PIL import Image
 from support import evalsets
 
-from engine import eval_data
-from engine.evaluate import Model, answer_set
+from engine.evaluation import reading
+from engine.evaluation.runner import Model, answer_set
 from experiments import cards as experiments_cards
 from experiments.icons import captions, cards, catalogue, licences, render, sets, shards, sources
 
@@ -517,7 +517,7 @@ def test_a_model_that_knows_nothing_scores_the_chance_of_every_card_and_of_every
     found: dict[str, list[float]] = {}
     variances: dict[str, float] = {}
     for name, listed in evaluation.sets.items():
-        data = eval_data.read(listed.model_copy(update={"path": str(tiny / "evals" / name)}))
+        data = reading.read(listed.model_copy(update={"path": str(tiny / "evals" / name)}))
         if listed.metric == "acc_wg":
             sizes = np.bincount(data.column("family")).tolist()
             mean, square = evalsets.lowest_of_groups(sizes, 1 / len(data.classes))

@@ -11,7 +11,7 @@ import pytest
 from engine import paths
 from engine.method import MethodEnv
 from engine.registry import build_method, keep
-from engine.spec import MethodSpec, RunSpec
+from engine.schema.run import MethodSpec, RunSpec
 from experiments import cards, expansion, names
 from experiments.__main__ import main
 from experiments.suite import expand

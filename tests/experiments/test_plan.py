@@ -8,12 +8,14 @@ import yaml
 from rich.console import Console
 from support import toy
 
-from engine import checkpoint, paths
-from engine.record import Record
-from engine.spec import Execution, parse
-from engine.suite import ExpandedSuite, SuiteRun
-from engine.towers import build_towers, embed_dim, outline
-from engine.train import train
+from engine import files, paths
+from engine.schema.base import parse
+from engine.schema.record import Record
+from engine.schema.run import Execution
+from engine.schema.suite import ExpandedSuite, SuiteRun
+from engine.training import checkpoint
+from engine.training.loop import train
+from engine.training.towers import build_towers, embed_dim, outline
 from experiments import cards, plan
 from experiments.__main__ import main
 from experiments.plan import Measured
@@ -26,7 +28,7 @@ def root(tmp_path, monkeypatch):
     toy.build(tmp_path)
     monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
     card = {"name": "toy", "title": "Toy", "revision": "1", "pairs": toy.NUM_PAIRS, "shards": "data/toy/train"}
-    paths.write_text(cards.FOLDER / "datasets" / "toy.yaml", yaml.safe_dump(card | {"licence": "", "source": "tests"}))
+    files.write_text(cards.FOLDER / "datasets" / "toy.yaml", yaml.safe_dump(card | {"licence": "", "source": "tests"}))
     return tmp_path
 
 

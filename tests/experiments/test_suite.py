@@ -8,8 +8,9 @@ import yaml
 from support import toy
 
 from engine import paths
-from engine.index import build_index
-from engine.spec import Execution, RunSpec, canonical_json, parse
+from engine.data.index import build_index
+from engine.schema.base import canonical_json, parse
+from engine.schema.run import Execution, RunSpec
 from experiments import cards, expansion, names
 from experiments.__main__ import main
 from experiments.suite import Suite, expand

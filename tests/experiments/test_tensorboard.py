@@ -10,11 +10,11 @@ import pytest
 from support import toy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine import paths
-from engine.evaluation import EvalResult
-from engine.spec import Execution
-from engine.suite import ExpandedSuite, SuiteRun
-from engine.train import train
+from engine import files, paths
+from engine.schema.evaluation import EvalResult
+from engine.schema.run import Execution
+from engine.schema.suite import ExpandedSuite, SuiteRun
+from engine.training.loop import train
 from experiments.__main__ import main
 from experiments.tensorboard import mirror
 
@@ -78,7 +78,7 @@ def test_a_later_command_writes_what_is_new_and_leaves_alone_what_is_not(suite, 
     lines = [json.dumps(line) + "\n" for line in logged(suite.runs[0].spec)]
     files = []
     for known in (2, 2, 5):
-        paths.write_text(path, "".join(lines[:known]))
+        files.write_text(path, "".join(lines[:known]))
         assert mirror([suite], tmp_path, every_sec=None) == 2
         (file,) = (path for path in (tmp_path / spec.run_id).iterdir() if path.stat().st_size)
         files.append(file.name)
@@ -110,9 +110,9 @@ def test_what_a_run_logs_later_is_shown_and_a_cut_line_is_waited_for(suite, tmp_
 
     def append():
         seen.append(steps_of(tmp_path / spec.run_id))
-        paths.write_text(path, text)
+        files.write_text(path, text)
 
-    paths.write_text(path, text[:3000])
+    files.write_text(path, text[:3000])
     assert not text[:3000].endswith("\n")
     assert follow(suite, tmp_path, monkeypatch, append) == 2
     path.unlink()
@@ -124,14 +124,14 @@ def test_a_resumed_run_replaces_what_it_takes_again_also_in_a_reader_that_is_run
     spec = suite.runs[1].spec
     path = paths.metrics(spec.run_id)
     lines = logged(suite.runs[0].spec)
-    paths.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     reader = EventAccumulator(str(tmp_path / spec.run_id), size_guidance={"scalars": 0})
     seen = []
 
     def resume():
         seen.append([scalar.step for scalar in reader.Reload().Scalars("loss/total")])
         again = [*lines[:2], {**lines[2], "loss/total": 99.0}]
-        paths.write_text(path, "".join(json.dumps(line) + "\n" for line in again))
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in again))
 
     follow(suite, tmp_path, monkeypatch, resume)
     path.unlink()
@@ -145,7 +145,7 @@ def test_a_resumed_run_replaces_what_it_takes_again_also_in_a_reader_that_is_run
 def test_what_was_not_finite_is_nan(suite, tmp_path):
     spec = suite.runs[1].spec
     path = paths.metrics(spec.run_id)
-    paths.write_text(path, '{"step": 1, "samples_seen": 16, "loss/total": null}\n')
+    files.write_text(path, '{"step": 1, "samples_seen": 16, "loss/total": null}\n')
     mirror([suite], tmp_path, every_sec=None)
     path.unlink()
     (scalar,) = read(tmp_path / spec.run_id).Scalars("loss/total")
@@ -158,7 +158,7 @@ def test_results_of_evaluations_stand_at_the_step_of_their_model(suite, tmp_path
         run_id=spec.run_id, milestone=160, eval_set="toy_colours", status="evaluated", metrics={"acc1": 0.75},
         main_metric="acc1", value=0.75, num_samples=16, weights_sha256="0", card_sha256="0", evaluator={},
     )  # fmt: skip
-    paths.write_text(paths.eval_result(spec.run_id, 160, "toy_colours"), result.model_dump_json())
+    files.write_text(paths.eval_result(spec.run_id, 160, "toy_colours"), result.model_dump_json())
     mirror([suite], tmp_path, every_sec=None)
     (scalar,) = read(tmp_path / spec.run_id).Scalars("eval/toy_colours/acc1")
     assert (scalar.step, scalar.value) == (10, 0.75)

@@ -14,12 +14,13 @@ from rich.console import Console
 from support import toy
 from support.terminal import lines_of, run_on_terminal
 
-from engine import paths, scheduler
-from engine.metrics import RECENT_SEC
-from engine.scheduler import Job
-from engine.spec import Execution
-from engine.suite import ExpandedSuite, SuiteRun
-from engine.train import train
+from engine import files, paths
+from engine.jobs import scheduler
+from engine.jobs.scheduler import Job
+from engine.schema.run import Execution
+from engine.schema.suite import ExpandedSuite, SuiteRun
+from engine.training.loop import train
+from engine.training.reporting import RECENT_SEC
 from experiments.__main__ import main
 from experiments.watch import STATES, TAIL_BYTES, RunView, Snapshot, Watcher, show
 
@@ -53,9 +54,9 @@ def write_log(spec, steps, *, seconds_a_step=1.0, start_sec=1e9, first_step=0):
         for step in steps
     ]
     path = paths.metrics(spec.run_id)
-    paths.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     starts = [0, first_step] if first_step else [0]
-    paths.write_text(paths.attempts(spec.run_id), "".join(f'{{"first_step": {step}}}\n' for step in starts))
+    files.write_text(paths.attempts(spec.run_id), "".join(f'{{"first_step": {step}}}\n' for step in starts))
     return path
 
 
@@ -108,7 +109,7 @@ def test_a_run_is_complete_when_its_models_are_evaluated_too(root):
     assert (run.state, run.samples_seen, run.milestones_evaluated, run.milestones) == ("done", 160, 0, 2)
     assert not run.is_complete
     for number, milestone in enumerate(spec.milestones, start=1):
-        paths.write_text(paths.evaluated(spec.run_id, milestone, suite.evaluation.key), "[]")
+        files.write_text(paths.evaluated(spec.run_id, milestone, suite.evaluation.key), "[]")
         _, runs = look(suite)
         assert runs[spec.run_id].milestones_evaluated == number
     assert runs[spec.run_id].is_complete
@@ -125,17 +126,17 @@ def test_a_rate_is_that_of_the_last_seconds_and_of_this_start(root):
         line["unix_sec"] += 500
         line["samples_seen"] += 500 * 16
         line["step"] += 500
-    paths.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast))
+    files.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast))
     assert look(suite)[1][spec.run_id].samples_per_sec == pytest.approx(160)
     # After a resume at step 500, an hour later, the time between is no training time.
     for line in fast:
         line["unix_sec"] += 3600
-    paths.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast[:3]))
-    paths.write_text(paths.attempts(spec.run_id), '{"first_step": 0}\n{"first_step": 500}\n')
+    files.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast[:3]))
+    files.write_text(paths.attempts(spec.run_id), '{"first_step": 0}\n{"first_step": 500}\n')
     run = look(suite)[1][spec.run_id]
     assert (run.samples_per_sec, run.attempts) == (pytest.approx(160), 2)
     assert run.left_sec == pytest.approx((1000 - 503) / 10)
-    paths.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast[:1]))
+    files.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast[:1]))
     assert look(suite)[1][spec.run_id].samples_per_sec is None
 
 

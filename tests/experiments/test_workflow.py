@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from analysis import artifacts
-from engine import paths
-from engine.spec import fingerprint
+from engine import files, paths
+from engine.schema.base import fingerprint
 from experiments import expansion, names
 from experiments.__main__ import write_expansion
 from experiments.suite import expand
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
         for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke"):
             write_expansion(expand(name))
             digest = expansion._digest(expansion.sources_sha256(), names.split(name))
-            paths.write_text(expansion._digest_path(name), digest + "\n")
+            files.write_text(expansion._digest_path(name), digest + "\n")
         yield folder
 
 

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from engine import paths
-from engine.snapshot import ORIGIN, CodeOrigin
+from engine import files
+from engine.origin import ORIGIN, CodeOrigin
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_COPIED = shutil.ignore_patterns(
@@ -17,4 +17,4 @@ COPIED = CodeOrigin(commit="0123456789" * 4, dirty_sha256=None)
 def copy_checkout(folder: Path) -> None:
     """Copy what the workflow needs of this checkout into a folder."""
     shutil.copytree(ROOT, folder, ignore=NOT_COPIED, dirs_exist_ok=True)
-    paths.write_text(folder / ORIGIN, COPIED.model_dump_json())
+    files.write_text(folder / ORIGIN, COPIED.model_dump_json())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.evaluation import EvalCard
+from engine.schema.evaluation import EvalCard
 from support.toy import write_tar
 
 SIDE_PX = 8

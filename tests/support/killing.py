@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from engine import train
 from engine.registry import method_class
+from engine.training import loop
 from support.spawn import forkserver
 
 MODELS = Path(__file__).parent / "models"
@@ -47,23 +48,23 @@ class Phase:
     cut: bool = False
 
 
-LINE = "engine.metrics:Reporter.step"
+LINE = "engine.training.reporting:Reporter.step"
 
 STARTING = {
-    "build": Phase("engine.trainer:Trainer.__init__"),
-    "verify": Phase("engine.checkpoint:newest_step"),
-    "load": Phase("engine.checkpoint:load_checkpoint"),
-    "resume": Phase("engine.trainer:Trainer.resume"),
-    "forget": Phase("engine.metrics:forget_after"),
+    "build": Phase("engine.training.trainer:Trainer.__init__"),
+    "verify": Phase("engine.training.checkpoint:newest_step"),
+    "load": Phase("engine.training.checkpoint:load_checkpoint"),
+    "resume": Phase("engine.training.trainer:Trainer.resume"),
+    "forget": Phase("engine.training.reporting:forget_after"),
     "attempts": Phase("engine.paths:write_text", "attempts.jsonl"),
     "half of attempts": Phase("os:fsync", "attempts.jsonl", cut=True),
 }
 """Phases between the start of a process and its first step."""
 
 TRAINING = {
-    "encode": Phase("engine.trainer:Trainer.encode"),
-    "backward": Phase("engine.trainer:Trainer.backward"),
-    "step": Phase("engine.trainer:Trainer.step"),
+    "encode": Phase("engine.training.trainer:Trainer.encode"),
+    "backward": Phase("engine.training.trainer:Trainer.backward"),
+    "step": Phase("engine.training.trainer:Trainer.step"),
     "loss": Phase("{method}.loss"),
     "after step": Phase("{method}.after_step"),
 }
@@ -87,26 +88,26 @@ UPDATES = {
 WRITING = {
     "log": Phase(LINE),
     "half a line": Phase(LINE, cut=True),
-    "save": Phase("engine.checkpoint:save_checkpoint"),
+    "save": Phase("engine.training.checkpoint:save_checkpoint"),
     "half a checkpoint": Phase("os:fsync", ".pt", cut=True),
     "synchronise": Phase("os:fsync"),
     "rename": Phase("pathlib:Path.replace"),
     "remove": Phase("pathlib:Path.unlink"),
     "manifest": Phase("engine.paths:write_text", "checkpoints"),
     "half a manifest": Phase("os:fsync", "json", cut=True),
-    "export": Phase("engine.trainer:Trainer.export_weights"),
+    "export": Phase("engine.training.trainer:Trainer.export_weights"),
     "half an export": Phase("os:fsync", "safetensors", cut=True),
-    "diagnose": Phase("engine.trainer:Trainer.measure_normalizers"),
+    "diagnose": Phase("engine.training.trainer:Trainer.measure_normalizers"),
 }
 """Phases between two steps, in the first process."""
 
 ENDING = {
-    "record": Phase("engine.trainer:Trainer.record"),
+    "record": Phase("engine.training.trainer:Trainer.record"),
     "write the outcome": Phase("engine.paths:write_text", "outcome.json"),
     "half an outcome": Phase("os:fsync", "outcome.json", cut=True),
     "write the record": Phase("engine.paths:write_text", "record.json"),
     "half a record": Phase("os:fsync", "record.json", cut=True),
-    "clean up": Phase("engine.checkpoint:remove_checkpoints"),
+    "clean up": Phase("engine.training.checkpoint:remove_checkpoints"),
 }
 """Phases after the last step, in the first process."""
 
@@ -239,7 +240,7 @@ def _train(
     if world_size > 1:
         address, timeout = f"file://{meet}/file", timedelta(minutes=5)
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size, timeout=timeout)
-    places = phases(train.read_spec(spec).method.name)
+    places = phases(loop.read_spec(spec).method.name)
     if isinstance(kill, Kill) and kill.rank == rank:
         _arm(kill, places[kill.phase])
     if prepare:

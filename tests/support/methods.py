@@ -7,7 +7,7 @@ from typing import Any
 
 from engine import registry
 from engine.method import Method, MethodConfig
-from engine.spec import MethodSource
+from engine.schema.run import MethodSource
 
 CHECKED = os.environ.get("CHECK_METHOD")
 """``path/to/file.py:ClassName``, set by `python -m experiments check-method`; tests' own processes see it too."""

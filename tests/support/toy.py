@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine import paths
-from engine.evaluation import EvalCard, Evaluation
-from engine.index import build_index
-from engine.spec import CaptionSource, RunSpec
+from engine import files, paths
+from engine.data.index import build_index
+from engine.schema.evaluation import EvalCard, Evaluation
+from engine.schema.run import CaptionSource, RunSpec
 from support.methods import resolve_config, source
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
@@ -130,5 +130,5 @@ def run_spec(method: str, *, steps: int = 10, batch: int = 16, seed: int = 0, **
 
 def write_spec(root: Path, spec: RunSpec) -> Path:
     path = root / paths.spec(spec.run_id)
-    paths.write_text(path, spec.model_dump_json(indent=1))
+    files.write_text(path, spec.model_dump_json(indent=1))
     return path

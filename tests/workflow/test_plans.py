@@ -15,7 +15,7 @@ import yaml
 from support import evalsets
 
 from engine import paths
-from engine.spec import fingerprint
+from engine.schema.base import fingerprint
 from experiments import cards
 from experiments.suite import expand
 

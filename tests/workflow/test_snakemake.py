@@ -16,9 +16,9 @@ import yaml
 from support.checkout import COPIED
 
 from analysis import artifacts
-from engine import paths
-from engine.cluster import load
-from engine.snapshot import ORIGIN
+from engine import files, paths
+from engine.jobs.cluster import load
+from engine.origin import ORIGIN
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
@@ -241,7 +241,7 @@ def test_missing_data_are_named_before_any_job_starts(tmp_path):
 @pytest.mark.slow
 def test_an_index_alone_is_not_made_of_a_set_that_is_half_fetched(tmp_path):
     for name in ("cc3m/00000.tar", ".cc3m.fetching"):
-        paths.write_text(tmp_path / "data" / name, "")
+        files.write_text(tmp_path / "data" / name, "")
     result = snakemake(tmp_path, str(paths.index("cc3m")), "--config", "suites=cc3m", check=False)
     assert result.returncode == 1
     assert "training set 'cc3m': not all shards are in data/cc3m" in result.stdout

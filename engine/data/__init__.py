@@ -1,0 +1,1 @@
+"""From shards to batches: archives, their index, the order of samples, and the loader."""

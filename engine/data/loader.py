@@ -1,0 +1,328 @@
+"""From shards to batches: random access by offset, decoding, augmentation, tokens.
+
+Every sample is a function of (seed, epoch, position), also when it cannot be decoded: the next usable sample's content
+then stands in its place. Images leave here as uint8 at the model's resolution; they are normalised on the device.
+Shape suffixes: B local batch, C channels, H height, W width, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import struct
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tv
+
+from engine.data import order
+from engine.data.index import Index, caption_texts
+from engine.data.pictures import open_picture
+from engine.data.reader import PairReader
+from engine.schema.run import AugmentationSpec
+from engine.stop import SIGNALS
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+# What Pillow's decoders raise for damaged files.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Local rows of a global batch: uint8 images (B, 3, H, W), tokens (B, T) int64, positions (B,) int64.
+
+    Images may have their channels innermost in memory (`torch.channels_last`).
+    """
+
+    image_BCHW: Tensor
+    tokens_BT: Tensor
+    index_B: Tensor
+    replaced: tuple[str, ...] = ()
+    """For every row whose own sample could not be decoded: its shard, its key and why."""
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; `DataLoader` asks for it, and copies to a GPU can overlap then."""
+        tensors = (self.image_BCHW.pin_memory(), self.tokens_BT.pin_memory(), self.index_B.pin_memory())
+        return Batch(*tensors, replaced=self.replaced)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which samples to load, and for which epoch they are augmented."""
+
+    epoch: int
+    positions: NDArray[np.int64]
+
+
+class _UndecodableError(Exception):
+    """A sample has no picture or no caption that can be used; the message says why."""
+
+
+class _Sample(NamedTuple):
+    """A decoded sample, as the cache keeps it."""
+
+    image_HWC: NDArray[np.uint8]
+    tokens_T: Tensor
+    replaced: str | None
+
+
+class PairDataset(Dataset[Batch]):
+    """Image-text pairs of an index; one item is a whole batch.
+
+    Args:
+        index: The set's index.
+        index_path: Where it was read from.
+        image_size: Height and width of the images that leave.
+        tokenizer: From texts to token ids.
+        augmentation: What is done to images.
+        seed: The run's seed.
+        cache_bytes: Keep decoded images and tokens when all of them fit in so much memory and the augmentation
+            works on decoded images; 0 never does.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        index_path: Path,
+        *,
+        image_size: int,
+        tokenizer: Tokenizer,
+        augmentation: AugmentationSpec,
+        seed: int,
+        cache_bytes: int,
+    ) -> None:
+        self.index, self.reader = index, PairReader(index, index_path)
+        self.image_size, self.tokenizer = image_size, tokenizer
+        self.augmentation, self.seed = augmentation, seed
+        image_bytes = 3 * image_size * image_size
+        one_caption = index.captions.field is None
+        fits = index.pairs * (image_bytes + 2000) <= cache_bytes
+        self._cache: dict[int, _Sample] | None = (
+            {} if fits and one_caption and augmentation.kind != "random_resized_crop" else None
+        )
+
+    def __getitem__(self, request: Request) -> Batch:
+        positions = request.positions.tolist()
+        crop_keys = self._keys(request, order.AUGMENTATION_KEYS).tolist()
+        caption_keys = self._keys(request, order.CAPTION_KEYS).tolist()
+        # Channels innermost: as Pillow has them, and as encoders want them.
+        image_BHWC = np.empty((len(positions), self.image_size, self.image_size, 3), dtype=np.uint8)
+        tokens: list[Tensor | None] = [None] * len(positions)
+        replaced: list[str | None] = [None] * len(positions)
+        texts: dict[int, str] = {}
+        known = {} if self._cache is None else self._cache
+        for row in [row for row, position in enumerate(positions) if position in known]:
+            image_BHWC[row], tokens[row], replaced[row] = known[positions[row]]
+        # In the order of the files, so that reads go forward.
+        unknown = [row for row in np.argsort(request.positions).tolist() if positions[row] not in known]
+        self.reader.announce(positions[row] for row in unknown)
+        for row in unknown:
+            loaded = self._load(positions[row], crop_keys[row], caption_keys[row])
+            image_BHWC[row], texts[row], replaced[row] = loaded
+        if unknown:
+            for row, tokens_T in zip(texts, self.tokenizer(list(texts.values())), strict=True):
+                tokens[row] = tokens_T
+                if self._cache is not None:
+                    self._cache[positions[row]] = _Sample(image_BHWC[row].copy(), tokens_T, replaced[row])
+        if self.augmentation.kind == "shift":
+            self._shift(image_BHWC, request)
+        return Batch(
+            torch.from_numpy(image_BHWC).permute(0, 3, 1, 2),
+            torch.stack([tokens_T for tokens_T in tokens if tokens_T is not None]),
+            torch.from_numpy(request.positions.copy()),
+            tuple(text for text in replaced if text is not None),
+        )
+
+    def _load(self, position: int, crop_key: int, caption_key: int) -> tuple[NDArray[np.uint8], str, str | None]:
+        """Decode a position's sample, or else the next one that can be; returns its image, its text, and why so."""
+        reason = ""
+        for candidate in range(position, position + self.index.pairs):
+            image_data, caption_data = self.reader.read(candidate % self.index.pairs)
+            try:
+                image, text = self._image(image_data, crop_key), self._caption(caption_data, caption_key)
+            except _UndecodableError as error:
+                reason = reason or f"{self.reader.place(position)}: {error}"
+                continue
+            return image, text, reason or None
+        raise ValueError(f"data set {self.index.name!r}: no sample at all can be decoded, such as {reason}")
+
+    def _image(self, data: bytes, crop_key: int) -> NDArray[np.uint8]:
+        try:
+            image = open_picture(data).convert("RGB")
+        except _DECODING_ERRORS as error:
+            raise _UndecodableError(f"the image cannot be decoded: {error}") from error
+        if self.augmentation.kind == "random_resized_crop":
+            image = self._random_resized_crop(image, crop_key)
+        elif image.size != (self.image_size, self.image_size):
+            image = tv.resize(image, [self.image_size], InterpolationMode.BICUBIC)
+            image = tv.center_crop(image, [self.image_size, self.image_size])
+        image_HWC: NDArray[np.uint8] = np.asarray(image)
+        return image_HWC
+
+    def _caption(self, data: bytes, caption_key: int) -> str:
+        try:
+            texts = caption_texts(data, self.index.captions)
+        except ValueError as error:
+            raise _UndecodableError(str(error)) from error
+        return texts[caption_key % len(texts)]
+
+    def _keys(self, request: Request, purpose: int) -> NDArray[np.uint64]:
+        return order.hash_keys(request.positions, seed=self.seed, epoch=request.epoch, purpose=purpose)
+
+    def _shift(self, image_BHWC: NDArray[np.uint8], request: Request) -> None:
+        """Move every image by up to `max_shift_px` pixels each way, in place; what comes in repeats the border."""
+        reach = self.augmentation.max_shift_px
+        width, around = 2 * reach + 1, (reach, reach)
+        padded_BHWC = np.pad(image_BHWC, ((0, 0), around, around, (0, 0)), mode="edge")
+        for row, key in enumerate(self._keys(request, order.AUGMENTATION_KEYS).tolist()):
+            top, left = key % width, key // width % width
+            image_BHWC[row] = padded_BHWC[row, top : top + self.image_size, left : left + self.image_size]
+
+    def _random_resized_crop(self, image: Image.Image, key: int) -> Image.Image:
+        """Crop a random area and aspect ratio and resize it: torchvision's rule, with our own random numbers."""
+        rng = np.random.Generator(np.random.Philox(key=key))
+        width, height = image.size
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.augmentation.crop_scale)
+            ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+                break
+        else:
+            w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+            top, left = (height - h) // 2, (width - w) // 2
+        size = [self.image_size, self.image_size]
+        cropped: Image.Image = tv.resized_crop(image, top, left, h, w, size, InterpolationMode.BICUBIC)
+        return cropped
+
+
+class _LocalBatches(Sampler[Request]):
+    """This process's rows of each global batch, from `first_step` to `num_steps`."""
+
+    def __init__(
+        self, shard_sizes: Sequence[int], seed: int, global_batch_size: int, steps: range, rank: int, world_size: int
+    ) -> None:
+        self._shard_sizes, self._seed, self._steps = shard_sizes, seed, steps
+        self._global_batch_size = global_batch_size
+        self._steps_per_epoch = sum(shard_sizes) // global_batch_size
+        rows = global_batch_size // world_size
+        self._rows = slice(rank * rows, (rank + 1) * rows)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Request]:
+        step = self._steps.start
+        while step < self._steps.stop:
+            epoch, first_batch = divmod(step, self._steps_per_epoch)
+            batches = order.epoch_batches(
+                self._shard_sizes,
+                seed=self._seed,
+                epoch=epoch,
+                global_batch_size=self._global_batch_size,
+                first_batch=first_batch,
+            )
+            for positions in batches:
+                if step == self._steps.stop:
+                    return
+                yield Request(epoch, positions[self._rows])
+                step += 1
+
+
+def build_loader(
+    dataset: PairDataset,
+    *,
+    seed: int,
+    global_batch_size: int,
+    steps: range,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> Generator[Batch, None, None]:
+    """Return this process's batches for the given optimiser steps, in order, as `load` does.
+
+    The global batch of a step does not depend on `rank`, `world_size` or `num_workers`.
+
+    Raises:
+        ValueError: If the global batch cannot be divided among the processes.
+    """
+    if global_batch_size % world_size:
+        raise ValueError(
+            f"global_batch_size = {global_batch_size} cannot be divided among {world_size} processes: "
+            "use a number of processes that divides it"
+        )
+    sampler = _LocalBatches(dataset.index.shard_sizes, seed, global_batch_size, steps, rank, world_size)
+    return load(dataset, sampler, num_workers)
+
+
+def load(dataset: PairDataset, requests: Iterable[Request], num_workers: int) -> Generator[Batch, None, None]:
+    """Yield the requested batches, in order.
+
+    Its workers end with it: when an error comes out of it, and when it is closed. A caller that keeps it in a variable
+    closes it (`contextlib.closing`), since the traceback of an error keeps variables alive.
+    """
+    loader: DataLoader[Batch | OSError | ValueError] = DataLoader(
+        _Worked(dataset) if num_workers else dataset,
+        batch_size=None,
+        sampler=requests,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker if num_workers else None,
+        persistent_workers=False,
+    )
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if not isinstance(batch, Batch):
+                raise batch
+            yield batch
+    finally:
+        if num_workers:
+            # What its destructor does; but a traceback may keep it alive.
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+class _Worked(Dataset[Batch | OSError | ValueError]):
+    """Batches as workers send them: an error travels as it is; `DataLoader` would put a traceback into its message."""
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, request: Request) -> Batch | OSError | ValueError:
+        try:
+            return self._dataset[request]
+        except (OSError, ValueError) as error:
+            error.add_note(f"It comes from a loader process:\n{traceback.format_exc()}")
+            return error
+
+
+def _start_worker(worker: int) -> None:
+    # Each worker computes on its own core; more threads per worker only fight.
+    torch.set_num_threads(1)
+    # Signals to a whole process group are for the training process: it saves, and ends its workers itself.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    """End this worker when its own process says so: at exit, Python sends SIGTERM to workers and waits for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+        pass
+    os._exit(0)

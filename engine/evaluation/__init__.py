@@ -1,0 +1,1 @@
+"""One model on many evaluation sets: cards, data, metrics, and the command's work."""

@@ -1,0 +1,334 @@
+"""Read an evaluation set in clip_benchmark's "wds" layout, and refuse what clip_benchmark would pass over in silence.
+
+::
+
+    <path>/classnames.txt                           one name a line; line i is label i
+    <path>/zeroshot_classification_templates.txt    one template a line, with {c}
+    <path>/instances.jsonl                          association only: {"cue", "candidates", "associations"} a line
+    <path>/<split>/nshards.txt                      how many shards there are
+    <path>/<split>/0.tar, 1.tar, ...                key.{webp,png,jpg,jpeg} with key.cls (classification),
+                                                    key.txt (retrieval: a caption a line), key.npy (metadata columns)
+
+Everything but the images is read and checked before a model is run; `problems` does it before a model is trained.
+Imports no torch, so that the workflow can ask.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from rich.progress import track
+
+from engine.data.archive import WINDOW_BYTES, Damage, read_members
+from engine.evaluation import card_files
+from engine.evaluation.digest import folder_counts, folder_digest
+from engine.schema.base import Frozen, fingerprint, parse
+from engine.schema.evaluation import EvalCard
+
+IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+"""In clip_benchmark's order of preference."""
+_COUNTING_WINDOW_BYTES = 2**12
+"""Of an archive's headers and labels, when pictures are not read afterwards."""
+_NOUNS = {"classes": "class names"}
+_FORMAT = 1
+"""Raised when a set that was found in order before may not be any more, so that sets are counted again."""
+
+Fields = dict[str, tuple[int, int]]
+"""Offset and size in the archive, by extension."""
+
+
+class Instance(Frozen):
+    """An association task: which candidates, by their images' keys, go with the cue."""
+
+    cue: str = Field(min_length=1)
+    candidates: tuple[str, ...] = Field(min_length=2)
+    associations: tuple[str, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an image lies."""
+
+    shard: Path
+    key: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """All of a set but its pixels; rows are images in the order of the archives."""
+
+    card: EvalCard
+    sha256: str
+    """Of the folder, as `EvalCard.sha256`."""
+    locations: list[Location]
+    classes: list[str]
+    templates: list[str]
+    labels: NDArray[np.int64]
+    """(N,), empty unless classification."""
+    captions: list[list[str]]
+    """By image; empty unless retrieval."""
+    metadata: NDArray[np.float64]
+    """(N, columns of the card)."""
+    instances: list[Instance]
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """Return a column of the metadata as group ids, (N,): whole numbers, as WILDS takes them."""
+        return self.metadata[:, self.card.metadata.index(name)].astype(np.int64)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the card counts, by its fields."""
+        return {
+            "images": len(self.instances) if self.card.task == "association" else len(self.locations),
+            "classes": len(self.classes),
+            "captions": sum(map(len, self.captions)),
+        }
+
+
+def read(card: EvalCard) -> EvalData:
+    """Read and check a set.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If the set is not what its card or its layout says; names set, shard and key.
+    """
+    folder = Path(card.path)
+    if not card_files.is_there(card):
+        raise FileNotFoundError(card_files.missing([card]))
+    sha256 = folder_digest(folder)
+    if card.sha256 not in {None, sha256}:
+        fail(card, f"{folder} does not hold what its card says")
+    data = _contents(card, sha256, WINDOW_BYTES)
+    _check(data)
+    return data
+
+
+def problems(cards: Iterable[EvalCard]) -> list[str]:
+    """Say what is wrong with sets that are there: one line for each that does not fit its layout or its card's counts.
+
+    Cheap enough to ask before every workflow: pictures are not read, and a set is counted when it is new or touched.
+    """
+    lines = []
+    for card in track(list(cards), "evaluation sets", transient=True, disable=not sys.stderr.isatty()):
+        read_as = fingerprint([_FORMAT, card.task, card.split, *card.metadata])
+        try:
+            _compare(card, folder_counts(Path(card.path), read_as[:12], partial(_count, card)))
+        except ValueError as error:
+            lines.append(str(error))
+    return lines
+
+
+def _count(card: EvalCard) -> dict[str, int]:
+    data = _contents(card, "", _COUNTING_WINDOW_BYTES)
+    _check(data)
+    return data.counts
+
+
+def _contents(card: EvalCard, sha256: str, window_bytes: int) -> EvalData:
+    folder = Path(card.path)
+    classes, templates = _prompts(card, folder) if card.task == "zeroshot_classification" else ([], [])
+    instances = _instances(card, folder) if card.task == "association" else []
+    locations: list[Location] = []
+    labels: list[int] = []
+    captions: list[list[str]] = []
+    metadata: list[NDArray[np.float64]] = []
+    for shard in _shards(card, folder):
+        with shard.open("rb", buffering=0) as file:
+            for key, fields in _samples(card, shard, window_bytes).items():
+                content = partial(_content, card, shard, key, fields, file.fileno())
+                extension = next((e for e in IMAGE_EXTENSIONS if e in fields), None)
+                if extension is None:
+                    fail(card, f"{shard}, key {key!r}: no image among {sorted(fields)}; known: {IMAGE_EXTENSIONS}")
+                locations.append(Location(shard, key, *fields[extension]))
+                if card.task == "zeroshot_classification":
+                    labels.append(_label(card, shard, key, content("cls")))
+                elif card.task == "zeroshot_retrieval":
+                    captions.append(_captions(card, shard, key, content("txt")))
+                if card.metadata:
+                    metadata.append(_row(card, shard, key, content("npy")))
+    return EvalData(
+        card=card,
+        sha256=sha256,
+        locations=locations,
+        classes=classes,
+        templates=templates,
+        labels=np.array(labels, dtype=np.int64),
+        captions=captions,
+        metadata=np.array(metadata, dtype=np.float64).reshape(len(metadata), len(card.metadata)),
+        instances=instances,
+    )
+
+
+def fail(card: EvalCard, problem: str) -> NoReturn:
+    """Raise a `ValueError` that names the set, and says how to get it anew."""
+    raise ValueError(f"evaluation set {card.name!r}: {problem}: {_how_to_mend(card)}")
+
+
+def _how_to_mend(card: EvalCard) -> str:
+    if card.build:
+        return f"run `{card.build}` again"
+    if card_files.can_be_fetched(card):
+        return f"`python -m experiments evaluation-data {card.name}` fetches what it lacks, and names what is wrong"
+    if card.fetch:
+        return f"fetch it again ({card.fetch})"
+    return f"mend {card.path}, or edit its card, experiments/evals/{card.name}.yaml"
+
+
+def _compare(card: EvalCard, counts: Mapping[str, int]) -> None:
+    """Refuse a set that holds another number of anything than its card says; one message for all of them."""
+    wrong = {field: count for field, count in counts.items() if getattr(card, field) not in {None, count}}
+    if not wrong:
+        return
+    found = ", ".join(f"{count} {_counted(card, field)}" for field, count in wrong.items())
+    says = ", ".join(str(getattr(card, field)) for field in wrong)
+    edit = ", ".join(f"{field}: {count}" for field, count in wrong.items())
+    if card.build or card.fetch or card_files.can_be_fetched(card):
+        fail(card, f"{card.path} has {found}, its card says {says}")
+    raise ValueError(
+        f"evaluation set {card.name!r}: {card.path} has {found}, its card says {says}: edit the card, "
+        f"experiments/evals/{card.name}.yaml ({edit}), or complete the folder"
+    )
+
+
+def _counted(card: EvalCard, field: str) -> str:
+    return "instances" if field == "images" and card.task == "association" else _NOUNS.get(field, field)
+
+
+def _lines(card: EvalCard, path: Path) -> list[str]:
+    if not path.exists():
+        fail(card, f"{path} is missing")
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        fail(card, f"{path} is no UTF-8 ({error})")
+
+
+def _prompts(card: EvalCard, folder: Path) -> tuple[list[str], list[str]]:
+    """Return class names and templates; a blank name would be a class, one template without {c} the same for all."""
+    names, wordings = folder / "classnames.txt", folder / "zeroshot_classification_templates.txt"
+    classes, templates = _lines(card, names), _lines(card, wordings)
+    blank = [number for number, name in enumerate(classes, start=1) if not name]
+    if blank or not classes:
+        fail(card, f"{names}: line {blank[0]} is blank" if blank else f"{names} is empty")
+    for number, template in enumerate(templates, start=1):
+        if "{c}" not in template or not _formats(template):
+            fail(card, f"{wordings}: line {number} is {template!r}, expected a text with {{c}} and no other braces")
+    if not templates:
+        fail(card, f"{wordings} is empty")
+    return classes, templates
+
+
+def _formats(template: str) -> bool:
+    try:
+        template.format(c="")
+    except (IndexError, KeyError, ValueError):
+        return False
+    return True
+
+
+def _instances(card: EvalCard, folder: Path) -> list[Instance]:
+    path = folder / "instances.jsonl"
+    lines = _lines(card, path)
+    instances = [parse(Instance, line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    for number, instance in enumerate(instances, start=1):
+        if len(set(instance.candidates)) != len(instance.candidates):
+            fail(card, f"{path}, line {number}: a candidate occurs twice")
+        if not set(instance.associations) <= set(instance.candidates):
+            fail(card, f"{path}, line {number}: an association is not among the candidates")
+    return instances
+
+
+def _shards(card: EvalCard, folder: Path) -> list[Path]:
+    path = folder / card.split / "nshards.txt"
+    text = "\n".join(_lines(card, path))
+    if not text.isdecimal() or int(text) == 0:
+        fail(card, f"{path} says {text!r}, expected the number of shards")
+    shards = [folder / card.split / f"{number}.tar" for number in range(int(text))]
+    absent = [shard.name for shard in shards if not shard.exists()]
+    if absent:
+        fail(card, f"{folder / card.split} lacks {', '.join(absent[:5])}; {path} says {text} shards")
+    return shards
+
+
+def _samples(card: EvalCard, shard: Path, window_bytes: int) -> dict[str, Fields]:
+    """Return the members of a shard by key."""
+    samples: dict[str, Fields] = {}
+    for member in read_members(shard, window_bytes):
+        if isinstance(member, Damage):
+            fail(card, f"{shard}, behind key {next(reversed(samples), None)!r}: {member.reason}")
+        if not member.is_file:
+            continue
+        # The key ends at the first dot of the file's name; folders may have dots of their own.
+        folder, _, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        fields = samples.setdefault(key, {})
+        if extension.lower() in fields:
+            fail(card, f"{shard}, key {key!r}: .{extension.lower()} occurs twice")
+        fields[extension.lower()] = (member.offset, member.num_bytes)
+    return samples
+
+
+def _content(card: EvalCard, shard: Path, key: str, fields: Fields, descriptor: int, extension: str) -> bytes:
+    if extension not in fields:
+        fail(card, f"{shard}, key {key!r}: no .{extension} among {sorted(fields)}")
+    offset, size = fields[extension]
+    return os.pread(descriptor, size, offset)
+
+
+def _label(card: EvalCard, shard: Path, key: str, text: bytes) -> int:
+    try:
+        return int(np.int64(int(text)))
+    except (ValueError, OverflowError):
+        fail(card, f"{shard}, key {key!r}: the label is {text!r}, expected a whole number")
+
+
+def _captions(card: EvalCard, shard: Path, key: str, text: bytes) -> list[str]:
+    try:
+        return text.decode().splitlines()
+    except UnicodeDecodeError as error:
+        fail(card, f"{shard}, key {key!r}: .txt is no UTF-8 ({error})")
+
+
+def _row(card: EvalCard, shard: Path, key: str, data: bytes) -> NDArray[np.float64]:
+    try:
+        row: NDArray[np.float64] = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float64)
+    except (ValueError, OSError, EOFError) as error:
+        fail(card, f"{shard}, key {key!r}: .npy cannot be read ({error})")
+    if row.shape != (len(card.metadata),):
+        fail(card, f"{shard}, key {key!r}: .npy has shape {row.shape}, expected the columns {', '.join(card.metadata)}")
+    if not (np.isfinite(row) & (row == np.round(row))).all():
+        fail(card, f"{shard}, key {key!r}: .npy has {row.tolist()}, expected whole numbers")
+    return row
+
+
+def _check(data: EvalData) -> None:
+    """Refuse a set whose parts do not fit together, or not the card; wrong counts first, which explain the rest."""
+    card, locations, num_classes = data.card, data.locations, len(data.classes)
+    _compare(card, data.counts)
+    if card.task == "zeroshot_classification":
+        for location, label in zip(locations, data.labels, strict=True):
+            if not 0 <= label < num_classes:
+                place = f"{location.shard}, key {location.key!r}"
+                fail(card, f"{place}: the label is {label}, there are {num_classes} class names (labels from 0)")
+    elif card.task == "zeroshot_retrieval" and not any(data.captions):
+        fail(card, f"no captions in {card.path}")
+    elif card.task == "association":
+        keys = {location.key for location in locations}
+        lacking = sorted({name for instance in data.instances for name in instance.candidates} - keys)
+        if lacking:
+            fail(card, f"no image of {len(lacking)} candidates, e.g. {', '.join(lacking[:3])}")
+        if len(keys) != len(locations):
+            fail(card, "two images have the same key")

@@ -1,0 +1,156 @@
+"""Read and write files so that nothing is lost: digests, atomic writes, full disks."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by their paths in it, sorted.
+
+    Names that begin with a dot are left out: downloaders keep times of their own there.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: files[name] for name in sorted(files) if not f"/{name}".count("/.")}
+
+
+def folder_sha256(folder: Path) -> str:
+    """Return a digest of a folder's content: of the line ``<path> <SHA-256>`` of every file, sorted by path."""
+    lines = [f"{name} {file_sha256(path)}\n" for name, path in folder_files(folder).items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class DiskFullError(OSError):
+    """There is no room for a file: the disk is full, or a quota or a limit on the size of files is reached."""
+
+
+@contextmanager
+def explain_full_disk(path: Path, *, temporary: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
+    """Say what to do when the block that writes `path` finds no room.
+
+    Args:
+        path: The file.
+        temporary: Where it is written first.
+        num_bytes: Its size, as far as that is known.
+
+    Raises:
+        DiskFullError: In place of whatever the block raised for want of room.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = _no_room(error)
+        if code is None:
+            raise
+        written = temporary.stat().st_size if temporary is not None and temporary.exists() else 0
+        free = shutil.disk_usage(path.parent).free + written
+        needed = f"more than {written:,}" if num_bytes is None else f"about {num_bytes:,}"
+        raise DiskFullError(
+            f"no room for {path} ({os.strerror(code)}): {needed} bytes are needed, {free:,} were free on its disk. "
+            "Nothing that was there is lost. Make room, or raise the quota or limit, and run the same command again"
+        ) from error
+
+
+def _no_room(error: BaseException | None) -> int | None:
+    """The number of the system's error, if want of room is what lies behind an exception."""
+    while error is not None:
+        # What Rust writes (safetensors) has the number in its text only.
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return code
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
+    """Yield a temporary sibling to write to; it takes `path`'s place only if the block succeeds.
+
+    The data is on disk before the name changes, so that a crash leaves the old file or the new one. A process that is
+    killed leaves its temporary file: see `remove_temporaries`. The umask says who may read the file, whatever wrote it.
+
+    Args:
+        path: The file.
+        num_bytes: Its size, as far as that is known before.
+
+    Raises:
+        DiskFullError: If there is no room for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with explain_full_disk(path, temporary=temporary, num_bytes=num_bytes):
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            yield temporary
+            with temporary.open("rb") as file:
+                # safetensors puts a file of its own there, for its owner only.
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                    os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed processes left half written anywhere in a folder that no other process writes to."""
+    # safetensors writes to a `.tmp<letters>` beside the file that it is asked for, and renames that.
+    for pattern in (".*.tmp", ".tmp*"):
+        for path in folder.rglob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ValueError: If it is not UTF-8; names the line.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8: save the file as UTF-8, or "
+            "remove it if a command here makes it again"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file says.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}: mend it, or remove it") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` atomically; a file that already says the same keeps its modification time."""
+    data = text.encode()
+    if path.exists() and path.read_bytes() == data:
+        return
+    with atomic_write(path, num_bytes=len(data)) as temporary:
+        temporary.write_bytes(data)

@@ -1,0 +1,1 @@
+"""Trainings and evaluations as jobs: submit, find again, wait, explain, cancel."""

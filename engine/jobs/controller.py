@@ -1,0 +1,73 @@
+"""Runs the processes of a job on this machine and ends all of them when one has failed, as srun does on Slurm.
+
+Submitit's controller waits for every process by itself, but one that waits for a dead one may do so for half an hour.
+Nor does it tell how one ended that could not say so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from submitit.local import local
+
+from engine import files
+from engine.jobs.process import Ending, ending_path
+
+_GRACE_SEC = 10
+"""Processes that are not alone end by themselves, most of them at once."""
+
+
+class Controller(local.Controller):  # type: ignore[misc]
+    """The controller of one job; its process number is the job's."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.pid = str(os.getpid())
+
+    def wait(self, freq: int = 24) -> Sequence[int | None]:
+        """Wait until all processes have ended, time is up, or one failed a while ago; return exit codes so far.
+
+        Args:
+            freq: Looks per second.
+        """
+        last_look = time.time()
+        end_at = last_look + self.timeout_s
+        warn_at = end_at - self.signal_delay_s
+        while True:
+            now, codes = time.time(), [task.poll() for task in self.tasks]
+            for rank, code in enumerate(codes):
+                if code not in (None, 0, local.LOCAL_REQUEUE_RETURN_CODE):
+                    self._note(rank, code, last_look)
+                    end_at = min(end_at, now + _GRACE_SEC)
+            if None not in codes or now >= end_at:
+                return codes
+            if now >= warn_at:
+                self._forward_signal(signal.SIGUSR2)
+                warn_at = math.inf
+            last_look = now
+            time.sleep(1 / freq)
+
+    def _note(self, rank: int, code: int, last_seen: float) -> None:
+        """Leave an `Ending` for a process that could not: it comes before those of the processes that missed it."""
+        path = ending_path(self.folder, self.pid, rank)
+        if not path.exists():
+            ending = Ending(at=last_seen, message=_described(code))
+            files.write_text(path, ending.model_dump_json() + "\n")
+
+
+def _described(code: int) -> str:
+    """Say how a process ended, by its exit code as `subprocess` has it."""
+    if code >= 0:
+        return f"it ended with exit code {code} and said nothing"
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+
+
+if __name__ == "__main__":
+    Controller(Path(sys.argv[1])).run()

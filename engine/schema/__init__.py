@@ -1,0 +1,1 @@
+"""What files say: runs, records, evaluations and suites as frozen models. Nothing here computes."""

@@ -1,0 +1,101 @@
+"""What all schemas share: frozen models, error texts, canonical JSON and digests."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    ValidationError,
+)
+
+SCHEMA_VERSION = 1
+"""Raised when the meaning of a `RunSpec` field changes, so that old results are never taken for new ones."""
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+ID_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,59}$"
+"""Names of methods, data sets and suites. Files are called after several of them, and names of files end at 255."""
+
+
+class Frozen(BaseModel):
+    """An immutable model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def canonical_json(value: BaseModel | JsonValue) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, ASCII, finite numbers only."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def settings(value: BaseModel | JsonValue, prefix: str = "") -> dict[str, str]:
+    """Return all that a value says as canonical JSON by dotted name: what `explain` lists and `diff` compares."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    if isinstance(data, dict):
+        return {k: v for key, item in data.items() for k, v in settings(item, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): canonical_json(data)}
+
+
+def fingerprint(value: BaseModel | JsonValue) -> str:
+    """Return the SHA-256 (hex) of the value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is not known, which names are, and which was probably meant."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names) or 'none'}."
+
+
+def explain_validation_error(where: str, error: ValidationError, model: type[BaseModel]) -> str:
+    """Turn a pydantic error into one line per problem: the place, what came, what is allowed."""
+    lines = []
+    for item in error.errors():
+        *parents, last = item["loc"] or ("(whole)",)
+        if item["type"] == "extra_forbidden":
+            owner: Any = model
+            for part in parents:
+                field = getattr(owner, "model_fields", {}).get(part)
+                if field is not None:  # otherwise a place in a list or a mapping of what `owner` already is
+                    owner = _model_in(field.annotation)
+            fields = getattr(owner, "model_fields", {}).items()
+            message = unknown_name("key", str(last), [field.alias or name for name, field in fields])
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            message += "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"
+        place = ".".join(map(str, item["loc"]))
+        lines.append(f"{where}: {place}: {message}" if place else f"{where}: {message}")
+    return "\n".join(lines)
+
+
+def _model_in(annotation: Any) -> Any:
+    """Return the model that a field holds, also one of many, or one or none."""
+    models = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel))
+    return next(models, annotation)
+
+
+def parse(model: type[ModelT], text: str, where: str) -> ModelT:
+    """Read a model from JSON.
+
+    Args:
+        model: The pydantic model.
+        text: JSON text.
+        where: What the text is, for the error message: a file, or an option.
+
+    Raises:
+        ValueError: If it is not valid; one line per problem.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(explain_validation_error(where, error, model)) from None

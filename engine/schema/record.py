@@ -1,0 +1,133 @@
+"""What came out of a run: the schema of `record.json`. Imports no torch, so that the analysis can read it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from engine.schema.base import SCHEMA_VERSION, Frozen
+from engine.schema.run import RunSpec
+
+
+class Signature(Frozen):
+    """A sign of failure."""
+
+    name: str
+    first_step: int
+    """First and last logged step at which it shows."""
+    last_step: int
+    evidence: dict[str, float]
+    """Medians of metrics over those steps, and what they are compared with."""
+    advice: str
+
+
+class Provenance(Frozen):
+    """Where numbers come from: code, data, device, versions."""
+
+    commit: str
+    """Commit of the checkout; "unknown" where git does not say."""
+    dirty_sha256: str | None
+    """Digest of what is not committed, untracked files included; None when there is nothing; "unknown" where git does
+    not say."""
+    lock_sha256: str
+    dataset_sha256: str
+    device: str
+    device_count: int
+    world_size: int
+    threads: int
+    """Of one process, for one operation (`torch.set_num_threads`)."""
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    """Versions; None of one that is not installed."""
+    libraries: dict[str, str | None] = Field(default_factory=dict)
+    """Versions that no package states: CUDA, cuDNN and NCCL of this torch, and the GPUs' driver; None of what is not
+    there. Empty in records from before they were noted."""
+
+
+class Attempt(Frozen):
+    """One start of a run: where it went on, and on what. Taken when it starts."""
+
+    first_step: int
+    provenance: Provenance
+    host: str
+    """Of the first process."""
+    job_id: str | None = None
+    """The scheduler's; None when started by hand."""
+
+
+class Milestone(Frozen):
+    """Weights kept on the way."""
+
+    weights: str
+    """Path below the run's folder."""
+    sha256: str
+
+
+class NormalizerError(Frozen):
+    """How far a method's log-normalizers are from the exact ones, at one milestone."""
+
+    samples_seen: int
+    temperature: float
+    """The mean, where anchors have temperatures of their own; each is compared at its own."""
+    num_anchors: int
+    """Anchors on each side."""
+    num_without_estimate: int
+    """Anchors, of both sides together, for which the method has no estimate yet; left out of the errors."""
+    image_mse: float | None
+    text_mse: float | None
+    image_bias: float | None
+    text_bias: float | None
+    control_mse: float
+    """Error of the plain mean over as many fresh random pairs as `control_size`, both sides together."""
+    control_size: int
+    eps: float = 0.0
+    """What is compared is log(eps + g), with the eps that the method's own estimate has; 0 in records from before."""
+    sample_sha256: str | None = None
+    """Of the file with the estimates and exact values of some anchors; None in records from before there was one."""
+
+
+class Divergence(Frozen):
+    """Where and how training stopped being finite, or fp16 found no loss scale at which its gradient is."""
+
+    step: int
+    reason: str
+    temperature: float
+    indices: tuple[int, ...]
+    """Data set positions of the first pairs of the batch."""
+
+
+class Record(Frozen):
+    """The result of a run. Scheduler and code failures write none; divergence is a result and does."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    fingerprint: str
+    spec: RunSpec
+    status: Literal["finished", "diverged"]
+    samples_seen: int
+    milestones: dict[str, Milestone]
+    normalizer_error: tuple[NormalizerError, ...]
+    clock_sec: dict[str, float]
+    """Seconds by phase over the steps that were timed (all on CPU, the logged ones on a GPU)."""
+    median_step_sec: float | None
+    peak_memory_bytes: int
+    attempts: tuple[Attempt, ...]
+    """Every start of the run, in order; the last one finished it."""
+    num_replaced: int = 0
+    """Samples that could not be decoded, and were replaced by their neighbours."""
+    num_skipped: int = 0
+    """Steps that fp16 skipped since their gradient was not finite."""
+    loss_scale: float | None = None
+    """That of fp16 at the end; None in other precisions."""
+    first_indices: tuple[int, ...]
+    """Data set positions of the first pairs of the run, to compare orders."""
+    divergence: Divergence | None
+    signatures: tuple[Signature, ...] = ()
+    """Signs of failure in what was logged."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of the attempt that finished the run."""
+        return self.attempts[-1].provenance

@@ -1,0 +1,194 @@
+"""What a run is (`RunSpec`), how it is carried out (`Execution`), and the identity of a run.
+
+Everything that can change a result is in `RunSpec` and enters the run's id; everything that cannot
+(devices, workers, log interval) is in `Execution`, another type, so that it cannot enter by mistake.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from engine.schema.base import ID_PATTERN, SCHEMA_VERSION, Frozen, fingerprint
+
+Digest = Literal["bytes", "members"]
+"""What the index step reads. ``bytes``: everything; the digest is the file's SHA-256, and captions are checked.
+``members``: headers only; the digest is that of the member table (names, offsets, sizes) and the file's size."""
+
+
+class MethodSource(Frozen):
+    """The class of a method that is no file of this repository, and the file's content, of which a copy is kept."""
+
+    class_name: str
+    sha256: str
+    """Of the file."""
+
+
+class MethodSpec(Frozen):
+    """A training method by name, with every option of its `Config` written out."""
+
+    name: str = Field(pattern=ID_PATTERN)
+    config: dict[str, JsonValue]
+    source: MethodSource | None = None
+    """None for a method of this repository: then it does not enter the run's id either."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if key != "source" or value is not None}
+
+
+class CaptionSource(Frozen):
+    """Where a sample's caption lies: member ``key.txt``, or a field of ``key.json`` (text, or a list of texts)."""
+
+    member: str = "txt"
+    field: str | None = None
+
+
+class DatasetSpec(Frozen):
+    """A training set: its card's name, the revision of its content, the pairs it holds, and where captions lie."""
+
+    name: str = Field(pattern=ID_PATTERN)
+    revision: str
+    pairs: int = Field(ge=2)
+    captions: CaptionSource = CaptionSource()
+
+
+class ModelSpec(Frozen):
+    """An open_clip model by name; `config_sha256` pins the file when the model is one of ours."""
+
+    name: str
+    config_sha256: str | None = None
+
+
+class OptimizerSpec(Frozen):
+    """AdamW with linear warm-up and cosine decay; defaults are open_clip's for ViT models."""
+
+    lr: float = Field(default=5e-4, gt=0)
+    lr_min: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.2, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    grad_clip_norm: float | None = Field(default=None, gt=0)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep an exponential moving average of the encoders' weights with this decay per step, and export that."""
+
+
+class AugmentationSpec(Frozen):
+    """What is done to a training image.
+
+    ``shift`` moves the picture by up to `max_shift_px` pixels; ``random_resized_crop`` is open_clip's default
+    (area in `crop_scale`, aspect ratio in [3/4, 4/3], bicubic); ``none`` only resizes.
+    """
+
+    kind: Literal["none", "shift", "random_resized_crop"] = "random_resized_crop"
+    max_shift_px: int = Field(default=2, ge=0)
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+
+
+class NormalizerErrorSpec(Frozen):
+    """Compare the method's log-normalizers with the exact ones over the whole training set, and when."""
+
+    at: tuple[int, ...]
+    """Samples seen at which this is done."""
+    num_anchors: int = Field(default=2048, ge=2)
+    """Pairs for which it is done, image and text side."""
+    control_size: int = Field(default=1024, ge=1)
+    """Random pairs of the control estimate, which learns nothing."""
+
+
+class RunSpec(Frozen):
+    """Everything that decides a run's result, fully resolved."""
+
+    schema_version: int = SCHEMA_VERSION
+    method: MethodSpec
+    dataset: DatasetSpec
+    model: ModelSpec
+    global_batch_size: int = Field(ge=2)
+    samples_seen: int = Field(ge=2)
+    """Pairs to train on in all: a multiple of `global_batch_size`."""
+    milestones: tuple[int, ...]
+    """Samples seen at which weights are kept and evaluated; the last is the end of training."""
+    optimizer: OptimizerSpec
+    augmentation: AugmentationSpec
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_norm_groups: int = Field(default=1, ge=1)
+    """Equal parts of the global batch whose batch-norm statistics are apart: 1 is the whole batch, 8 is what plain
+    data parallel training on 8 GPUs does. It belongs to the result, so the number of processes does not decide it."""
+    normalizer_error: NormalizerErrorSpec | None = None
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> RunSpec:
+        if self.samples_seen % self.global_batch_size:
+            raise ValueError(
+                f"samples_seen = {self.samples_seen} is not a multiple of global_batch_size = "
+                f"{self.global_batch_size}: only whole batches are trained on"
+            )
+        if self.global_batch_size > self.dataset.pairs:
+            raise ValueError(
+                f"global_batch_size = {self.global_batch_size} exceeds the {self.dataset.pairs} pairs of "
+                f"{self.dataset.name!r}: use a smaller batch or a larger data set"
+            )
+        if self.global_batch_size % self.batch_norm_groups:
+            raise ValueError(
+                f"batch_norm_groups = {self.batch_norm_groups} does not divide global_batch_size = "
+                f"{self.global_batch_size}: use a number that does"
+            )
+        points = {"milestones": self.milestones}
+        if self.normalizer_error is not None:
+            points["normalizer_error.at"] = self.normalizer_error.at
+        for name, at in points.items():
+            wrong = [n for n in at if n % self.global_batch_size or not 0 < n <= self.samples_seen]
+            if wrong or list(at) != sorted(set(at)):
+                raise ValueError(
+                    f"{name} = {at}: allowed are increasing multiples of the global batch size "
+                    f"{self.global_batch_size}, at most samples_seen = {self.samples_seen}"
+                )
+        if not self.milestones or self.milestones[-1] != self.samples_seen:
+            raise ValueError("the last milestone must be samples_seen, so that the final model is evaluated")
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.samples_seen // self.global_batch_size
+
+    @functools.cached_property
+    def run_id(self) -> str:
+        """``<method>-<dataset>-<model>-s<seed>-<8 hex>``; the hex is over the whole spec."""
+        parts = (self.method.name, self.dataset.name, self.model.name, f"s{self.seed}", fingerprint(self)[:8])
+        return "-".join(parts).lower().replace("/", "_")
+
+
+class Execution(Frozen):
+    """How a process carries a run out: nothing in here may change a result beyond floating-point rounding.
+
+    What a job asks of a machine (nodes, GPUs, memory, time) is `engine.jobs.cluster.Request`.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1)
+    """CPU threads per process. One by default: sums then have one order, whatever the machine."""
+    num_workers: int = Field(default=0, ge=0)
+    """Data loader processes per training process; 0 loads in the training process."""
+    cache_decoded: bool = True
+    """Keep decoded pictures in memory when the augmentation allows it and they fit in `cache_gib`."""
+    cache_gib: float = Field(default=2.0, ge=0)
+    accumulation_steps: int = Field(default=1, ge=1)
+    """Split each process's batch in so many parts; the gradient stays that of the whole batch. Not for models with
+    batch norm, which would see a part at a time."""
+    max_replaced_fraction: float = Field(default=1e-3, ge=0, le=1)
+    """Stop when more than this fraction of the samples could not be decoded and had to be replaced."""
+    log_every_steps: int = Field(default=10, ge=1)
+    save_every_min: float = Field(default=10.0, ge=0)
+    compile: bool = False

@@ -1,0 +1,1 @@
+"""One run: the loop, its state and steps, checkpoints, the encoders, and what is reported."""

@@ -1,0 +1,363 @@
+"""Metrics as means over processes, `metrics.jsonl`, clocks by phase, and what a person sees while training: a bar on a
+terminal, lines in a log.
+
+Shape suffixes: B local batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from engine import files, paths
+from engine.schema.record import Attempt
+from engine.schema.run import RunSpec
+from engine.stop import Stopped
+
+RECENT_SEC = 30.0
+"""A rate is one of so many seconds: it follows when a neighbour takes the machine, or leaves it."""
+LOG_LINE_SEC = 15.0
+"""Plain lines in a log are at least so far apart."""
+
+
+MAX_METRICS = 128
+"""So many may be logged in a step, beside the engine's own."""
+_DIGEST_BITS = 20
+
+
+def pack_metrics(metrics: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """Return metrics as a vector whose sum over processes `mean_metrics` reads.
+
+    Its length, (2 + MAX_METRICS,), float64, is that of every process, whatever each has logged: none waits for more.
+
+    Args:
+        metrics: Scalars by name, on any device, in any order; `mean_metrics` refuses too many.
+        device: Where the vector is needed.
+    """
+    names = sorted(metrics)
+    digest = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:4], "big") >> (32 - _DIGEST_BITS)
+    vector = torch.zeros(2 + MAX_METRICS, dtype=torch.float64)
+    # float64 holds the sum of squares exactly, up to 2^53: over 8192 processes.
+    vector[:2] = torch.tensor([digest, digest**2])
+    vector = vector.to(device)
+    values = [torch.as_tensor(metrics[name]).detach().to(vector) for name in names[:MAX_METRICS]]
+    if values:
+        vector[2 : 2 + len(values)] = torch.stack(values)
+    return vector
+
+
+def mean_metrics(metrics: Mapping[str, Tensor], sums: Tensor, world_size: int) -> dict[str, float]:
+    """Return the means of metrics over processes, in the order of `metrics`.
+
+    Args:
+        metrics: This process's, as given to `pack_metrics`.
+        sums: The sum of `pack_metrics` over processes.
+        world_size: Their number.
+
+    Raises:
+        ValueError: On every process, if they logged different names, or too many.
+    """
+    digests, squares, *values = sums.tolist()
+    # Equal in all processes exactly when their variance is zero.
+    if int(digests) ** 2 != world_size * int(squares):
+        raise ValueError(
+            f"processes logged different metrics, this one {', '.join(metrics) or 'none'}: in one step a method's "
+            "loss must return metrics of the same names on all processes"
+        )
+    if len(metrics) > MAX_METRICS:
+        raise ValueError(f"the method logged {len(metrics)} metrics: at most {MAX_METRICS} are allowed in a step")
+    means = {name: value / world_size for name, value in zip(sorted(metrics), values, strict=False)}
+    return {name: means[name] for name in metrics}
+
+
+def embedding_moments(image_BD: Tensor, text_BD: Tensor) -> Tensor:
+    """Return the mean and the second moment of unit embeddings, (2, 1 + D, D): means, which processes can average.
+
+    Takes B D^2 products: for logged steps only.
+    """
+    sides = (image_BD.detach(), text_BD.detach())
+    return torch.stack([torch.cat([x_BD.mean(dim=0, keepdim=True), x_BD.T @ x_BD / len(x_BD)]) for x_BD in sides])
+
+
+def embedding_spread(moments: Tensor) -> dict[str, float]:
+    """Return how far unit embeddings spread, as metrics for each side.
+
+    ``embedding/mean_norm_...`` is the norm of their mean, whose square is their mean cosine; 1 where all are equal.
+    ``embedding/effective_rank_...`` is 1 / mean cos^2 over all pairs: about how many directions they use, 1 to D.
+
+    Args:
+        moments: `embedding_moments` of the global batch, (2, 1 + D, D).
+    """
+    metrics = {}
+    for side, moments_of_side in zip(("image", "text"), moments, strict=True):
+        metrics[f"embedding/mean_norm_{side}"] = float(moments_of_side[0].norm())
+        metrics[f"embedding/effective_rank_{side}"] = float(1 / moments_of_side[1:].square().sum())
+    return metrics
+
+
+class Clock:
+    """Adds up seconds by phase. On a GPU only when `timing`, since reading a clock there means waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.timing = True
+        self.total_sec: dict[str, float] = defaultdict(float)
+        self.step_sec: list[float] = []
+        self._before_step: dict[str, float] = {}
+        self._step_start = 0.0
+
+    def now(self) -> float:
+        """Return the time in seconds, after the device has finished what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        if not self.timing:
+            yield
+            return
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.total_sec[name] += self.now() - start
+
+    def start_step(self, *, timing: bool) -> None:
+        """Begin a step; `timing` says whether its phases are measured."""
+        self.timing = timing or self._device.type == "cpu"
+        self._before_step = dict(self.total_sec)
+        self._step_start = self.now() if self.timing else 0.0
+
+    def end_step(self) -> dict[str, float]:
+        """End a step; returns its seconds as ``time/<phase>_sec`` when it was timed."""
+        timed, self.timing = self.timing, True
+        if not timed:
+            return {}
+        step_sec = self.now() - self._step_start
+        self.step_sec.append(step_sec)
+        phases = {k: v - self._before_step.get(k, 0.0) for k, v in self.total_sec.items()}
+        times = {f"time/{k}_sec": v for k, v in phases.items() if v > 0}
+        return {"time/step_sec": step_sec, **times}
+
+    @property
+    def median_step_sec(self) -> float | None:
+        """Median over the timed steps, the first ones (warm-up of caches and kernels) left out."""
+        steps = self.step_sec[5:] or self.step_sec
+        return statistics.median(steps) if steps else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals so far, for a checkpoint."""
+        return {"total_sec": dict(self.total_sec), "step_sec": list(self.step_sec)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from earlier totals."""
+        self.total_sec = defaultdict(float, state["total_sec"])
+        self.step_sec = list(state["step_sec"])
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak memory of a GPU be that of what comes now. A process's own cannot be set back everywhere."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory: of the device on a GPU, resident memory of the process on a CPU, from its start on.
+
+    On a CPU a checkpoint that was loaded is therefore in it, the file's pages included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of `metrics.jsonl` beyond `step`, and a last one that was cut off when a run was killed."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    kept = [line for line, entry in zip(whole, parse_lines(path, whole), strict=True) if entry["step"] <= step]
+    files.write_text(path, b"".join(kept).decode())
+
+
+def parse_lines(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Read lines of a `metrics.jsonl`.
+
+    Raises:
+        ValueError: If one is no such line; names it.
+    """
+    for line in lines:
+        try:
+            entry: dict[str, Any] = json.loads(line.decode())
+            entry["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: the line {line[:80].decode(errors='replace')!r} is no JSON object with a 'step' ({error}): "
+                "remove that line"
+            ) from None
+        yield entry
+
+
+class RecentRate:
+    """Steps per second over the last `RECENT_SEC`, or over the last step if that took longer.
+
+    The step that ends with the first mark is left out: it loads, allocates and compiles.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def mark(self, now_sec: float, step: int) -> None:
+        """Note that `step` steps are done."""
+        # One mark in a second is enough; the newest counts.
+        if len(self._marks) > 1 and now_sec - self._marks[-2][0] < 1:
+            self._marks.pop()
+        self._marks.append((now_sec, step))
+        while len(self._marks) > 2 and self._marks[1][0] <= now_sec - RECENT_SEC:
+            self._marks.popleft()
+
+    @property
+    def per_sec(self) -> float | None:
+        """None before the second mark."""
+        if len(self._marks) < 2:
+            return None
+        (first_sec, first_step), (last_sec, last_step) = self._marks[0], self._marks[-1]
+        return (last_step - first_step) / max(last_sec - first_sec, 1e-9)
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``h:mm:ss``, or days and hours when there are days.
+
+    >>> format_duration(3725.4), format_duration(200_000)
+    ('1:02:05', '2 d 7 h')
+    """
+    minutes, sec = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{sec:02}" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+class Reporter:
+    """Writes `metrics.jsonl` and shows how far a run is; for a ``with`` block, so that no error leaves a bar behind.
+
+    A bar on a terminal, plain lines with the same facts in a log; in both a first line (what is trained, on what, from
+    where) and a last one.
+
+    Args:
+        spec: The run.
+        attempt: This start of it; None in all processes but the first, which then say and write nothing.
+    """
+
+    def __init__(self, spec: RunSpec, attempt: Attempt | None) -> None:
+        self._spec, self._attempt = spec, attempt
+        self._first_step = self._step = attempt.first_step if attempt else 0
+        self._rate = RecentRate()
+        self._start_sec = self._last_line_sec = time.perf_counter()
+        self._facts: list[str] = []
+        self._file: TextIO | None = None
+        self._bar: Live | None = None
+
+    def __enter__(self) -> Reporter:
+        if self._attempt is None:
+            return self
+        path = paths.metrics(self._spec.run_id)
+        forget_after(path, self._first_step)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        sys.stderr.write(_describe(self._spec, self._attempt) + "\n")
+        console = Console(stderr=True)
+        if sys.stderr.isatty() and not console.is_dumb_terminal:
+            self._bar = Live(get_renderable=self._draw, console=console, transient=True)
+            self._bar.start()
+        return self
+
+    def step(self, step: int, metrics: dict[str, Any] | None) -> None:
+        """Report that `step` steps are done; `metrics` is the line to write, if any."""
+        if self._file is None:
+            return
+        now_sec = time.perf_counter()
+        self._step = step
+        self._rate.mark(now_sec, step)
+        if metrics is None:
+            return
+        # JSON has no NaN: what is not finite becomes null.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        line = json.dumps({"unix_sec": round(time.time(), 3), **finite}) + "\n"
+        with files.explain_full_disk(paths.metrics(self._spec.run_id), num_bytes=len(line)):
+            self._file.write(line)
+        self._facts = [f"loss {metrics['loss/total']:.4f}", f"temperature {metrics['temperature/value']:.4f}"]
+        is_first_line = self._last_line_sec == self._start_sec
+        if self._bar is None and (is_first_line or now_sec - self._last_line_sec >= LOG_LINE_SEC):
+            self._last_line_sec = now_sec
+            sys.stderr.write("  ".join((self._place(), *self._facts, *self._speed())) + "\n")
+
+    def _place(self) -> str:
+        num_steps = self._spec.num_steps
+        return f"step {self._step:,}/{num_steps:,}  {100 * self._step // num_steps} %"
+
+    def _speed(self) -> list[str]:
+        rate = self._rate.per_sec
+        if not rate:
+            return []
+        left_sec = (self._spec.num_steps - self._step) / rate
+        return [f"{rate * self._spec.global_batch_size:,.0f} samples/s", f"{format_duration(left_sec)} left"]
+
+    def _draw(self) -> Group:
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True)
+        bar = ProgressBar(total=self._spec.num_steps, completed=self._step)
+        row.add_row(bar, Text(self._place()))
+        return Group(row, Text("  ".join((*self._facts, *self._speed())), overflow="ellipsis", no_wrap=True))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+        except OSError:
+            # What could not be written cannot be at the end either; the first error says more.
+            if error is None:
+                raise
+        if self._bar is not None:
+            self._bar.stop()
+        elapsed_sec = time.perf_counter() - self._start_sec
+        num_samples = (self._step - self._first_step) * self._spec.global_batch_size
+        in_all = f"{num_samples:,} samples in {format_duration(elapsed_sec)}, {num_samples / elapsed_sec:,.0f}/s in all"
+        sys.stderr.write("  ".join((self._place(), *self._facts, in_all)) + "\n")
+        if isinstance(error, Stopped):
+            sys.stderr.write(f"{self._spec.run_id}: {error}; started again, it goes on from there\n")
+
+
+def _describe(spec: RunSpec, attempt: Attempt) -> str:
+    origin = attempt.provenance
+    processes = "1 process" if origin.world_size == 1 else f"{origin.world_size} processes"
+    job = f", job {attempt.job_id}" if attempt.job_id else ""
+    start = f"goes on after step {attempt.first_step:,}" if attempt.first_step else "from the start"
+    return (
+        f"{spec.run_id}: {spec.method.name}, {spec.model.name} on {spec.dataset.pairs:,} pairs of {spec.dataset.name}, "
+        f"{spec.num_steps:,} steps of {spec.global_batch_size:,} samples, {spec.precision}; "
+        f"{processes} on {origin.device} ({attempt.host}{job}); {start}"
+    )

@@ -1,0 +1,337 @@
+import io
+import itertools
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import spawn, toy
+
+from engine import paths
+from engine.data import order
+from engine.data.index import build_index, read_index
+from engine.data.loader import PairDataset, Request, build_loader
+from engine.schema.run import AugmentationSpec, CaptionSource
+
+KINDS = ["none", "shift", "random_resized_crop"]
+NAMES = ("image_BCHW", "tokens_BT", "index_B")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    toy.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """The toy set with damaged pictures at 10, 11, 69 and 95 and a blank caption at 30, unnoticed by the index."""
+    folder = tmp_path_factory.mktemp("damaged")
+    members = {}
+    for colour, place, number in toy.pairs():
+        picture = toy.picture(colour, place, number)
+        members[f"{number:06d}.png"] = picture[:200] if number in (10, 11, 69, 95) else picture
+        members[f"{number:06d}.txt"] = b"  " if number == 30 else f"a {colour} square, {place}".encode()
+    items = list(members.items())
+    for shard, (first, last) in enumerate([(0, 40), (40, 70), (70, 96)]):
+        toy.write_tar(folder / "data/toy/train" / f"{shard:05d}.tar", dict(items[2 * first : 2 * last]))
+    out = folder / paths.index("toy")
+    train = folder / "data/toy/train"
+    build_index("toy", "1", train, CaptionSource(), out, pairs=toy.NUM_PAIRS, digest="members")
+    return folder
+
+
+def tokenizer(texts):
+    return torch.tensor([[len(text), sum(map(ord, text))] for text in texts])
+
+
+def dataset(root, *, kind="shift", cache_bytes=0, seed=0, **changes):
+    path = root / paths.index("toy")
+    augmentation = AugmentationSpec(kind=kind, **changes)
+    return PairDataset(
+        read_index(path), path, image_size=32, tokenizer=tokenizer, augmentation=augmentation, seed=seed,
+        cache_bytes=cache_bytes,
+    )  # fmt: skip
+
+
+def stacked(data, **changes):
+    settings = {"seed": 0, "global_batch_size": 16, "steps": range(8)} | changes
+    batches = list(build_loader(data, **settings))
+    return [torch.stack([getattr(b, name) for b in batches]) for name in NAMES], [b.replaced for b in batches]
+
+
+def equal(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["root", "damaged"])
+def test_workers_processes_and_the_cache_do_not_change_a_batch(request, which, kind):
+    folder = request.getfixturevalue(which)
+    expected, replaced = stacked(dataset(folder, kind=kind))
+    assert any(replaced) == (which == "damaged")
+    assert replaced == stacked(dataset(folder, kind=kind), num_workers=2)[1]
+    assert equal(expected, stacked(dataset(folder, kind=kind), num_workers=2)[0])
+    for with_cache in (dataset(folder, kind=kind, cache_bytes=2**30),) * 2:
+        tensors, again = stacked(with_cache)
+        assert equal(expected, tensors)
+        assert again == replaced
+    halves = [stacked(dataset(folder, kind=kind), rank=rank, world_size=2) for rank in range(2)]
+    assert equal(expected, [torch.cat(pair, dim=1) for pair in zip(halves[0][0], halves[1][0], strict=True)])
+    assert replaced == [first + second for first, second in zip(halves[0][1], halves[1][1], strict=True)]
+
+
+def _gathered(folder, steps):
+    """Global batches as the processes of a run see them together, with one worker each and with two."""
+    # Under torchrun loaders fork their workers; only this test's own start would make them import torch anew.
+    torch.multiprocessing.set_start_method("fork", force=True)
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    gathered = []
+    for num_workers in (1, 2):
+        settings = {"rank": rank, "world_size": world_size, "num_workers": num_workers, "steps": steps}
+        for local in stacked(dataset(folder, kind="random_resized_crop"), **settings)[0]:
+            parts = [torch.empty_like(local) for _ in range(world_size)]
+            torch.distributed.all_gather(parts, local)
+            gathered.append(torch.cat(parts, dim=1))
+    return gathered
+
+
+def test_one_process_or_two_with_any_workers_see_the_same_global_batches(damaged):
+    steps = range(3, 10)
+    alone, _ = stacked(dataset(damaged, kind="random_resized_crop"), steps=steps)
+    assert equal(alone, stacked(dataset(damaged, kind="random_resized_crop"), steps=steps, num_workers=2)[0])
+    for gathered in spawn.run_in_processes(_gathered, 2, damaged, steps):
+        assert equal([*alone, *alone], gathered)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_starting_at_a_step_gives_the_rest_of_the_batches(damaged, num_workers):
+    # Six steps are an epoch: 4 is in the middle of the first, 9 in the middle of the second.
+    whole, replaced = stacked(dataset(damaged), steps=range(13))
+    for first in (4, 9):
+        rest, rest_replaced = stacked(dataset(damaged), steps=range(first, 13), num_workers=num_workers)
+        assert equal([tensor[first:] for tensor in whole], rest)
+        assert replaced[first:] == rest_replaced
+
+
+def test_positions_belong_to_their_images_and_captions(root):
+    batch = dataset(root, kind="none")[Request(0, np.array([50, 3]))]
+    for row, position in enumerate((50, 3)):
+        colour, place, _ = toy.pairs()[position]
+        assert batch.tokens_BT[row].tolist() == tokenizer([f"a {colour} square, {place}"])[0].tolist()
+        top, left = toy.PLACES[place]
+        assert batch.image_BCHW[row, :, top, left].tolist() == list(toy.COLOURS[colour])
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_the_next_usable_sample_stands_in_for_one_that_cannot_be_decoded(damaged, root, cache_bytes):
+    positions = np.array([95, 30, 11, 5, 69, 10, 31])
+    content = np.array([0, 31, 12, 5, 70, 12, 31])
+    data = dataset(damaged, kind="none", cache_bytes=cache_bytes)
+    expected = dataset(root, kind="none")[Request(0, content)]
+    for _ in range(2):  # the second time from the cache, if there is one
+        batch = data[Request(0, positions)]
+        assert torch.equal(batch.index_B, torch.from_numpy(positions))
+        assert torch.equal(batch.image_BCHW, expected.image_BCHW)
+        assert torch.equal(batch.tokens_BT, expected.tokens_BT)
+        assert [text.split(": ")[0] for text in batch.replaced] == [
+            "shard 00002.tar, sample 000095.png",
+            "shard 00000.tar, sample 000030.png",
+            "shard 00000.tar, sample 000011.png",
+            "shard 00001.tar, sample 000069.png",
+            "shard 00000.tar, sample 000010.png",
+        ]
+        assert batch.replaced[1].endswith(": blank .txt caption")
+        assert ": the image cannot be decoded: " in batch.replaced[0]
+
+
+def test_a_stand_in_is_augmented_as_the_position_it_stands_at(damaged, root):
+    at = dataset(damaged, kind="shift")[Request(3, np.array([10, 11, 12]))].image_BCHW
+    own = dataset(root, kind="none")[Request(3, np.array([12]))].image_BCHW
+    assert not torch.equal(at[0], at[1])
+    padded = torch.nn.functional.pad(own.float(), (2, 2, 2, 2), mode="replicate").to(torch.uint8)[0]
+    windows = [padded[:, y : y + 32, x : x + 32] for y in range(5) for x in range(5)]
+    for row in range(3):
+        assert any(torch.equal(window, at[row]) for window in windows)
+
+
+def test_a_set_without_any_usable_sample_is_one_clear_error(tmp_path):
+    members = {}
+    for number in range(4):
+        members |= {f"{number}.png": b"no picture", f"{number}.txt": b"a caption"}
+    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
+    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=4)
+    with pytest.raises(ValueError, match=r"no sample at all .* 0.tar, sample 2.png: .* unknown format"):
+        dataset(tmp_path)[Request(0, np.array([2]))]
+
+
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP"])
+def test_damaged_pictures_of_every_kind_are_replaced(tmp_path, picture_format):
+    file = io.BytesIO()
+    Image.open(io.BytesIO(toy.picture("red", "top left", 0))).save(file, picture_format)
+    whole, rng = file.getvalue(), np.random.default_rng(0)
+    extension, members = picture_format.lower(), {}
+    for number in range(150):
+        data = bytearray(whole[: rng.integers(len(whole))] if number % 3 == 0 else whole)
+        for place in rng.integers(min(len(data), 100 if number % 2 else 10**9), size=5) if data else ():
+            data[place] = rng.integers(256)
+        members |= {f"{number}.{extension}": bytes(data) or b"x", f"{number}.txt": b"a caption"}
+    members |= {f"150.{extension}": whole, "150.txt": b"a caption"}
+    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
+    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=151)
+    data = dataset(tmp_path, kind="random_resized_crop")
+    assert 50 < len(data[Request(0, np.arange(151))].replaced) <= 150
+
+
+def test_other_formats_are_not_decoded(tmp_path):
+    # Pillow hands this one to Ghostscript.
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
+    picture = toy.picture("red", "top left", 0)
+    members = {"0.jpg": eps, "0.txt": b"a caption", "1.png": picture, "1.txt": b"a caption"}
+    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
+    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=2)
+    (text,) = dataset(tmp_path)[Request(0, np.array([0]))].replaced
+    assert text == "shard 0.tar, sample 0.jpg: the image cannot be decoded: unknown format"
+
+
+def test_a_shard_that_was_cut_after_indexing_stops_the_run(tmp_path):
+    toy.build(tmp_path)
+    shard = tmp_path / "data/toy/train/00001.tar"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(ValueError, match=f"00001.tar has {size - 512} bytes, its index says {size}: fetch it again"):
+        dataset(tmp_path)[Request(0, np.array([50]))]
+
+
+def change_pair(root, position, what):
+    """Change a pair of the toy set where it lies, and keep its shard's size and modification time."""
+    path = root / paths.index("toy")
+    built = read_index(path)
+    shard = int(np.searchsorted(built.starts, position, side="right")) - 1
+    row = built.read_rows(path, shard)[position - built.starts[shard]].tolist()
+    tar = root / "data/toy/train" / built.shards.name[shard]
+    data, times = bytearray(tar.read_bytes()), tar.stat()
+    if what == "a bit of a caption":
+        data[row[2] + 2] ^= 1
+    else:
+        data[row[0] + 60 : row[0] + 80] = bytes(20)
+    tar.write_bytes(data)
+    os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("what", ["a bit of a caption", "bytes of a picture"])
+def test_a_pair_that_is_not_the_one_that_was_indexed_stops_the_run(tmp_path, what):
+    toy.build(tmp_path)
+    change_pair(tmp_path, 50, what)
+    again = f"Fetch {tmp_path}/data/toy/train/00001.tar again.*snakemake -f {tmp_path / paths.index('toy')}"
+    with pytest.raises(ValueError, match=f"data set 'toy': shard 00001.tar, sample 000050.png: .*indexed. {again}"):
+        stacked(dataset(tmp_path), steps=range(6))
+
+
+def test_the_checksum_is_of_one_pair_whatever_lies_between_picture_and_caption(tmp_path):
+    members = {"0.png": toy.picture("red", "top left", 0), "0.json": b" " * 2**15, "0.txt": b"a red square"}
+    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
+    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=1)
+    assert dataset(tmp_path)[Request(0, np.array([0]))].replaced == ()
+    change_pair(tmp_path, 0, "a bit of a caption")
+    with pytest.raises(ValueError, match=r"sample 0.png: .*not those that were indexed"):
+        dataset(tmp_path)[Request(0, np.array([0]))]
+
+
+def test_an_index_of_headers_only_knows_no_checksums(damaged):
+    assert dataset(damaged).index.read_rows(damaged / paths.index("toy"), 0).shape == (40, 4)
+
+
+def test_one_of_several_captions_is_drawn_anew_each_epoch(tmp_path):
+    texts = ["a", "bb", "ccc"]
+    members = {}
+    for number in range(60):
+        members[f"{number}.png"] = toy.picture("red", "top left", number)
+        members[f"{number}.json"] = b'{"other": 1, "caption": ["a", "bb", "ccc"]}'
+    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
+    captions = CaptionSource(member="json", field="caption")
+    build_index("toy", "1", tmp_path / "data/toy/train", captions, tmp_path / paths.index("toy"), pairs=60)
+    data = dataset(tmp_path, kind="none", cache_bytes=2**30)
+    first, again, later = (data[Request(epoch, np.arange(60))].tokens_BT for epoch in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    for length in range(1, len(texts) + 1):
+        assert 8 < int((first[:, 0] == length).sum()) < 32
+
+
+def test_a_subset_reads_pairs_of_the_whole_set(root):
+    whole_path, path = root / paths.index("toy"), root / paths.index("toy_half")
+    folder = root / "data/toy/train"
+    half = build_index("toy_half", "1", folder, CaptionSource(), path, pairs=None, fraction=0.5)
+    subset = PairDataset(
+        half, path, image_size=32, tokenizer=tokenizer, augmentation=AugmentationSpec(kind="none"), seed=0,
+        cache_bytes=0,
+    )  # fmt: skip
+    whole = dataset(root, kind="none")[Request(0, np.arange(toy.NUM_PAIRS))].image_BCHW
+    found = subset[Request(0, np.arange(half.pairs))].image_BCHW
+    places = [next(n for n in range(toy.NUM_PAIRS) if torch.equal(whole[n], image)) for image in found]
+    assert places == sorted(set(places))
+    assert 20 < len(places) < 76
+    starts = read_index(whole_path).starts
+    assert np.histogram(places, starts)[0].tolist() == list(half.shard_sizes)
+    epoch = torch.cat([batch.index_B for batch in build_loader(subset, seed=0, global_batch_size=8, steps=range(3))])
+    assert len(set(epoch.tolist())) == 24
+
+
+def test_a_batch_is_read_forward_with_one_read_a_pair(root, monkeypatch):
+    reads, pread = [], os.pread
+    data = dataset(root)
+    data[Request(0, np.arange(toy.NUM_PAIRS))]  # opens the shards
+
+    def recorded(descriptor, size, offset):
+        reads.append((descriptor, offset))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", recorded)
+    data[Request(0, np.random.default_rng(0).permutation(toy.NUM_PAIRS))]
+    assert len(reads) == toy.NUM_PAIRS
+    for _, shard in itertools.groupby(reads, key=lambda read: read[0]):
+        offsets = [offset for _, offset in shard]
+        assert offsets == sorted(offsets)
+
+
+def test_few_shards_are_open_at_a_time(tmp_path):
+    picture = toy.picture("red", "top left", 0)
+    for shard in range(4 * order.WINDOW_SHARDS):
+        toy.write_tar(tmp_path / "data/toy/train" / f"{shard:03d}.tar", {"a.png": picture, "a.txt": b"a caption"})
+    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=None)
+    data = dataset(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    data[Request(0, np.arange(4 * order.WINDOW_SHARDS))]
+    assert len(os.listdir("/proc/self/fd")) - before <= 2 * order.WINDOW_SHARDS
+
+
+def test_a_shift_moves_the_picture_and_repeats_the_border(root):
+    plain = dataset(root, kind="none")[Request(0, np.arange(16))].image_BCHW
+    moved = dataset(root, kind="shift", max_shift_px=2)[Request(0, np.arange(16))].image_BCHW
+    padded = torch.nn.functional.pad(plain.float(), (2, 2, 2, 2), mode="replicate").to(torch.uint8)
+    windows = [[padded[:, :, y : y + 32, x : x + 32] for x in range(5)] for y in range(5)]
+    found = {
+        (y, x) for row in range(16) for y in range(5) for x in range(5) if torch.equal(windows[y][x][row], moved[row])
+    }
+    assert all(
+        any(torch.equal(windows[y][x][row], moved[row]) for y in range(5) for x in range(5)) for row in range(16)
+    )
+    assert len(found) > 3
+
+
+@pytest.mark.parametrize("kind", ["shift", "random_resized_crop"])
+def test_augmentation_changes_with_the_epoch_and_the_seed(root, kind):
+    positions = np.arange(32)
+    pictures = dataset(root, kind=kind, crop_scale=(0.5, 1.0))
+    first, again = (pictures[Request(0, positions)].image_BCHW for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, pictures[Request(1, positions)].image_BCHW)
+    assert not torch.equal(first, dataset(root, kind=kind, seed=1)[Request(0, positions)].image_BCHW)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(root):
+    with pytest.raises(ValueError, match="cannot be divided among 3 processes"):
+        build_loader(dataset(root), seed=0, global_batch_size=16, steps=range(1), world_size=3)

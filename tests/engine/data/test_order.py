@@ -1,0 +1,73 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.data.order import WINDOW_SHARDS, epoch_batches, epoch_order
+
+SIZES = [5, 8, 3, 9] * 10
+
+
+def batches(**changes):
+    settings = {"seed": 0, "epoch": 0, "global_batch_size": 16} | changes
+    return list(epoch_batches(SIZES, **settings))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 2**31), st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_visits_every_position_once(sizes, seed, epoch):
+    positions = np.concatenate(list(epoch_order(sizes, seed=seed, epoch=epoch)))
+    assert sorted(positions) == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}])
+def test_another_seed_or_epoch_is_another_order(change):
+    assert not np.array_equal(np.concatenate(batches()), np.concatenate(batches(**change)))
+
+
+def test_the_order_is_pinned_for_ever():
+    # A changed order would make old and new runs of one id differ.
+    first = next(epoch_order([10, 10], seed=3, epoch=2))
+    assert first[:8].tolist() == [13, 3, 10, 2, 15, 1, 12, 6]
+
+
+def test_starting_later_gives_the_same_batches():
+    np.testing.assert_array_equal(batches()[4:], batches(first_batch=4))
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=60).filter(lambda sizes: sum(sizes) >= 7),
+    st.integers(1, 7),
+    st.integers(0, 300),
+)
+@settings(max_examples=50, deadline=None)
+def test_starting_anywhere_gives_the_rest_of_the_epoch(sizes, batch, first):
+    order = np.concatenate(list(epoch_order(sizes, seed=1, epoch=2)))
+    rest = list(epoch_batches(sizes, seed=1, epoch=2, global_batch_size=batch, first_batch=first))
+    assert len(rest) == max(0, len(order) // batch - first)
+    for number, positions in enumerate(rest, start=first):
+        np.testing.assert_array_equal(positions, order[number * batch : (number + 1) * batch])
+
+
+def test_a_start_late_in_a_billion_samples_draws_one_window():
+    sizes = [10_000] * 100_000
+    tracemalloc.start()
+    batch = next(epoch_batches(sizes, seed=0, epoch=0, global_batch_size=4096, first_batch=240_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set((batch // 10_000).tolist())) <= 2 * WINDOW_SHARDS
+    # All positions would take 8 GB.
+    assert peak < 50 * 2**20
+
+
+def test_an_incomplete_last_batch_is_dropped():
+    assert len(batches(global_batch_size=48)) == sum(SIZES) // 48
+
+
+def test_a_window_reads_a_few_shards_only():
+    starts = np.cumsum([0, *SIZES])
+    for window in epoch_order(SIZES, seed=0, epoch=0):
+        shards = np.unique(np.searchsorted(starts, window, side="right"))
+        assert len(shards) <= WINDOW_SHARDS

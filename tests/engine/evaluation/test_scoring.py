@@ -1,0 +1,110 @@
+"""Every metric against a slow computation of its own, on made-up records."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score
+
+from engine.evaluation import scoring
+
+random = np.random.default_rng(0)
+TRUE = random.integers(0, 9, 300) * 2  # labels 0, 2, ..., 16: every other class is absent
+PREDICTED = np.where(random.random(300) < 0.4, TRUE, random.integers(0, 20, 300))
+
+
+def slow_recalls_and_f1():
+    recalls, scores = [], []
+    for label in range(20):
+        true_positive = sum(t == label and p == label for t, p in zip(TRUE, PREDICTED, strict=True))
+        false_positive = sum(t != label and p == label for t, p in zip(TRUE, PREDICTED, strict=True))
+        false_negative = sum(t == label and p != label for t, p in zip(TRUE, PREDICTED, strict=True))
+        if true_positive + false_negative == 0:
+            continue  # not in the ground truth
+        recalls.append(true_positive / (true_positive + false_negative))
+        precision = true_positive / (true_positive + false_positive) if true_positive + false_positive else 0
+        scores.append(2 * precision * recalls[-1] / (precision + recalls[-1]) if true_positive else 0)
+    return np.mean(recalls), np.mean(scores)
+
+
+def test_macro_f1_is_over_the_classes_that_occur_and_not_over_all_that_are_named():
+    assert scoring.macro_f1(TRUE, PREDICTED) == pytest.approx(slow_recalls_and_f1()[1], abs=1e-12)
+    labels = np.unique(TRUE)
+    assert scoring.macro_f1(TRUE, PREDICTED) == pytest.approx(
+        f1_score(TRUE, PREDICTED, labels=labels, average="macro"), abs=1e-12
+    )
+    assert scoring.macro_f1(TRUE, PREDICTED) != pytest.approx(
+        f1_score(TRUE, PREDICTED, labels=range(20), average="macro", zero_division=0), abs=1e-3
+    )
+
+
+def test_a_class_that_is_never_recognised_has_f1_zero():
+    assert scoring.macro_f1(np.array([0, 0, 1]), np.array([0, 0, 2])) == pytest.approx(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_mean_per_class_recall_is_that_of_clip_benchmark():
+    recall = scoring.mean_per_class_recall(TRUE, PREDICTED)
+    assert recall == balanced_accuracy_score(TRUE, PREDICTED)
+    assert recall == pytest.approx(slow_recalls_and_f1()[0], abs=1e-12)
+
+
+def test_the_worst_group_is_the_lowest_share_over_the_groups_that_occur():
+    group = random.integers(-1, 6, 300) * 3
+    hit = random.random(300) < 0.3 + 0.1 * (group % 5)
+    shares = [sum(hit[i] for i in range(300) if group[i] == g) / sum(group == g) for g in set(group.tolist())]
+    assert scoring.worst_group(hit, group) == pytest.approx(min(shares), abs=1e-12)
+
+
+def test_four_wrong_images_of_one_region_make_the_worst_region_zero_and_leave_the_steadier_form():
+    region = np.repeat([0, 1, 5], [200, 150, 4])  # DataComp means to leave out 5, "Other", and does not
+    hit = np.concatenate([np.arange(200) < 120, np.arange(150) < 75, np.zeros(4, bool)])
+    assert scoring.worst_group(hit, region) == 0
+    assert scoring.worst_group(hit, region, scoring.MIN_GROUP) == 0.5
+    hit[-1] = True
+    assert scoring.worst_group(hit, region) == 0.25
+    assert math.isnan(scoring.worst_group(hit, region, 1000))
+
+
+def test_top_k_counts_a_label_among_the_k_best():
+    logits = torch.from_numpy(random.standard_normal((50, 12)))
+    labels = torch.from_numpy(random.integers(0, 12, 50))
+    for k in (1, 5):
+        slow = [int(labels[i]) in sorted(range(12), key=lambda c: -logits[i, c])[:k] for i in range(50)]
+        assert scoring.in_top(logits, labels, k).tolist() == slow
+
+
+def test_the_jaccard_index_chooses_as_many_candidates_as_are_associated():
+    for size, count in itertools.product((5, 6, 10, 12), (1, 2, 4)):
+        scores = random.standard_normal(size).astype(np.float32)
+        truth = np.isin(np.arange(size), random.choice(size, count, replace=False))
+        chosen = set(sorted(range(size), key=lambda c: -scores[c])[:count])
+        right = {c for c in range(size) if truth[c]}
+        assert scoring.jaccard(scores, truth) == len(chosen & right) / len(chosen | right)
+        predicted = np.isin(np.arange(size), list(chosen))
+        assert scoring.jaccard(scores, truth) == pytest.approx(jaccard_score(truth, predicted), abs=1e-12)
+
+
+@pytest.mark.parametrize(("cue", "prompt"), [("Owl", "An owl"), ("dog", "A dog"), ("ICE cream", "An ice cream")])
+def test_a_cue_gets_the_article_of_its_first_letter(cue, prompt):
+    assert scoring.cue_prompt(cue) == prompt
+
+
+def test_recalls_are_those_of_a_slow_computation_and_an_image_without_texts_is_a_miss():
+    image = torch.nn.functional.normalize(torch.from_numpy(random.standard_normal((9, 6))), dim=1)
+    text = torch.nn.functional.normalize(torch.from_numpy(random.standard_normal((14, 6))), dim=1)
+    owner = [0, 0, 0, 1, 2, 2, 4, 5, 5, 6, 7, 7, 8, 8]  # none for image 3
+    recalls = {
+        name: hit.float().mean().item() for name, hit in scoring.retrieval_hits(image, text, owner, (1, 5, 10)).items()
+    }
+    scores = (text @ image.T).numpy()
+    for k in (1, 5):
+        of_text = [owner[t] in np.argsort(-scores[t])[:k] for t in range(14)]
+        of_image = [any(owner[t] == i for t in np.argsort(-scores[:, i])[:k]) for i in range(9)]
+        assert recalls[f"image_retrieval_recall@{k}"] == pytest.approx(np.mean(of_text), abs=1e-6)
+        assert recalls[f"text_retrieval_recall@{k}"] == pytest.approx(np.mean(of_image), abs=1e-6)
+    # Ten best of nine images are not defined; of fourteen texts they are.
+    assert "image_retrieval_recall@10" not in recalls
+    assert "text_retrieval_recall@10" in recalls
