@@ -37,20 +37,20 @@ class Controller(local.Controller):  # type: ignore[misc]
             freq: Looks per second.
         """
         last_look = time.time()
-        end_at = last_look + self.timeout_s
+        end_at = time.monotonic() + self.timeout_s
         warn_at = end_at - self.signal_delay_s
         while True:
-            now, codes = time.time(), [task.poll() for task in self.tasks]
+            look, codes = time.time(), [task.poll() for task in self.tasks]
             for rank, code in enumerate(codes):
                 if code not in (None, 0, local.LOCAL_REQUEUE_RETURN_CODE):
                     self._note(rank, code, last_look)
-                    end_at = min(end_at, now + _GRACE_SEC)
-            if None not in codes or now >= end_at:
+                    end_at = min(end_at, time.monotonic() + _GRACE_SEC)
+            if None not in codes or time.monotonic() >= end_at:
                 return codes
-            if now >= warn_at:
+            if time.monotonic() >= warn_at:
                 self._forward_signal(signal.SIGUSR2)
                 warn_at = math.inf
-            last_look = now
+            last_look = look
             time.sleep(1 / freq)
 
     def _note(self, rank: int, code: int, last_seen: float) -> None:

@@ -46,8 +46,7 @@ _THREADS_HERE = [
 """Snakemake sets these to the threads of a rule: none, for one that waits for Slurm."""
 
 
-_START = "start of job "
-_MARK_START = f'echo "{_START}$SLURM_JOB_ID on $SLURM_JOB_NODELIST" >&2'
+_MARK_START = 'echo "start of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST" >&2'
 """The log of a job that was queued again has several starts."""
 _TASK_ENDED = re.compile(r"srun: error: \S+: tasks? (\d+)\S*: ")
 _FROM_OUTSIDE = re.compile(r"slurmstepd\S*: error: \*\*\*|srun: Job step aborted")
@@ -373,7 +372,7 @@ def _first_without_ending(job: Job) -> tuple[int, str] | None:
     if job.scheduler != "slurm" or not log.exists():
         return None
     text = log.read_text(encoding="utf-8", errors="replace")
-    for line in text.rpartition(_START)[2].splitlines():
+    for line in text.rpartition(f"start of job {job.job_id} on ")[2].splitlines():
         if _FROM_OUTSIDE.match(line):
             return None
         if told := _TASK_ENDED.match(line):

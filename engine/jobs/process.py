@@ -30,7 +30,10 @@ _WAIT_TO_BE_ENDED_SEC = 600
 
 
 class Ending(Frozen):
-    """Left by a process of a job that ended without success, beside its logs."""
+    """Left by a process of a job that ended without success, beside its logs.
+
+    On this machine `engine.jobs.controller` leaves it for a process that could not.
+    """
 
     at: float
     """In seconds since 1970: when several processes end, the first one tells why."""
