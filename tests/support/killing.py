@@ -56,7 +56,7 @@ STARTING = {
     "load": Phase("engine.training.checkpoint:load_checkpoint"),
     "resume": Phase("engine.training.trainer:Trainer.resume"),
     "forget": Phase("engine.training.reporting:forget_after"),
-    "attempts": Phase("engine.paths:write_text", "attempts.jsonl"),
+    "attempts": Phase("engine.files:write_text", "attempts.jsonl"),
     "half of attempts": Phase("os:fsync", "attempts.jsonl", cut=True),
 }
 """Phases between the start of a process and its first step."""
@@ -93,7 +93,7 @@ WRITING = {
     "synchronise": Phase("os:fsync"),
     "rename": Phase("pathlib:Path.replace"),
     "remove": Phase("pathlib:Path.unlink"),
-    "manifest": Phase("engine.paths:write_text", "checkpoints"),
+    "manifest": Phase("engine.files:write_text", "checkpoints"),
     "half a manifest": Phase("os:fsync", "json", cut=True),
     "export": Phase("engine.training.trainer:Trainer.export_weights"),
     "half an export": Phase("os:fsync", "safetensors", cut=True),
@@ -103,9 +103,9 @@ WRITING = {
 
 ENDING = {
     "record": Phase("engine.training.trainer:Trainer.record"),
-    "write the outcome": Phase("engine.paths:write_text", "outcome.json"),
+    "write the outcome": Phase("engine.files:write_text", "outcome.json"),
     "half an outcome": Phase("os:fsync", "outcome.json", cut=True),
-    "write the record": Phase("engine.paths:write_text", "record.json"),
+    "write the record": Phase("engine.files:write_text", "record.json"),
     "half a record": Phase("os:fsync", "record.json", cut=True),
     "clean up": Phase("engine.training.checkpoint:remove_checkpoints"),
 }

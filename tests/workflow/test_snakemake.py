@@ -52,14 +52,20 @@ def finished(smoke, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(finished, tmp_path_factory):
+def killed(original, finished, tmp_path_factory):
     """The smoke suite in another folder, with every training killed once in its middle and then run again."""
     folder = tmp_path_factory.mktemp("killed")
     # The pictures are not what is tested here: built once is enough. Their times stay, so nothing looks newer.
     shutil.copytree(finished / "data", folder / "data")
     config = ["--config", "suites=smoke", 'execution={"save_every_min": 0}']
+    # Tables say which commit they are of: that of the finished suite.
+    env = {**os.environ, "PYTHONPATH": str(original)}
     process = subprocess.Popen(
-        [*COMMAND, *PROFILE, "--keep-going", *config], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*COMMAND, *PROFILE, "--keep-going", *config],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     struck = set()
     while process.poll() is None:
@@ -73,19 +79,19 @@ def killed(finished, tmp_path_factory):
     assert process.returncode == 1
     assert not records(folder)
     assert len(struck) == 5
-    snakemake(folder, *config)
+    snakemake(folder, *config, env=env)
     return folder
 
 
 def processes_of(run):
-    """Pids of the job's own processes: their command line names the run's folder of jobs."""
+    """Pids of the job's own processes: their command line names the run's folder, no other test's of that name."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"submitit" in command and f"runs/{run.name}/jobs/train".encode() in command:
+            if b"submitit" in command and f"{run}/jobs/train".encode() in command:
                 yield int(entry.name)
 
 
