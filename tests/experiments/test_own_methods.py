@@ -74,7 +74,8 @@ import sys
 from pathlib import Path
 from engine.method import MethodEnv
 from engine.registry import build_method
-from engine.spec import MethodSpec, parse
+from engine.schema.base import parse
+from engine.schema.run import MethodSpec
 env = MethodEnv(embed_dim=4, dataset_size=20, global_batch_size=8, steps_per_epoch=2, num_steps=4)
 print(type(build_method(parse(MethodSpec, sys.argv[1], "argument"), env)).version)
 """

@@ -278,7 +278,7 @@ WATCH = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from engine.suite import ExpandedSuite
+from engine.schema.suite import ExpandedSuite
 from experiments.watch import watch
 watch([ExpandedSuite.model_validate_json(Path("suite.json").read_text())], Console(), every_sec=0.2)
 """

@@ -53,7 +53,7 @@ def test_a_folder_without_weights_is_refused_instead_of_evaluating_random_ones(t
 LIBRARIES = """
 import sys, torch
 from pathlib import Path
-from engine.towers import build_towers, export, load_export, open_clip
+from engine.training.towers import build_towers, export, load_export, open_clip
 build_towers("tiny-vit", seed=0)
 assert not {"transformers", "timm"} & sys.modules.keys()
 open_clip.add_model_config(Path("models"))
