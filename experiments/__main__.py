@@ -29,10 +29,10 @@ from experiments.watch import Watcher, show, watch
 CONTRACT = (
     "contract/test_methods.py",
     "contract/test_methods_in_processes.py",
-    "engine/test_train.py::test_gradients_reach_both_towers_and_all_that_the_method_hands_over",
-    "engine/test_train.py::test_accumulation_gives_the_gradient_of_the_whole_batch",
-    "engine/test_train.py::test_two_processes_train_as_one_does",
-    "engine/test_trainer.py::test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_it",
+    "engine/training/test_train.py::test_gradients_reach_both_towers_and_all_that_the_method_hands_over",
+    "engine/training/test_train.py::test_accumulation_gives_the_gradient_of_the_whole_batch",
+    "engine/training/test_train.py::test_two_processes_train_as_one_does",
+    "engine/training/test_trainer.py::test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_it",
 )
 """The tests of what every method promises."""
 

@@ -52,7 +52,8 @@ def test_of_several_processes_the_one_that_was_killed_is_shown(root, slurm):
     error, _ = launch(slurm, "work", tasks_per_node=2)
     assert "(fails) has no result: FAILED: process 1: srun: error: " in error
     assert ": task 1: Killed\n" in error
-    assert "connection closed by peer" in error
+    # What the other one says, if Slurm leaves it the time, does not take the first place.
+    assert "process 0" not in error
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
