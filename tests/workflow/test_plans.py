@@ -21,7 +21,8 @@ from experiments.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
-MAX_CPU_SEC = 15
+MAX_CPU_SEC = 25
+"""It takes 12 on an idle machine, whose target is 15; beside other tests its seconds do up to half as much."""
 
 
 def snakemake(folder, *args, checkout=ROOT, returncode=0):
