@@ -36,7 +36,7 @@ class _Remembered(Frozen):
 
 
 def folder_digest(folder: Path) -> str:
-    """Return `engine.paths.folder_sha256`, from memory if no file has come, gone or been touched since.
+    """Return `engine.files.folder_sha256`, from memory if no file has come, gone or been touched since.
 
     The memory is in the results, where there are any.
     """

@@ -77,7 +77,7 @@ class EvalCard(Frozen):
     """The column whose groups a worst-group metric compares."""
     chance: float = Field(ge=0, le=1)
     sha256: str | None = None
-    """Digest of the folder as `engine.paths.folder_sha256` takes it; None compares only the counts."""
+    """Digest of the folder as `engine.files.folder_sha256` takes it; None compares only the counts."""
     hf_repo: str | None = None
     """Data set repository on the Hugging Face Hub that `path` is a copy of."""
     hf_revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")

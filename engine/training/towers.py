@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine import files
-from engine.imports import hidden
+from engine.imports import hidden, late
 from engine.schema.base import unknown_name
 from engine.versions import ROOT
 
-# Both take long to import. `need_libraries` imports them for the models that have an encoder from there.
-with hidden("transformers", "timm"):
+# All take long to import. `need_libraries` imports the first two for the models that have an encoder from there;
+# torchvision, which open_clip imports, asks the last for functions that it calls when something is compiled.
+with hidden("transformers", "timm"), late("torch._dynamo", "torch._dynamo.utils"):
     import open_clip
 
 CONFIGS = ROOT / "engine" / "models"

@@ -346,9 +346,9 @@ def test_nothing_half_written_stays_of_a_process_that_was_killed(tmp_path):
     (tmp_path / "weights").mkdir()
     code = (
         "import os, sys; from pathlib import Path; import torch; from safetensors.torch import save_file\n"
-        "from engine import paths\n"
+        "from engine import files\n"
         "weights = {'x': torch.zeros(1 << 29, dtype=torch.uint8)}\n"
-        "with paths.atomic_write(Path(sys.argv[1])) as path: path.touch(); print('writing', flush=True);"
+        "with files.atomic_write(Path(sys.argv[1])) as path: path.touch(); print('writing', flush=True);"
         " save_file(weights, path)"
     )
     for name in ("weights/model.safetensors", "record.json"):
