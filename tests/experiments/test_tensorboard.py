@@ -76,15 +76,15 @@ def test_a_later_command_writes_what_is_new_and_leaves_alone_what_is_not(suite, 
     spec = suite.runs[1].spec
     path = paths.metrics(spec.run_id)
     lines = [json.dumps(line) + "\n" for line in logged(suite.runs[0].spec)]
-    files = []
+    written = []
     for known in (2, 2, 5):
         files.write_text(path, "".join(lines[:known]))
         assert mirror([suite], tmp_path, every_sec=None) == 2
         (file,) = (path for path in (tmp_path / spec.run_id).iterdir() if path.stat().st_size)
-        files.append(file.name)
+        written.append(file.name)
         assert steps_of(tmp_path / spec.run_id) == [2, 4, 6, 8, 10][:known]
     path.unlink()
-    assert files[0] == files[1] != files[2]
+    assert written[0] == written[1] != written[2]
 
 
 def follow(suite, folder, monkeypatch, *changes):
