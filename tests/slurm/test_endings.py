@@ -16,13 +16,14 @@ TWO_PROCESSES = """
 import os, pathlib, signal, time
 
 def main(argv):
-    "Let the second process be killed as for its memory; the first one notices at once that it is alone."
+    "Let the second process be killed as for its memory; the first one notices that it is alone."
     pid = pathlib.Path("pid")
     if os.environ["RANK"] == "1":
         pid.write_text(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGKILL)
     while not pid.exists() or os.path.exists(f"/proc/{pid.read_text() or 'self'}"):
         time.sleep(0.01)
+    time.sleep(5)  # as long as srun may take to say which task it misses
     raise RuntimeError("connection closed by peer")
 """
 
