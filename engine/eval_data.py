@@ -7,7 +7,8 @@
     <path>/instances.jsonl                          association only: {"cue", "candidates", "associations"} a line
     <path>/<split>/nshards.txt                      how many shards there are
     <path>/<split>/0.tar, 1.tar, ...                key.{webp,png,jpg,jpeg} with key.cls (classification),
-                                                    key.txt (retrieval: a caption a line), key.npy (metadata columns)
+                                                    key.txt (retrieval: a caption a line; image_caption_selection: the
+                                                    right one first), key.npy (metadata columns)
 
 Everything but the images is read and checked before a model is run. Images are read by offset, so that any number of
 worker processes sees them in the order of the archives.
@@ -84,7 +85,7 @@ class EvalData:
     labels: Tensor
     """(N,) int64, empty unless classification."""
     captions: list[list[str]]
-    """By image; empty unless retrieval."""
+    """By image; of image_caption_selection the right one first. Empty for other tasks."""
     metadata: NDArray[np.float64]
     """(N, columns of the card)."""
     instances: list[Instance]
@@ -123,7 +124,7 @@ def read(card: EvalCard) -> EvalData:
                 locations.append(Location(shard, key, *fields[extension]))
                 if card.task == "zeroshot_classification":
                     labels.append(_label(card, shard, key, content("cls"), len(classes)))
-                elif card.task == "zeroshot_retrieval":
+                elif card.task != "association":
                     captions.append(_captions(card, shard, key, content("txt")))
                 if card.metadata:
                     metadata.append(_row(card, shard, key, content("npy")))
@@ -282,6 +283,14 @@ def _check_counts(
         fail(card, f"{num_captions} captions in {card.path}, its card says {card.captions}")
     if card.task == "zeroshot_retrieval" and not num_captions:
         fail(card, f"no captions in {card.path}")
+    if card.task == "image_caption_selection":
+        for location, choices in zip(locations, captions, strict=True):
+            if not 2 <= len(choices) == len(captions[0]) == len(set(choices)):
+                fail(
+                    card,
+                    f"{location.shard}, key {location.key!r}: the captions are {choices}, expected two or more, all "
+                    f"different, as many as the first image has ({len(captions[0])}), the right one first",
+                )
 
 
 def split_transform(transform: Any) -> tuple[Callable[[Image.Image], Tensor], Callable[[Tensor], Tensor]]:
@@ -406,6 +415,13 @@ class ImageBatches:
             if isinstance(batch, str):
                 fail(self.data.card, batch)
             yield batch
+
+    def with_captions(self) -> Iterator[tuple[Tensor, list[list[str]]]]:
+        """Yield every batch with its images' captions."""
+        row = 0
+        for images in self:
+            yield images, self.data.captions[row : row + len(images)]
+            row += len(images)
 
     def with_labels(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every batch with its labels (B,)."""
