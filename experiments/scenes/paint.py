@@ -94,13 +94,13 @@ def trained_grounds() -> Grounds:
 
 
 def other_grounds() -> Grounds:
-    """Return grounds that are never trained on: dotted, ringed or waved, in stronger and darker shades."""
+    """Return grounds that are never trained on: dotted, ringed or waved, in stronger shades."""
     x, y = _grid()
     dots = [np.where((x % width < width // 2) & (y % width < width // 2), 2, 0) for width in (4, 6, 8)]
     rings = [((x - a) ** 2 + (y - b) ** 2) // 48 % SHADES for a in (0, 12, 24) for b in (4, 16, 28)]
     zigzags = [(y + np.abs(x % 8 - 4)) // width % 2 * 2 for width in (2, 4)]
-    lights = ((226, 214, 190), (196, 214, 226), (206, 220, 196), (224, 204, 216))
-    return Grounds([pattern.astype(np.uint8) for pattern in (*dots, *rings, *zigzags)], [_shades(a, 9) for a in lights])
+    lights = ((238, 226, 204), (212, 228, 240), (222, 236, 212), (238, 218, 230))
+    return Grounds([pattern.astype(np.uint8) for pattern in (*dots, *rings, *zigzags)], [_shades(a, 7) for a in lights])
 
 
 def steps_of(ink: bytes, side_px: int) -> Pixels:
