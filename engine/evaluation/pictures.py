@@ -127,6 +127,13 @@ class ImageBatches:
             self.num_transparent += int(transparent.sum())
             yield images
 
+    def with_captions(self) -> Iterator[tuple[Tensor, list[list[str]]]]:
+        """Yield every batch with its images' captions."""
+        row = 0
+        for images in self:
+            yield images, self.data.captions[row : row + len(images)]
+            row += len(images)
+
     def with_labels(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every batch with its labels (B,)."""
         row = 0

@@ -7,7 +7,8 @@
     <path>/instances.jsonl                          association only: {"cue", "candidates", "associations"} a line
     <path>/<split>/nshards.txt                      how many shards there are
     <path>/<split>/0.tar, 1.tar, ...                key.{webp,png,jpg,jpeg} with key.cls (classification),
-                                                    key.txt (retrieval: a caption a line), key.npy (metadata columns)
+                                                    key.txt (retrieval: a caption a line; image_caption_selection: the
+                                                    right one first), key.npy (metadata columns)
 
 Everything but the images is read and checked before a model is run; `problems` does it before a model is trained.
 Imports no torch, so that the workflow can ask.
@@ -78,7 +79,7 @@ class EvalData:
     labels: NDArray[np.int64]
     """(N,), empty unless classification."""
     captions: list[list[str]]
-    """By image; empty unless retrieval."""
+    """By image; of image_caption_selection the right one first. Empty for other tasks."""
     metadata: NDArray[np.float64]
     """(N, columns of the card)."""
     instances: list[Instance]
@@ -154,7 +155,7 @@ def _contents(card: EvalCard, sha256: str, window_bytes: int) -> EvalData:
                 locations.append(Location(shard, key, *fields[extension]))
                 if card.task == "zeroshot_classification":
                     labels.append(_label(card, shard, key, content("cls")))
-                elif card.task == "zeroshot_retrieval":
+                elif card.task != "association":
                     captions.append(_captions(card, shard, key, content("txt")))
                 if card.metadata:
                     metadata.append(_row(card, shard, key, content("npy")))
@@ -332,3 +333,11 @@ def _check(data: EvalData) -> None:
             fail(card, f"no image of {len(lacking)} candidates, e.g. {', '.join(lacking[:3])}")
         if len(keys) != len(locations):
             fail(card, "two images have the same key")
+    if card.task == "image_caption_selection":
+        for location, choices in zip(locations, data.captions, strict=True):
+            if not 2 <= len(choices) == len(data.captions[0]) == len(set(choices)):
+                fail(
+                    card,
+                    f"{location.shard}, key {location.key!r}: the captions are {choices}, expected two or more, all "
+                    f"different, as many as the first image has ({len(data.captions[0])}), the right one first",
+                )

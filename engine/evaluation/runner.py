@@ -33,6 +33,7 @@ from engine.schema.record import Record
 from engine.training.towers import load_export
 
 with late("sklearn", "sklearn.metrics"):
+    from clip_benchmark.metrics import image_caption_selection
     from clip_benchmark.metrics import zeroshot_classification as zsc
 
 BATCH_SIZE = 64
@@ -169,6 +170,15 @@ def _retrieval(data: EvalData, model: Model, images: ImageBatches) -> Answer:
     return Answer({**metrics, "mean_recall@1": sum(metrics[name] for name in both) / 2}, outcomes)
 
 
+def _selection(data: EvalData, model: Model, images: ImageBatches) -> Answer:
+    found = image_caption_selection.evaluate(model, images.with_captions(), model.tokenizer, model.device, amp=False)
+    # Of one image and several captions: whether the image's best is the first. The other two metrics say nothing more.
+    count = len(data.captions)
+    hits = round(found["text_acc"] * count)
+    outcomes = scoring.count_outcomes(np.zeros(count, np.int64), np.arange(count) < hits)
+    return Answer({"text_acc": found["text_acc"]}, outcomes)
+
+
 def _association(data: EvalData, model: Model, images: ImageBatches) -> Answer:
     image_ND = model.unit_images(images)
     row_of = {location.key: row for row, location in enumerate(data.locations)}
@@ -190,7 +200,12 @@ def _association(data: EvalData, model: Model, images: ImageBatches) -> Answer:
     return Answer({name: math.fsum(values) / len(values) for name, values in scores.items()}, outcomes)
 
 
-TASKS = {"zeroshot_classification": _classification, "zeroshot_retrieval": _retrieval, "association": _association}
+TASKS = {
+    "zeroshot_classification": _classification,
+    "zeroshot_retrieval": _retrieval,
+    "image_caption_selection": _selection,
+    "association": _association,
+}
 
 
 def answer_set(data: EvalData, model: Model) -> Answer:

@@ -20,6 +20,7 @@ TASK_METRICS = {
         "acc_wg",
     ),
     "zeroshot_retrieval": ("mean_recall@1",),
+    "image_caption_selection": ("text_acc",),
     "association": ("jaccard_score_10-12",),
 }
 """Main metrics by task, under DataComp's names."""
@@ -54,11 +55,12 @@ class EvalCard(Frozen):
     title: str
     """A word or two: the name of a column."""
     description: str = ""
-    task: Literal["zeroshot_classification", "zeroshot_retrieval", "association"]
+    task: Literal["zeroshot_classification", "zeroshot_retrieval", "image_caption_selection", "association"]
     metric: Literal[
         "acc1",
         "mean_per_class_recall",
         "mean_recall@1",
+        "text_acc",
         "F1-macro_all",
         "acc_worst_region",
         "acc_top5_wg",

@@ -26,9 +26,27 @@ def png(pixels: bytes, height: int, width: int) -> bytes:
     stride = len(pixels) // height
     rows = b"".join(b"\0" + pixels[start : start + stride] for start in range(0, len(pixels), stride))
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if stride == 3 * width else 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", _stored(rows)), (b"IEND", b""))
+    return _chunks((b"IHDR", header), (b"IDAT", _stored(rows)))
+
+
+def palette_png(codes: bytes, height: int, width: int, palette: bytes) -> bytes:
+    """Return a picture of few colours as PNG, a third as large as `png`.
+
+    Args:
+        codes: (height, width) uint8 in C order: rows of the palette.
+        height: In pixels.
+        width: In pixels.
+        palette: RGB of at most 256 colours.
+    """
+    rows = b"".join(b"\0" + codes[start : start + width] for start in range(0, len(codes), width))
+    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    return _chunks((b"IHDR", header), (b"PLTE", palette), (b"IDAT", _stored(rows)))
+
+
+def _chunks(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
     )
 
 

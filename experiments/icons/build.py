@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -49,6 +49,40 @@ def build(out: Path, *, size: Size, cache: Path, jobs: int, update_cards: bool =
         SourceError: If a wheel cannot be had.
         CardError: If what was built differs from the cards; `out` is left as it was.
     """
+
+    def fill(folder: Path, wheels: Mapping[str, ZipFile]) -> dict[str, Any]:
+        train, evals = _draw(wheels, size, jobs)
+        _write(folder, train, evals)
+        made = licences.MADE.format(side=render.SIDE_PX)
+        (folder / "LICENSES.md").write_bytes(licences.licence_notes(wheels, made=made).encode())
+        return manifest(folder, RECIPE, size.name, concepts=len({picture.icon.concept for picture in train}))
+
+    return publish(out, cache, fill, cards.ICONS, update_cards=update_cards)
+
+
+def publish(
+    out: Path,
+    cache: Path,
+    fill: Callable[[Path, Mapping[str, ZipFile]], dict[str, Any]],
+    family: cards.Family,
+    *,
+    update_cards: bool,
+) -> dict[str, Any]:
+    """Make a folder of any embedded data set: beside its place, and moved there once its cards say what is in it.
+
+    Args:
+        out: Folder to make; an earlier one is replaced.
+        cache: Folder of wheels; missing ones are fetched.
+        fill: Writes the data set made of these wheels into a folder, and returns its manifest.
+        family: What its cards say.
+        update_cards: Rewrite the cards with what was built instead of comparing.
+
+    Returns:
+        The manifest, which is written as well.
+
+    Raises:
+        OutputError, SourceError, CardError: As `build`.
+    """
     out = out.resolve()  # a link stays: what it points to is replaced
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: give an empty or a new folder")
@@ -62,21 +96,18 @@ def build(out: Path, *, size: Size, cache: Path, jobs: int, update_cards: bool =
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-unfinished-") as beside:
         folder = Path(beside) / "new"
         folder.mkdir()
-        train, evals = _draw(wheels, size, jobs)
-        _write(folder, train, evals)
-        (folder / "LICENSES.md").write_bytes(licences.licence_notes(wheels, side=render.SIDE_PX).encode())
-        manifest = _manifest(folder, size, train)
-        (folder / "manifest.json").write_bytes((json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+        found = fill(folder, wheels)
+        (folder / "manifest.json").write_bytes((json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
-        made = cards.cards(manifest)
+        made = cards.cards(found, family)
         if update_cards:
-            cards.write(made)
+            cards.write(made, family)
         else:
             cards.check(made)
         if out.exists():
             out.rename(Path(beside) / "old")
         folder.rename(out)
-    return manifest
+    return found
 
 
 def _draw(wheels: Mapping[str, ZipFile], size: Size, jobs: int) -> tuple[list[Picture], dict[str, EvalSet]]:
@@ -117,8 +148,7 @@ def _write(folder: Path, train: list[Picture], evals: dict[str, EvalSet]) -> Non
     table = [("set", "key", "source", "concept")]
     captions = [sets.training_caption(picture.icon) for picture in train]
     samples = [_sample(picture, txt=caption) for picture, caption in zip(train, captions, strict=True)]
-    names = [f"{shard:05d}.tar" for shard in range(max(1, round(len(samples) / shards.PAIRS_PER_SHARD)))]
-    write_shards(folder / "train", samples, len(samples), names)
+    write_shards(folder / "train", samples, len(samples), shards.names(len(samples)))
     table += _rows("train", train)
     for name, chosen in evals.items():
         target = folder / "evals" / name
@@ -150,12 +180,20 @@ def _rows(name: str, pictures: list[Picture]) -> list[tuple[str, str, str, str]]
     return [(name, f"{number:06d}", p.icon.key, p.icon.concept) for number, p in enumerate(pictures)]
 
 
-def _manifest(folder: Path, size: Size, train: list[Picture]) -> dict[str, Any]:
-    """Read back what was written, check it, count it, and list it."""
+def manifest(folder: Path, recipe: str, name: str, **counts: int) -> dict[str, Any]:
+    """Read back what was written, check it, count it, and list it.
+
+    Args:
+        folder: A data set, but for its manifest.
+        recipe: Raised when the same wheels are to give another data set.
+        name: The data set's.
+        counts: Further numbers of the training set.
+
+    Raises:
+        LayoutError: If an evaluation set is not what its readers expect.
+    """
     names = sorted(path.name for path in (folder / "train").iterdir())
-    samples = shards.read_shards(folder / "train", names)
-    captions = [sample["txt"].decode() for sample in samples]
-    assert len(samples) == len(train), "every training pair is written"
+    captions = [sample["txt"].decode() for shard in names for sample in shards.read_shards(folder / "train", [shard])]
     digests = {
         path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -163,17 +201,12 @@ def _manifest(folder: Path, size: Size, train: list[Picture]) -> dict[str, Any]:
     for path in sorted((folder / "evals").iterdir()):
         evals[path.name] = {**shards.check_eval_set(path), "sha256": folder_sha256(path)}
     return {
-        "recipe": RECIPE,
-        "name": size.name,
+        "recipe": recipe,
+        "name": name,
         "wheels": {
             wheel.project: {"version": wheel.version, "sha256": wheel.sha256} for wheel in sources.pinned_wheels()
         },
-        "train": {
-            "pairs": len(samples),
-            "captions": len(set(captions)),
-            "concepts": len({picture.icon.concept for picture in train}),
-            "shards": len(names),
-        },
+        "train": {"pairs": len(captions), "captions": len(set(captions)), **counts, "shards": len(names)},
         "evals": evals,
         "files": digests,
     }

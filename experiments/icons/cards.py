@@ -28,6 +28,19 @@ class Kind(NamedTuple):
     metric: str = "acc1"
 
 
+class Family(NamedTuple):
+    """What the cards of an embedded data set say beside what was counted."""
+
+    module: str
+    """Whose command builds it."""
+    options: dict[str, str]
+    """Of that command, by data set."""
+    title: str
+    kinds: dict[str, Kind]
+    """By the end of an evaluation set's name."""
+    licence: str
+
+
 KINDS = {
     "unseen_styles": Kind("Unseen styles", "zero-shot by concept in icon families that are never trained on"),
     "thin": Kind("Thin", "unseen styles, drawn in thin lines by their designers"),
@@ -53,7 +66,13 @@ KINDS = {
         "Validation", "retrieval on the validation concepts: the only set that tuning may look at", "mean_recall@1"
     ),
 }
-"""By the end of the set's name."""
+ICONS = Family(
+    "experiments.icons",
+    {"icons": "", "icons_tiny": " --tiny"},
+    "Icons and emoji with captions made of their names",
+    KINDS,
+    SUMMARY,
+)
 SOURCES = "icons and emoji of the wheels pinned in experiments/icons/wheels.txt"
 MEASURED = (
     "revision",
@@ -118,34 +137,36 @@ def worst_group_by_chance(sizes: Sequence[int], p: float) -> float:
     return mean
 
 
-def cards(manifest: dict[str, Any]) -> dict[Path, Card]:
+def cards(manifest: dict[str, Any], family: Family = ICONS) -> dict[Path, Card]:
     """Return the cards of a build by path: first the training set's, then those of its evaluation sets."""
     name, tiny = manifest["name"], manifest["name"].endswith("_tiny")
     home = f"data/{name}"
-    build = f"python -m experiments.icons --out {home}" + (" --tiny" if tiny else "")
+    build = f"python -m {family.module} --out {home}{family.options[name]}"
     ready = f"{home}/manifest.json"
     suffix = " (a small part, for tests)" if tiny else ""
     made: dict[Path, Card] = {
         FOLDER / "datasets" / f"{name}.yaml": {
             "name": name,
-            "title": "Icons and emoji with captions made of their names" + suffix,
+            "title": family.title + suffix,
             "revision": f"{manifest['recipe']}-{_digest(manifest)[:12]}",
             "pairs": manifest["train"]["pairs"],
             "shards": f"{home}/train",
             "captions": {"member": "txt"},
-            "licence": SUMMARY,
+            "licence": family.licence,
             "source": f"{SOURCES}; drawn with {drawn_with()}",
             "build": build,
             "ready": ready,
         }
     }
     for key, found in manifest["evals"].items():
-        kind = KINDS[key.removeprefix(f"{name}_")]
+        kind = family.kinds[key.removeprefix(f"{name}_")]
         task = next(task for task, metrics in TASK_METRICS.items() if kind.metric in metrics)
         counts = {count: found[count] for count in ("images", "classes", "captions") if count in found}
         if task == "association":
             counts = {"images": found["tasks"]}  # as WinoGAViL's are counted
             chance = jaccard_by_chance(CANDIDATES, ASSOCIATED)
+        elif task == "image_caption_selection":
+            chance = 1 / found["choices"]
         else:
             chance = 1 / (counts["classes"] if "classes" in counts else counts["images"])
         if "families" in found:
@@ -162,7 +183,7 @@ def cards(manifest: dict[str, Any]) -> dict[Path, Card]:
             **({"metadata": ["family"], "group_by": "family"} if "families" in found else {}),
             "chance": round(chance, 5),
             "sha256": found["sha256"],
-            "licence": SUMMARY,
+            "licence": family.licence,
             "source": SOURCES,
             "build": build,
             "ready": ready,
@@ -195,8 +216,8 @@ def check(made: dict[Path, Card]) -> None:
         )
 
 
-def write(made: dict[Path, Card]) -> None:
+def write(made: dict[Path, Card], family: Family = ICONS) -> None:
     """Write the cards into the repository."""
     for path, card in made.items():
         text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110)
-        path.write_bytes(f"# Written by python -m experiments.icons --update-cards.\n{text}".encode())
+        path.write_bytes(f"# Written by python -m {family.module} --update-cards.\n{text}".encode())

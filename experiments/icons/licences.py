@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from zipfile import ZipFile
 
@@ -84,27 +84,30 @@ LICENCES = (
 _HEAD = """\
 # Licences of the pictures
 
-The pictures were drawn from the sources below: reduced to {side} x {side} pixels, turned, scaled, and in part
-inverted. `pictures.tsv` says which source each picture comes from. A picture stays under its source's licence; those
-from OpenMoji may be passed on under CC-BY-SA-4.0 only.
+{made}
 
 | source | used for | holder | licence | wheel |
 | --- | --- | --- | --- | --- |
 """
+MADE = """\
+The pictures were drawn from the sources below: reduced to {side} x {side} pixels, turned, scaled, and in part
+inverted. `pictures.tsv` says which source each picture comes from. A picture stays under its source's licence; those
+from OpenMoji may be passed on under CC-BY-SA-4.0 only."""
 
 
-def licence_notes(wheels: Mapping[str, ZipFile], *, side: int) -> str:
+def licence_notes(wheels: Mapping[str, ZipFile], *, made: str, without: Collection[str] = ()) -> str:
     """Return ``LICENSES.md``: a table of the sources, and what the wheels themselves say.
 
     Args:
         wheels: Opened wheels by project.
-        side: Side of the pictures in pixels.
+        made: How the pictures were made from them.
+        without: Sources that are in none.
 
     Raises:
         SourceError: If a wheel does not say what the table claims.
     """
     rows, texts = [], []
-    for licence in LICENCES:
+    for licence in (licence for licence in LICENCES if licence.source not in without):
         text = wheels[licence.project].read(licence.member).decode().replace("\r\n", "\n")
         if licence.evidence not in text:
             raise SourceError(
@@ -116,4 +119,4 @@ def licence_notes(wheels: Mapping[str, ZipFile], *, side: int) -> str:
         said = text if licence.whole else next(line for line in text.splitlines() if licence.evidence in line)
         quoted = "\n".join(f"    {line}".rstrip() for line in said.strip().splitlines())
         texts.append(f"\n## {licence.source}\n\nFrom `{licence.member}` of {licence.project}:\n\n{quoted}\n")
-    return _HEAD.format(side=side) + "".join(rows) + "".join(texts)
+    return _HEAD.format(made=made) + "".join(rows) + "".join(texts)

@@ -92,8 +92,7 @@ def render(icon: Icon, shift: Shift = "") -> tuple[bytes, bytes] | None:
 
     angle_deg = (2 * draw("rotation", icon.key) - 1) * MAX_ROTATION_DEG
     if shift == "turned":
-        least, most = TURN_DEG
-        angle_deg = (least + draw("turn", icon.key) * (most - least)) * (1 if angle_deg > 0 else -1)
+        angle_deg = _turn_deg(icon.key)
     if shift == "sketched":
         ink = _wobbled(ink, icon.key)
     smallest, largest = INK_SIDE_PX
@@ -112,9 +111,41 @@ def render(icon: Icon, shift: Shift = "") -> tuple[bytes, bytes] | None:
     return small.tobytes(), look.tobytes()
 
 
+def stencils(
+    icons: Sequence[Icon], sides_px: Sequence[int], shift: Shift, fonts: Mapping[str, bytes]
+) -> Iterator[list[bytes]]:
+    """Draw the ink of icons alone, upright unless the shift turns them, cut out at its edges; in this process.
+
+    Args:
+        icons: Icons in one colour that show something.
+        sides_px: Sides of the squares to draw each of them in.
+        shift: One that moves ink.
+        fonts: Font files by the name the icons use.
+
+    Yields:
+        Of each icon its ink in every side, (side, side) uint8 in C order.
+    """
+    _use(fonts)
+    for icon in icons:
+        ink, _ = _ink_of(icon)
+        if shift == "sketched":
+            ink = _wobbled(ink, icon.key)
+        if shift == "turned":
+            ink = ink.rotate(_turn_deg(icon.key), Image.Resampling.BICUBIC, expand=True)
+        cut = _cut_out(ink)
+        assert cut is not None, "what shows upright shows when shifted"
+        yield [cut.resize((side, side), Image.Resampling.BOX).tobytes() for side in sides_px]
+
+
 def _use(fonts: Mapping[str, bytes]) -> None:
     global _fonts
     _fonts = fonts
+
+
+def _turn_deg(key: str) -> float:
+    """Return the turn of the shift ``turned``, to the side to which the icon leans by itself."""
+    least, most = TURN_DEG
+    return (least + draw("turn", key) * (most - least)) * (1 if draw("rotation", key) > 0.5 else -1)
 
 
 @lru_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,11 @@ def read_shards(folder: Path, names: Sequence[str]) -> list[Sample]:
     return list(samples.values())
 
 
+def names(pairs: int) -> list[str]:
+    """Return the names of the shards for so many training pairs."""
+    return [f"{shard:05d}.tar" for shard in range(max(1, round(pairs / PAIRS_PER_SHARD)))]
+
+
 def npy(number: int) -> bytes:
     """Return a row of metadata with one column, as .npy."""
     file = io.BytesIO()
@@ -59,10 +65,9 @@ def write_eval_set(
 ) -> None:
     """Write a set as `engine.evaluation.reading` reads it: classification for classes, association for tasks.
 
-    Without either, it is for retrieval.
+    Without either, it is for retrieval or, with several captions a picture, for choosing one of them.
     """
-    names = [f"{shard}.tar" for shard in range(NUM_EVAL_SHARDS)]
-    shards.write_shards(folder / "test", samples, len(samples), names)
+    shards.write_shards(folder / "test", samples, len(samples), [f"{shard}.tar" for shard in range(NUM_EVAL_SHARDS)])
     files: dict[str, Sequence[str]] = {"test/nshards.txt": [str(NUM_EVAL_SHARDS)]}
     if classes:
         files |= {"classnames.txt": classes, "zeroshot_classification_templates.txt": templates}
@@ -79,7 +84,7 @@ def check_eval_set(folder: Path) -> dict[str, Any]:
 
     Returns:
         Number of ``images``, and of ``classes``, ``captions`` or ``tasks``; ``families``, if they are compared, has
-        the number of images of each.
+        the number of images of each. ``choices`` are the captions of each picture, if there are several.
 
     Raises:
         LayoutError: Naming the folder and what is wrong with it.
@@ -101,13 +106,16 @@ def check_eval_set(folder: Path) -> dict[str, Any]:
         with Image.open(io.BytesIO(sample["png"])) as picture:
             shape = (picture.mode, *picture.size)
             picture.load()  # checks the sums
-        require(shape == ("RGB", SIDE_PX, SIDE_PX), f"picture {number} is {shape}")
+        require(shape in {(mode, SIDE_PX, SIDE_PX) for mode in ("RGB", "P")}, f"picture {number} is {shape}")
     if (folder / "dataset_type.txt").exists():
         require(lines("dataset_type.txt") == ["retrieval"], f"dataset_type.txt says {lines('dataset_type.txt')}")
-        captions = [sample["txt"].decode() for sample in samples]
-        require(all(caption.strip() and "\n" not in caption for caption in captions), "a picture has not one caption")
-        require(len(set(captions)) == len(captions), "two pictures have the same caption")
-        return {"images": len(samples), "captions": len(captions)}
+        captions = [sample["txt"].decode().split("\n") for sample in samples]
+        choices = len(captions[0])
+        require(all(map(str.strip, itertools.chain(*captions))), "a caption is blank")
+        require(all(len(set(some)) == len(some) == choices for some in captions), f"not {choices} captions a picture")
+        require(len({some[0] for some in captions}) == len(captions), "two pictures have the same caption")
+        counts = {"images": len(samples), "captions": choices * len(samples)}
+        return counts | ({"choices": choices} if choices > 1 else {})
     if (folder / "instances.jsonl").exists():
         tasks = [json.loads(line) for line in lines("instances.jsonl")]
         shown = [f"{number:06d}" for number in range(len(samples))]
@@ -123,11 +131,11 @@ def check_eval_set(folder: Path) -> dict[str, Any]:
     require(
         bool(templates) and all("{c}" in template for template in templates), f"a template without {{c}} in {templates}"
     )
-    counts: dict[str, Any] = {"images": len(samples), "classes": len(classes)}
+    counted: dict[str, Any] = {"images": len(samples), "classes": len(classes)}
     if any("npy" in sample for sample in samples):
         rows = [np.load(io.BytesIO(sample["npy"]), allow_pickle=False) for sample in samples]
         require(all(row.shape == (1,) for row in rows), "a row of metadata has not one column")
         families, sizes = np.unique(rows, return_counts=True)
         require(np.array_equal(families, np.arange(len(families))), f"families are numbered {families.tolist()}")
-        counts["families"] = sizes.tolist()
-    return counts
+        counted["families"] = sizes.tolist()
+    return counted

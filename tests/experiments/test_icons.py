@@ -434,7 +434,7 @@ def test_licences_that_no_longer_say_what_we_claim_are_an_error(tmp_path: Path) 
     zipfile.ZipFile(path, "w").close()
     wheels = dict.fromkeys((licence.project for licence in licences.LICENCES), Silent(path))
     with pytest.raises(sources.SourceError, match="no longer says"):
-        licences.licence_notes(wheels, side=32)
+        licences.licence_notes(wheels, made="")
 
 
 # Pictures, looks and captions

@@ -80,6 +80,12 @@ def retrieval(folder: Path, lines: list[list[str]], *, shards: int = 2, seed: in
     return card(folder, task="zeroshot_retrieval", metric="mean_recall@1", images=len(lines), **facts)
 
 
+def selection(folder: Path, lines: list[list[str]], *, seed: int = 0) -> EvalCard:
+    """A set with the captions given, the right one first."""
+    made = retrieval(folder, lines, seed=seed, captions=sum(map(len, lines)))
+    return made.model_copy(update={"task": "image_caption_selection", "metric": "text_acc"})
+
+
 def association(folder: Path, instances: list[dict[str, object]], num_images: int, *, seed: int = 0) -> EvalCard:
     """A set with the instances given; images are called 00000, 00001, ..."""
     samples = [{"jpg": picture(1000 * seed + n, "JPEG")} for n in range(num_images)]

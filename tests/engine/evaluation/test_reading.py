@@ -225,6 +225,14 @@ def test_captions_that_are_no_text_or_not_there_are_refused(tmp_path):
     refused(evalsets.retrieval(tmp_path / "pets", [[], []]), "no captions")
 
 
+@pytest.mark.parametrize("wrong", [["a"], ["b", "b"], ["a", "b", "c"], []])
+def test_captions_to_choose_from_that_are_not_as_many_or_not_different_are_refused(tmp_path, wrong):
+    card = evalsets.selection(tmp_path / "pets", [["a", "b"], wrong])
+    refused(
+        card, rf"key '00001': the captions are {re.escape(str(wrong))}, expected two or more, all different, as many"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

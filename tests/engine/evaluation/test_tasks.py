@@ -19,6 +19,7 @@ from support.evalsets import (
     npy,
     picture,
     retrieval,
+    selection,
 )
 from torch.utils.data import DataLoader
 
@@ -52,7 +53,7 @@ def scored(eval_card):
 def stock(eval_card, seed=0):
     """The numbers of clip_benchmark's own reader, loop and metrics."""
     from clip_benchmark.datasets.builder import build_dataset
-    from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+    from clip_benchmark.metrics import image_caption_selection, zeroshot_classification, zeroshot_retrieval
 
     clip, tokenizer = LinearClip(seed), evalsets.tokenizer
     task = eval_card.task
@@ -62,6 +63,8 @@ def stock(eval_card, seed=0):
     loader = DataLoader(dataset.batched(64), batch_size=None, num_workers=0)
     if task == "zeroshot_retrieval":
         return zeroshot_retrieval.evaluate(clip, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    if task == "image_caption_selection":
+        return image_caption_selection.evaluate(clip, loader, tokenizer, "cpu", amp=False)
     classes, templates = dataset.classes, dataset.templates
     return zeroshot_classification.evaluate(clip, loader, tokenizer, classes, templates, "cpu", amp=False)
 
@@ -121,6 +124,24 @@ def test_retrieval_is_that_of_a_slow_computation(tmp_path):
     to_image = np.mean([owner[t] == np.argmax(scores[t]) for t in range(len(owner))])
     to_text = np.mean([owner[np.argmax(scores[:, n])] == n for n in range(40)])
     assert found["mean_recall@1"] == pytest.approx((to_image + to_text) / 2, abs=1e-6)
+
+
+CHOICES = [[f"number {n} {letter}" for letter in "abcd"] for n in range(150)]
+
+
+def test_choosing_a_caption_is_that_of_clip_benchmark(tmp_path):
+    eval_card = selection(tmp_path / "set", CHOICES)
+    # Of several captions for one picture it knows no other accuracy.
+    assert evaluated(eval_card) == {"text_acc": pytest.approx(stock(eval_card)["text_acc"], abs=1e-6)}
+
+
+def test_choosing_a_caption_is_the_share_of_pictures_to_which_the_first_is_nearest(tmp_path):
+    eval_card = selection(tmp_path / "set", CHOICES)
+    image = embed(LinearClip(), members(eval_card, ".png"))
+    text = embed(LinearClip(), list(itertools.chain(*CHOICES))).reshape(len(CHOICES), 4, -1)
+    nearest = np.einsum("nd,nkd->nk", image, text).argmax(axis=1)
+    assert len(set(nearest)) > 1
+    assert evaluated(eval_card)["text_acc"] == pytest.approx(np.mean(nearest == 0), abs=1e-6)
 
 
 def predicted_slowly(eval_card, best=1):
@@ -282,6 +303,7 @@ def test_a_model_that_knows_nothing_scores_chance_in_every_metric_and_on_average
         add(with_records(tmp_path / metric, rows, ["region", "country"], **facts), mean, square - mean**2)
     # As many of the texts as fixed points in a random permutation: one on average, with variance one.
     add(retrieval(tmp_path / "pairs", [[f"number {n}"] for n in range(num_pairs)]), 1 / num_pairs, 1 / num_pairs**2)
+    add(selection(tmp_path / "choices", CHOICES), 1 / 4, 1 / 4 * 3 / 4 / len(CHOICES))
     made = [instance for instance in instances(200, 120, seed=1) if len(instance["candidates"]) >= 10]
     pairs = [evalsets.jaccard_of_guesses(len(cue["candidates"]), len(cue["associations"])) for cue in made]
     means, squares = np.array(pairs).T
