@@ -58,6 +58,8 @@ class Features:
     image_BD: Tensor
     text_BD: Tensor
     index_B: Tensor
+    extra: Features | None = None
+    """The K further pairs that `Method.num_extra_pairs` asks for: the same on every process, without gradient."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,17 @@ class Method(nn.Module):
     def normalizer_eps(self) -> float:
         """The eps, 0 or more, in the log(eps + g) that `log_normalizers` estimates; by default 0, which is log g."""
         return 0.0
+
+    @property
+    def num_extra_pairs(self) -> int:
+        """K: random pairs of the training set beyond the batch that every step encodes for this method; 0 by default.
+
+        They come as `Features.extra`, in `loss` and in `log_normalizers`. Which they are follows from the seed and the
+        step; one may come twice, and may be in the batch as well: positions tell. The current encoders encode them as
+        they do the batch, but without gradient and without a trace in batch norm's running statistics. They cost K
+        forward passes a step, which processes share: K must be a multiple of the number of processes.
+        """
+        return 0
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Return this process's part of the loss; gradients are averaged over processes by the engine.

@@ -79,6 +79,11 @@ class StandaloneLoss(nn.Module):
             collectives=ProcessGroup() if dist.is_available() and dist.is_initialized() else Collectives(),
         )
         self.method = method_class(name)(resolve_config(name, options), env)
+        if self.method.num_extra_pairs:
+            raise ValueError(
+                f"{name} with these options encodes {self.method.num_extra_pairs} further training pairs in every "
+                "step, which takes the suite's own trainer: choose other options here"
+            )
         self.env, self.accum_freq = env, accum_freq
         self.step, self.part = 0, 0
         self.metrics: dict[str, Tensor] = {}

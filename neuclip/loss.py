@@ -31,6 +31,8 @@ class NeuCLIPLoss(StandaloneLoss):
     def __init__(
         self, embed_dim: int, global_batch_size: int, *, accum_freq: int = 1, seed: int = 0, **options: Any
     ) -> None:
+        if options.get("architecture") == "average":
+            raise ValueError("architecture 'average' is FastCLIP's estimate: use FastCLIPLoss")
         super().__init__(
             "neuclip",
             options,

@@ -24,6 +24,12 @@ Choices that the paper leaves open, and ours:
 - `architecture: queue`, ours, is the embeddings of the last batches in place of a network, see
   `neuclip.normalizer.Queue`: no block 2. What it has no use for (`num_updates`, `npn_lr`, `restart_period`,
   `objective`, `updates`) changes nothing, as `num_prototypes` does with `mlp`.
+- Controls, ours, tell what a gain comes of. Three have no block 2 (see `neuclip.normalizer`): `architecture: exact`
+  encodes `num_prototypes` fresh random pairs in every step and takes the mean over them, which is exact in expectation
+  and slow; `average` is FastCLIP's moving average of each pair's own estimates; `batch` is the batch's own estimate,
+  which makes every weight 1. `temperature_gradient: infonce` moves the temperature as InfoNCE over the batch would,
+  whatever moves the encoders. `positive: counted` adds the anchor's own pair to g and to exp(alpha), as one
+  of a batch's G terms. `batch` with both is OpenCLIP, times the temperature.
 - A weight exp(log(eps + g) - alpha) is capped at exp(40), see `neuclip.objective.MAX_GAP`.
 
 Shape suffixes: 2 sides (image anchors, text anchors), B local batch, G global batch, D embedding.
@@ -52,8 +58,8 @@ from engine.method import (
 )
 from engine.schema.record import Signature
 from engine.signatures import Log
-from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes, Queue
-from neuclip.objective import MAX_GAP, conjugate_slope, regression_slope, unified
+from neuclip.normalizer import MLP, Anchors, Average, Batch, Fresh, Normalizer, Observed, Prototypes, Queue, Stored
+from neuclip.objective import MAX_GAP, conjugate_slope, count_positive, regression_slope, unified
 from neuclip.signatures import find_signatures
 
 RHO_SHARE = 0.6
@@ -73,14 +79,15 @@ class NeuCLIPTemperature(TemperatureConfig):
 class NeuCLIP(Method):
     """NeuCLIP. Its state: the temperature, the network, AdaGrad's accumulator, embeddings kept for a restart.
 
-    With `architecture: queue`, the temperature and the queue.
+    Without a network, the temperature and what stands in the network's place.
     """
 
     class Config(MethodConfig):
         """Options. Source of the defaults: the paper, where nothing else is said."""
 
         num_prototypes: int = Field(default=4096, ge=1)
-        """m, per side. ``queue``: embeddings in the queue, rounded up to whole batches."""
+        """m, per side. ``queue``: embeddings in the queue, rounded up to whole batches. ``exact``: fresh pairs of a
+        step."""
         restart_period: Annotated[int, Field(ge=1)] | Literal["never"] = 500
         """T_r in steps; ``never`` leaves only the first draw, at step 0."""
         num_updates: int = Field(default=10, ge=0)
@@ -100,12 +107,17 @@ class NeuCLIP(Method):
         """The constant inside the logarithm; a floor under alpha, so keep it far below a typical g at the smallest
         temperature. Source: FastCLIP-v3's CC3M script."""
         objective: Literal["unified", "separate"] = "unified"
-        architecture: Literal["prototypes", "mlp", "queue"] = "prototypes"
+        architecture: Literal["prototypes", "mlp", "queue", "exact", "average", "batch"] = "prototypes"
         updates: Literal["alternating", "simultaneous"] = "alternating"
         npn_gradient: Literal["detached", "full"] = "detached"
         temperature: NeuCLIPTemperature = NeuCLIPTemperature()
-        temperature_gradient: Literal["consistent", "authors"] = "consistent"
-        """``consistent``: UNIFIED's. ``authors``: not UNIFIED's; the paper's suites have it, see above."""
+        temperature_gradient: Literal["consistent", "authors", "infonce"] = "consistent"
+        """``consistent``: UNIFIED's. ``authors``: not UNIFIED's; the paper's suites have it, see above. ``infonce``:
+        InfoNCE's over the batch, without rho."""
+        positive: Literal["left out", "counted"] = "left out"
+        """The anchor's own pair in its normalizer. Source of ``left out``: g of the paper."""
+        average_gamma: float = Field(default=0.8, gt=0, le=1)
+        """``average``: weight of a pair's new estimate; FastCLIP's decays from 1 to 0.2 or 0.8."""
         chunk_rows: int = Field(default=DEFAULT_CHUNK_ROWS, ge=1)
         """Anchors whose similarities are held at once: memory against speed."""
 
@@ -126,8 +138,14 @@ class NeuCLIP(Method):
         self.temperature = Temperature(config.temperature)
         self.normalizer = self._build_normalizer()
 
-    def _build_normalizer(self) -> Normalizer | Queue:
+    def _build_normalizer(self) -> Normalizer | Stored:
         config, env = self.config, self.env
+        if config.architecture == "exact":
+            return Fresh(eps=config.eps, chunk_rows=config.chunk_rows)
+        if config.architecture == "average":
+            return Average(env.dataset_size, gamma=config.average_gamma)
+        if config.architecture == "batch":
+            return Batch(eps=config.eps, chunk_rows=config.chunk_rows, collectives=env.collectives)
         if config.architecture == "queue":
             return Queue(
                 config.num_prototypes,
@@ -157,6 +175,11 @@ class NeuCLIP(Method):
     def normalizer_eps(self) -> float:
         """Of the configuration: networks and queue predict log(eps + g)."""
         return self.config.eps
+
+    @property
+    def num_extra_pairs(self) -> int:
+        """Those of the exact normalizer."""
+        return self.config.num_prototypes if isinstance(self.normalizer, Fresh) else 0
 
     def param_groups(self) -> list[ParamGroup]:
         """The temperature; the network has its own optimiser."""
@@ -190,13 +213,18 @@ class NeuCLIP(Method):
         num_local = len(features.index_B)
         local = slice(collectives.rank * num_local, (collectives.rank + 1) * num_local)
         pair_G2D = collectives.gather_with_grad(torch.stack((features.image_BD, features.text_BD), dim=1))
+        infonce = None
+        if config.temperature_gradient == "infonce":
+            infonce = self._infonce(features, pair_G2D, logit_scale, local.start)
+            logit_scale = logit_scale.detach()
         log_gamma_2B = self._log_gamma(features, pair_G2D, logit_scale, local.start)
         embedding_2GD = pair_G2D.detach().transpose(0, 1)
-        if isinstance(self.normalizer, Queue):
-            self.normalizer.push(embedding_2GD, collectives.gather(features.index_B), progress.step)
-        else:
-            self._restart_or_remember(self.normalizer, embedding_2GD, progress.step)
         log_gamma_2G = collectives.gather(log_gamma_2B.T).T
+        if isinstance(self.normalizer, Normalizer):
+            self._restart_or_remember(self.normalizer, embedding_2GD, progress.step)
+        else:
+            index_G = collectives.gather(features.index_B)
+            self.normalizer.observe(Observed(embedding_2GD, index_G, log_gamma_2G.detach(), progress.step))
         positive_G = (embedding_2GD[0] * embedding_2GD[1]).sum(dim=1)
 
         stale_2B = self._alpha(features, logit_scale) if config.updates == "simultaneous" else None
@@ -215,7 +243,10 @@ class NeuCLIP(Method):
             )
         fresh_2B = self._alpha(features, logit_scale)
         alpha_2B = fresh_2B if stale_2B is None else stale_2B
-        total = unified(log_gamma_2B, alpha_2B, 1 / logit_scale, rho=self.rho)
+        total = unified(self._counted(log_gamma_2B), self._counted(alpha_2B), 1 / logit_scale, rho=self.rho)
+        if infonce is not None:
+            # Its gradient in the temperature, and nothing of its value.
+            total = total + infonce - infonce.detach()
 
         with torch.no_grad():
             alphas = {"after": fresh_2B} if before_2G is None else {"before": before_2G[:, local], "after": fresh_2B}
@@ -234,9 +265,9 @@ class NeuCLIP(Method):
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Return the network's prediction, or the queue's; NaN before the first step."""
+        """Return the prediction of the network, or of what stands in its place; NaN before the first step."""
         alpha_2B = self._alpha(features, self.logit_scale)
-        alpha_image_B, alpha_text_B = alpha_2B.where(self.normalizer.is_ready(), math.nan)
+        alpha_image_B, alpha_text_B = alpha_2B.where(self.normalizer.is_ready(features.index_B), math.nan)
         return alpha_image_B, alpha_text_B
 
     def signatures(self, log: Log) -> list[Signature]:
@@ -258,10 +289,28 @@ class NeuCLIP(Method):
         )
         return add_eps(torch.stack(log_g), self.config.eps)
 
+    def _counted(self, log_g_2B: Tensor) -> Tensor:
+        """Count the anchor's own pair, if the options say so."""
+        is_counted = self.config.positive == "counted"
+        return count_positive(log_g_2B, self.env.global_batch_size) if is_counted else log_g_2B
+
+    def _infonce(self, features: Features, pair_G2D: Tensor, logit_scale: Tensor, offset: int) -> Tensor:
+        """InfoNCE of the local anchors over the batch, of which only the temperature gets a gradient."""
+        log_g = log_partitions(
+            features.image_BD.detach(),
+            features.text_BD.detach(),
+            pair_G2D[:, 0].detach(),
+            pair_G2D[:, 1].detach(),
+            logit_scale,
+            offset=offset,
+            chunk_rows=self.config.chunk_rows,
+        )
+        return count_positive(torch.stack(log_g), self.env.global_batch_size).mean()
+
     def _alpha(self, features: Features, logit_scale: Tensor) -> Tensor:
         """The log-normalizers that the local anchors get, (2, B)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.npn_gradient == "full"):
-            if isinstance(self.normalizer, Queue):
+            if isinstance(self.normalizer, Stored):
                 return self.normalizer.forward(features, logit_scale)
             embedding_2BD = torch.stack((features.image_BD, features.text_BD))
             positive_B = (features.image_BD * features.text_BD).sum(dim=1)

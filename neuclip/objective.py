@@ -10,6 +10,8 @@ g = 1e-34 and exp(-alpha) = 1e14. Shape suffixes: 2 sides (image anchors, text a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,21 @@ def regression_slope(log_gamma: Tensor, alpha: Tensor) -> Tensor:
     AmorLIP. Differs: AmorLIP leaves the 1/2 out, which its Adam does not see.
     """
     return alpha - log_gamma
+
+
+def count_positive(log_g: Tensor, global_batch_size: int) -> Tensor:
+    """Return log((1 + (G - 1) g) / G): the same mean over a batch of G pairs with the anchor's own among them.
+
+    Of the batch's own g, the mean of tau times it over anchors is tau (InfoNCE - log G).
+
+    Args:
+        log_g: log g, or log(eps + g), any shape.
+        global_batch_size: G.
+
+    Source: InfoNCE as in CLIP, arXiv:2103.00020, whose denominator holds the positive pair.
+    """
+    log_sum = log_g + math.log(global_batch_size - 1)
+    return torch.logaddexp(log_sum, torch.zeros_like(log_sum)) - math.log(global_batch_size)
 
 
 def rgcl(log_g_2B: Tensor, temperature: Tensor, *, rho: float, eps: float) -> Tensor:

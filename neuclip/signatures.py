@@ -39,7 +39,7 @@ def find_signatures(log: Log, config: NeuCLIP.Config, *, rho: float, global_batc
         global_batch_size: Pairs per batch.
     """
     rare = _restarts_too_rare(log, config)
-    if config.architecture == "queue":
+    if config.architecture not in {"prototypes", "mlp"}:
         # Nothing is trained, restarted or alternated with.
         return [*_temperature_at_floor(log, config, rho, global_batch_size), *_estimates_at_floor(log, config)]
     # A network that a restart mends is not too small.
@@ -57,6 +57,8 @@ def _temperature_at_floor(log: Log, config: NeuCLIP.Config, rho: float, global_b
             "temperature_gradient: consistent, with rho below log_others = log(global batch - 1): the authors' has no "
             "balance for rho >= 0 once pairs are told apart; while they are not, a lower rho helps"
         )
+    if config.temperature_gradient == "infonce":
+        advice = "hold the temperature (learnable: false), or another temperature_gradient: rho is no part of this one"
     evidence = {"rho": rho, "log_others": math.log(global_batch_size - 1)}
     return temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
 

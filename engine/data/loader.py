@@ -53,11 +53,13 @@ class Batch:
     index_B: Tensor
     replaced: tuple[str, ...] = ()
     """For every row whose own sample could not be decoded: its shard, its key and why."""
+    extra: Batch | None = None
+    """This process's share of the pairs that the method wants beyond the batch."""
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; `DataLoader` asks for it, and copies to a GPU can overlap then."""
         tensors = (self.image_BCHW.pin_memory(), self.tokens_BT.pin_memory(), self.index_B.pin_memory())
-        return Batch(*tensors, replaced=self.replaced)
+        return Batch(*tensors, replaced=self.replaced, extra=self.extra and self.extra.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Request:
 
     epoch: int
     positions: NDArray[np.int64]
+    extra: Request | None = None
+    """Samples to load into `Batch.extra`."""
 
 
 class _UndecodableError(Exception):
@@ -145,6 +149,7 @@ class PairDataset(Dataset[Batch]):
             torch.stack([tokens_T for tokens_T in tokens if tokens_T is not None]),
             torch.from_numpy(request.positions.copy()),
             tuple(text for text in replaced if text is not None),
+            extra=None if request.extra is None else self[request.extra],
         )
 
     def _load(self, position: int, crop_key: int, caption_key: int) -> tuple[NDArray[np.uint8], str, str | None]:
@@ -215,13 +220,21 @@ class _LocalBatches(Sampler[Request]):
     """This process's rows of each global batch, from `first_step` to `num_steps`."""
 
     def __init__(
-        self, shard_sizes: Sequence[int], seed: int, global_batch_size: int, steps: range, rank: int, world_size: int
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        seed: int,
+        global_batch_size: int,
+        num_extra_pairs: int,
+        steps: range,
+        rank: int,
+        world_size: int,
     ) -> None:
         self._shard_sizes, self._seed, self._steps = shard_sizes, seed, steps
-        self._global_batch_size = global_batch_size
-        self._steps_per_epoch = sum(shard_sizes) // global_batch_size
-        rows = global_batch_size // world_size
-        self._rows = slice(rank * rows, (rank + 1) * rows)
+        self._global_batch_size, self._num_extra_pairs = global_batch_size, num_extra_pairs
+        self._num_pairs = sum(shard_sizes)
+        self._steps_per_epoch = self._num_pairs // global_batch_size
+        self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -240,8 +253,18 @@ class _LocalBatches(Sampler[Request]):
             for positions in batches:
                 if step == self._steps.stop:
                     return
-                yield Request(epoch, positions[self._rows])
+                yield Request(epoch, self._share(positions), self._extra(epoch, step))
                 step += 1
+
+    def _extra(self, epoch: int, step: int) -> Request | None:
+        size = self._num_extra_pairs
+        if not size:
+            return None
+        return Request(epoch, self._share(order.extra_positions(self._num_pairs, size, seed=self._seed, step=step)))
+
+    def _share(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        rows = len(positions) // self._world_size
+        return positions[self._rank * rows : (self._rank + 1) * rows]
 
 
 def build_loader(
@@ -253,20 +276,31 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    num_extra_pairs: int = 0,
 ) -> Generator[Batch, None, None]:
     """Return this process's batches for the given optimiser steps, in order, as `load` does.
 
-    The global batch of a step does not depend on `rank`, `world_size` or `num_workers`.
+    The global batch of a step and its `num_extra_pairs` further pairs do not depend on `rank`, `world_size` or
+    `num_workers`.
 
     Raises:
-        ValueError: If the global batch cannot be divided among the processes.
+        ValueError: If the global batch or the extra pairs cannot be divided among the processes.
     """
-    if global_batch_size % world_size:
-        raise ValueError(
-            f"global_batch_size = {global_batch_size} cannot be divided among {world_size} processes: "
-            "use a number of processes that divides it"
-        )
-    sampler = _LocalBatches(dataset.index.shard_sizes, seed, global_batch_size, steps, rank, world_size)
+    for name, size in (("global_batch_size", global_batch_size), ("num_extra_pairs", num_extra_pairs)):
+        if size % world_size:
+            raise ValueError(
+                f"{name} = {size} cannot be divided among {world_size} processes: use a number of processes that "
+                "divides it"
+            )
+    sampler = _LocalBatches(
+        dataset.index.shard_sizes,
+        seed=seed,
+        global_batch_size=global_batch_size,
+        num_extra_pairs=num_extra_pairs,
+        steps=steps,
+        rank=rank,
+        world_size=world_size,
+    )
     return load(dataset, sampler, num_workers)
 
 

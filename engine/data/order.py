@@ -34,6 +34,7 @@ def hash_keys(positions: NDArray[np.int64], *, seed: int, epoch: int, purpose: i
 
 _SHARD_KEYS, _SAMPLE_KEYS = 0, 1
 AUGMENTATION_KEYS, CAPTION_KEYS, SUBSET_KEYS = 2, 3, 4
+_EXTRA_KEYS = 5
 
 
 def epoch_order(
@@ -79,3 +80,9 @@ def epoch_batches(
         whole = len(rest) - len(rest) % global_batch_size
         yield from rest[:whole].reshape(-1, global_batch_size)
         rest = rest[whole:]
+
+
+def extra_positions(num_pairs: int, size: int, *, seed: int, step: int) -> NDArray[np.int64]:
+    """Draw positions of a step's extra pairs, (size,) int64: each uniform over the set, independent of the others."""
+    keys = hash_keys(np.arange(size), seed=seed, epoch=step, purpose=_EXTRA_KEYS)
+    return (keys % np.uint64(num_pairs)).astype(np.int64)

@@ -11,7 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from support.methods import method_class, method_names, resolve_config
-from support.small import features_of, make_method, opposite_features, progress_of, random_features, train_step
+from support.small import (
+    features_of,
+    make_method,
+    opposite_features,
+    progress_of,
+    random_features,
+    train_step,
+    with_extra,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from variants import SMALL, VARIANTS, Options, alternatives, at_temperature, few, is_valid, label, same, saved, tensors
@@ -30,7 +38,7 @@ every_method = pytest.mark.parametrize("name", method_names())
 @every_variant
 def test_the_loss_is_a_finite_scalar_that_every_embedding_has_a_part_in(name: str, options: Options) -> None:
     method = make_method(name, **options)
-    features = random_features(0, dtype=torch.float32)
+    features = with_extra(method, random_features(0, dtype=torch.float32))
 
     total = method.loss(features, progress_of(method, 0)).total
     total.backward()
@@ -45,7 +53,7 @@ def test_the_loss_is_a_finite_scalar_that_every_embedding_has_a_part_in(name: st
 @every_variant
 def test_what_the_optimiser_is_given_belongs_to_the_method_and_gets_a_gradient(name: str, options: Options) -> None:
     method = make_method(name, **options)
-    method.loss(random_features(0, dtype=torch.float32), progress_of(method, 0)).total.backward()
+    method.loss(with_extra(method, random_features(0, dtype=torch.float32)), progress_of(method, 0)).total.backward()
 
     own = {id(parameter) for parameter in method.parameters()}
     for group in method.param_groups():
@@ -57,7 +65,7 @@ def test_what_the_optimiser_is_given_belongs_to_the_method_and_gets_a_gradient(n
 @every_variant
 def test_metrics_are_detached_scalars_with_a_group_in_their_name(name: str, options: Options) -> None:
     method = make_method(name, **options)
-    metrics = method.loss(random_features(0, dtype=torch.float32), progress_of(method, 0)).metrics
+    metrics = method.loss(with_extra(method, random_features(0, dtype=torch.float32)), progress_of(method, 0)).metrics
 
     for key, value in metrics.items():
         assert [bool(part) for part in key.split("/")] == [True, True]
@@ -104,7 +112,7 @@ def test_no_tensor_holds_all_pairs_of_a_batch(name: str, options: Options) -> No
     for step in range(2):
         features = random_features(step, num_pairs=num_pairs, dim=8, dataset_size=num_pairs, dtype=torch.float32)
         with LargestTensor() as largest:
-            method.loss(features, progress_of(method, step)).total.backward()
+            method.loss(with_extra(method, features), progress_of(method, step)).total.backward()
         assert 0 < largest.elements < num_pairs**2 / 2
 
 
@@ -162,6 +170,25 @@ def test_everything_stays_finite_in_float32(name: str, options: Options, batch: 
             assert value.isfinite().all()
 
 
+# Pairs beyond the batch ---------------------------------------------------------------------------------------------
+
+
+@every_variant
+def test_pairs_beyond_the_batch_get_no_gradient_and_are_not_changed(name: str, options: Options) -> None:
+    method = make_method(name, **options)
+    features = with_extra(method, random_features(0, dtype=torch.float32))
+    if features.extra is None:
+        assert method.num_extra_pairs == 0
+        return
+    extra = features.extra
+    before = [tensor.clone() for tensor in (extra.image_BD, extra.text_BD, extra.index_B)]
+    method.loss(features, progress_of(method, 0)).total.backward()
+    assert same(before, [extra.image_BD, extra.text_BD, extra.index_B])
+    assert not extra.image_BD.requires_grad
+    # The number is settled when the method is built: the engine draws all steps alike.
+    assert method.num_extra_pairs == len(extra.index_B)
+
+
 # State --------------------------------------------------------------------------------------------------------------
 
 
@@ -172,7 +199,7 @@ def test_asking_for_normalizers_changes_no_state(name: str, options: Options) ->
         train_on(method, range(step, step + 1))
         before = copy.deepcopy(method.state_dict())
         for batch in (step, step + 1):
-            features = random_features(batch, dtype=torch.float32)
+            features = with_extra(method, random_features(batch, dtype=torch.float32))
             for log_g_B in method.log_normalizers(features, progress_of(method, batch)):
                 assert (log_g_B.shape, log_g_B.requires_grad) == ((8,), False)
         assert same(method.state_dict(), before)

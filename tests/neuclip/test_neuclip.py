@@ -542,7 +542,7 @@ def test_several_processes_do_what_one_does_and_end_in_one_state(world_size: int
         ({"restart_perod": 5}, "restart_period"),
         ({"restart_period": 0}, "restart_period"),
         ({"restart_period": "sometimes"}, "'never'"),
-        ({"architecture": "transformer"}, "'prototypes', 'mlp' or 'queue'"),
+        ({"architecture": "transformer"}, "'prototypes', 'mlp', 'queue', 'exact', 'average' or 'batch'"),
         ({"num_updates": -1}, "num_updates"),
         ({"temperature": {"minimum": 1e-3}}, "at least 1/700"),
     ],

@@ -1,5 +1,6 @@
 """Small methods, batches and training steps for tests."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -60,12 +61,25 @@ def random_features(
     return features_of(image, text, index, dtype=dtype)
 
 
+def with_extra(method: Method, features: Features, *, seed: int = 0) -> Features:
+    """Add the pairs that a method wants beyond a batch, as the engine does: random ones, some of them in the batch."""
+    if not method.num_extra_pairs:
+        return features
+    env, dtype = method.env, features.image_BD.dtype
+    generator = torch.Generator().manual_seed(1000 + seed)
+    index_K = torch.randint(env.dataset_size, (method.num_extra_pairs,), generator=generator)
+    size = (2, len(index_K), features.image_BD.shape[1])
+    sides = torch.nn.functional.normalize(torch.randn(size, generator=generator, dtype=torch.float64), dim=2).to(dtype)
+    return dataclasses.replace(features, extra=Features(*sides, index_K))
+
+
 def local_part(features: Features, collectives: Collectives) -> Features:
     """Take a process's rows of a global batch."""
     rows = len(features.index_B) // collectives.world_size
     part = slice(collectives.rank * rows, (collectives.rank + 1) * rows)
     sides = (features.image_BD[part], features.text_BD[part])
-    return features_of(*(side.detach() for side in sides), features.index_B[part], dtype=features.image_BD.dtype)
+    local = features_of(*(side.detach() for side in sides), features.index_B[part], dtype=features.image_BD.dtype)
+    return dataclasses.replace(local, extra=features.extra)
 
 
 def train_step(method: Method, step: int, features: Features, *, lr: float = 0.01) -> dict[str, Tensor]:
@@ -75,7 +89,7 @@ def train_step(method: Method, step: int, features: Features, *, lr: float = 0.0
         The loss, its gradients with respect to the rows of all processes, and the log-normalizers after the step.
     """
     ours = method.env.collectives
-    local = local_part(features, ours)
+    local = local_part(with_extra(method, features, seed=step), ours)
     output = method.loss(local, progress_of(method, step))
     output.total.backward()
     with torch.no_grad():

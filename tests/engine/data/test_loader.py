@@ -335,3 +335,37 @@ def test_augmentation_changes_with_the_epoch_and_the_seed(root, kind):
 def test_a_batch_that_processes_cannot_share_is_refused(root):
     with pytest.raises(ValueError, match="cannot be divided among 3 processes"):
         build_loader(dataset(root), seed=0, global_batch_size=16, steps=range(1), world_size=3)
+
+
+# Pairs beyond the batch ----------------------------------------------------------------------------------------------
+
+
+def with_extra(data, **changes):
+    settings = {"seed": 0, "global_batch_size": 16, "steps": range(8), "num_extra_pairs": 6} | changes
+    batches = list(build_loader(data, **settings))
+    return [[torch.stack([getattr(b, name) for b in part]) for name in NAMES] for part in zip(
+        *((batch, batch.extra) for batch in batches), strict=True
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extra_pairs_leave_the_batch_as_it_is_and_depend_on_the_step_alone(root, kind):
+    batch, extra = with_extra(dataset(root, kind=kind))
+    assert equal(batch, stacked(dataset(root, kind=kind))[0])
+    again = with_extra(dataset(root, kind=kind), num_workers=2)
+    assert equal(extra, again[1])
+    late = with_extra(dataset(root, kind=kind, cache_bytes=2**30), steps=range(5, 8))
+    assert equal([tensor[5:] for tensor in extra], late[1])
+    halves = [with_extra(dataset(root, kind=kind), rank=rank, world_size=2)[1] for rank in (0, 1)]
+    assert equal(extra, [torch.cat(pair, dim=1) for pair in zip(*halves, strict=True)])
+    # Each step has pairs of its own, and its pictures are those of the positions.
+    positions = extra[2]
+    assert len(set(map(tuple, positions.tolist()))) == 8
+    one = dataset(root, kind=kind)[Request(0, positions[3].numpy())]
+    assert torch.equal(extra[0][3], one.image_BCHW)
+    assert torch.equal(extra[1][3], one.tokens_BT)
+
+
+def test_extra_pairs_that_cannot_be_shared_are_refused(root):
+    with pytest.raises(ValueError, match="num_extra_pairs = 7 cannot be divided among 2 processes"):
+        build_loader(dataset(root), seed=0, global_batch_size=16, steps=range(1), world_size=2, num_extra_pairs=7)

@@ -1,0 +1,133 @@
+"""How much of the gap between a small batch and a large one each method closes.
+
+The gap is OpenCLIP's own, at `FACTOR` times the batch and as many samples: what a better normalizer could bring at the
+small batch, if the small batch's normalizer were all that costs it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from analysis import frame as tidy
+from analysis import stats, style
+
+BASELINE = "openclip"
+FACTOR = 8
+
+
+class Share(NamedTuple):
+    """A ratio of two means over the same seeds, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    """Both NaN with fewer than two seeds; both infinite where the denominator may be zero."""
+    n: int
+    """Seeds that both runs have."""
+
+
+class Contender(NamedTuple):
+    """A method or a variant of one at the small batch, or the baseline at the large one."""
+
+    label: str
+    method: str
+    variant: str
+    scores: pd.Series
+    """Fractions, by seed; NaN where a run diverged."""
+    closed: Share
+
+
+class Gap(NamedTuple):
+    """One score in one setting."""
+
+    setting: str
+    """Only what differs between the gaps; empty when there is one setting."""
+    score: tidy.Score
+    small: int
+    """Pairs in the small batch; the large one has `FACTOR` times as many."""
+    contenders: list[Contender]
+    """The baseline at the small batch comes first, at the large one last."""
+
+
+def gaps(frame: pd.DataFrame) -> list[Gap]:
+    """Find all settings in which the baseline was trained at both batches, with as many samples.
+
+    Args:
+        frame: A tidy frame with averages.
+    """
+    frame = tidy.final_scores(frame)
+    frame = frame[frame["kind"] == "average"]
+    found: list[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]] = []
+    for (dataset, model), rows in frame.groupby(["dataset", "model"], sort=False):
+        baseline = rows[rows["method"] == BASELINE]
+        main = tidy.main_runs(baseline)
+        for small in sorted(map(int, main["global_batch_size"].unique())):
+            samples = main.loc[main["global_batch_size"] == small, "samples_seen"].max()
+            alike = rows[rows["samples_seen"].between(samples * 0.99, samples * 1.01)]
+            at_large = alike[(alike["method"] == BASELINE) & (alike["global_batch_size"] == FACTOR * small)]
+            if not at_large.empty:
+                at_large = at_large[at_large["variant"] == tidy.variants(at_large)[0]]
+                setting = {"dataset": dataset, "model": model, "global_batch_size": small}
+                found.append((setting, alike[alike["global_batch_size"] == small], at_large))
+    differing = [key for key in tidy.SETTING if len({str(setting[key]) for setting, *_ in found}) > 1]
+    return [
+        Gap(
+            ", ".join(style.setting(key, setting[key]) for key in differing),
+            score,
+            setting["global_batch_size"],
+            _contenders(at_small, at_large, score.name),
+        )
+        for setting, at_small, at_large in found
+        for score in tidy.scores(at_small)
+    ]
+
+
+def _contenders(at_small: pd.DataFrame, at_large: pd.DataFrame, score: str) -> list[Contender]:
+    def by_seed(rows: pd.DataFrame) -> pd.Series:
+        return rows[rows["name"] == score].set_index("seed")["value"]
+
+    curves = sorted(tidy.curves(at_small), key=lambda curve: curve != (BASELINE, ""))
+    parts = {curve: at_small[(at_small["method"] == curve[0]) & (at_small["variant"] == curve[1])] for curve in curves}
+    small, large = by_seed(parts[BASELINE, ""]), by_seed(at_large)
+    found = [
+        Contender(style.variant(method, variant), method, variant, by_seed(rows), share(by_seed(rows), small, large))
+        for (method, variant), rows in parts.items()
+    ]
+    name = f"{style.method(BASELINE).name}, {FACTOR} \N{MULTIPLICATION SIGN} the batch"
+    return [*found, Contender(name, BASELINE, "", large, share(large, small, large))]
+
+
+def share(scores: pd.Series, small: pd.Series, large: pd.Series) -> Share:
+    """Return mean(scores - small) / mean(large - small) over the seeds that all three have.
+
+    The interval holds every ratio r for which a paired t test does not refuse mean(scores - small - r (large - small))
+    = 0. It is exact for normal differences, lopsided, and unbounded where the gap itself is not significant.
+
+    Source: Fieller, "Some problems in interval estimation", JRSS B 16 (1954).
+    """
+    seeds = pd.concat([scores, small, large], axis=1, keys=["scores", "small", "large"]).dropna()
+    gain, gap = seeds["scores"] - seeds["small"], seeds["large"] - seeds["small"]
+    n = len(seeds)
+    if n == 0 or gap.mean() == 0:
+        return Share(math.nan, math.nan, math.nan, n)
+    value = float(gain.mean() / gap.mean())
+    # Equal in every seed, as the two batches' own shares of 0 and 1 are: the ratio is that without any doubt.
+    if n > 1 and np.ptp((gain - value * gap).round(12)) == 0:
+        return Share(value, value, value, n)
+    if n < 2:
+        return Share(value, math.nan, math.nan, n)
+    # (gain - r gap)^2 <= t^2 Var(gain - r gap) / n, a quadratic in r.
+    factor = stdtrit(n - 1, (1 + stats.CONFIDENCE) / 2) ** 2 / n
+    covariance = np.cov(gain, gap, ddof=1) * factor
+    a = gap.mean() ** 2 - covariance[1, 1]
+    b = gain.mean() * gap.mean() - covariance[0, 1]
+    c = gain.mean() ** 2 - covariance[0, 0]
+    root = b * b - a * c
+    if a <= 0 or root < 0:
+        return Share(value, -math.inf, math.inf, n)
+    return Share(value, float((b - math.sqrt(root)) / a), float((b + math.sqrt(root)) / a), n)

@@ -1,0 +1,56 @@
+"""What a larger batch is worth, and how much of that each method gets at the small one."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from analysis import frame as tidy
+from analysis import headroom, stats, style
+from analysis.table import Cell, Row, Table
+
+SUITES = ("quickstart", "laptop", "*headroom*", "study*")
+KINDS = ("average",)
+
+
+def build(frame: pd.DataFrame) -> Table:
+    """One row per setting and method or variant, two columns per average: its score, and its share of the gap."""
+    gaps = headroom.gaps(frame)
+    settings = list(dict.fromkeys(gap.setting for gap in gaps))
+    scores = list(dict.fromkeys(gap.score.title for gap in gaps))
+    keys = ("Setting", "Method") if len(settings) > 1 else ("Method",)
+    rows: list[Row] = []
+    for setting in settings:
+        parts = {gap.score.title: gap.contenders for gap in gaps if gap.setting == setting}
+        for contenders in zip(*parts.values(), strict=True):
+            cells = [cell for one in contenders for cell in (_score(one.scores), _closed(one.closed))]
+            rows.append((*(setting, contenders[0].label)[-len(keys) :], *cells, Cell(contenders[0].closed.n, form="d")))
+    baseline = style.method(headroom.BASELINE).name
+    nothing = () if gaps else (f"No run of {baseline} at {headroom.FACTOR} times the batch with as many samples.",)
+    return Table(
+        title="Headroom: scores in %, mean ± half-width of the 95 % interval over seeds, and the share that is closed "
+        f"of {baseline}'s gap to {headroom.FACTOR} times the batch, in % (95 % interval)",
+        header=(*keys, *(title for score in scores for title in (score, f"{score}, closed")), "Seeds"),
+        rows=tuple(rows),
+        num_keys=len(keys),
+        notes=(
+            *nothing,
+            f"{tidy.describe(tidy.main_runs(frame))}. Closed: (method - small batch) / (large batch - small batch), "
+            "paired by seed; Fieller's intervals, lopsided. Where the gap itself is within noise there is no share.",
+        ),
+    )
+
+
+def _score(values: pd.Series) -> Cell:
+    values = values.dropna()
+    return Cell(100 * float(values.mean()), 100 * stats.half_width(values), len(values))
+
+
+def _closed(closed: headroom.Share) -> Cell:
+    if math.isinf(closed.low):
+        return Cell(None, remark="gap within noise")
+    if math.isnan(closed.low):
+        return Cell(100 * closed.value, form=".0f")
+    spread = f"({100 * closed.low:.0f} to {100 * closed.high:.0f})" if closed.low < closed.high else ""
+    return Cell(100 * closed.value, form=".0f", remark=spread)

@@ -1,0 +1,259 @@
+"""What stands in place of a network, against transcriptions of its equations over a list of pairs."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from support.small import features_of, make_method, progress_of, random_features, with_extra
+from torch import Tensor
+
+from engine.method import Features, Method
+
+BATCH, DATASET = 8, 20
+"""Of what `random_features` draws: pairs soon come back."""
+Past = list[tuple[Tensor, Tensor, int]]
+"""Image, text and position of the pairs in the queue."""
+
+
+def make(**options: Any) -> Method:
+    # Two batches and a half: the queue holds three.
+    options = {"num_prototypes": 20, "eps": 1e-3, "rho": 1.0, "architecture": "queue"} | options
+    return make_method("neuclip", dtype=torch.float64, **options)
+
+
+def past_of(features: Features) -> Past:
+    return list(zip(features.image_BD.detach(), features.text_BD.detach(), features.index_B.tolist(), strict=True))
+
+
+def slow_alphas(features: Features, past: Past, scale: Tensor, eps: float) -> list[list[Tensor]]:
+    """alpha of image and text anchors by its definition, one exponential at a time."""
+    alphas: list[list[Tensor]] = [[], []]
+    for image, text, own in zip(features.image_BD, features.text_BD, features.index_B.tolist(), strict=True):
+        others = [pair for pair in past if pair[2] != own]
+        for side, (anchor, partner) in enumerate(((image, text), (text, image))):
+            terms = [((anchor @ pair[1 - side] - anchor @ partner) * scale).exp() for pair in others]
+            alphas[side].append((eps + sum(terms) / len(terms)).log())
+    return alphas
+
+
+def slow_loss(features: Features, past: Past, log_scale: Tensor, *, rho: float, eps: float, full: bool) -> Tensor:
+    scale = log_scale.exp()
+    alphas = slow_alphas(features, past, scale, eps)
+    sides, pairs = (features.image_BD, features.text_BD), range(len(features.index_B))
+    total = torch.zeros((), dtype=torch.float64)
+    for side in (0, 1):
+        anchors, others = sides[side], sides[1 - side]
+        for i in pairs:
+            terms = [(scale * (anchors[i] @ (others[j] - others[i]))).exp() for j in pairs if j != i]
+            alpha = alphas[side][i] if full else alphas[side][i].detach()
+            total = total + (-alpha).exp() * (eps + sum(terms) / len(terms)) + alpha - 1
+    return (total / (2 * len(pairs)) + rho) / scale
+
+
+@pytest.mark.parametrize("npn_gradient", ["detached", "full"])
+@pytest.mark.parametrize("chunk_rows", [3, 1024])
+def test_the_loss_and_its_gradients_are_those_of_the_definition(chunk_rows: int, npn_gradient: str) -> None:
+    method = make(chunk_rows=chunk_rows, npn_gradient=npn_gradient)
+    past: Past = []
+    # Three batches fill the queue, the others replace its oldest.
+    for step in range(7):
+        ours, theirs = random_features(step), random_features(step)
+        past = [*past, *past_of(theirs)][-3 * BATCH :]
+        log_scale = method.temperature.log_scale
+        total = method.loss(ours, progress_of(method, step)).total
+        expected = slow_loss(theirs, past, log_scale, rho=1.0, eps=1e-3, full=npn_gradient == "full")
+        leaves = [[side.image_BD, side.text_BD, log_scale] for side in (ours, theirs)]
+        torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+        for value, other in zip(
+            torch.autograd.grad(total, leaves[0]), torch.autograd.grad(expected, leaves[1]), strict=True
+        ):
+            torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_normalizers_of_any_batch_are_means_over_the_queue_without_the_anchors_own_past() -> None:
+    method = make(eps=1e-14)
+    past: Past = []
+    for step in range(4):
+        batch = random_features(step)
+        method.loss(batch, progress_of(method, step))
+        past = [*past, *past_of(batch)][-3 * BATCH :]
+    asked = random_features(9)
+    # Some pairs of the batch are in the queue, one of them more than once; some are not.
+    times = [sum(position == own for _, _, position in past) for own in asked.index_B.tolist()]
+    assert min(times) == 0
+    assert max(times) > 1
+    expected = slow_alphas(asked, past, method.logit_scale, 1e-14)
+    for ours, theirs in zip(method.log_normalizers(asked, progress_of(method, 4)), expected, strict=True):
+        torch.testing.assert_close(ours, torch.stack(theirs).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_an_anchor_with_nothing_but_its_own_past_is_left_with_eps_and_passes_no_gradient() -> None:
+    method = make(npn_gradient="full")
+    alone = features_of(torch.eye(8, 16), torch.eye(8, 16), [3] * BATCH)
+    total = method.loss(alone, progress_of(method, 0)).total
+    total.backward()
+    assert total.isfinite()
+    assert alone.image_BD.grad.isfinite().all()
+    for alpha_B in method.log_normalizers(alone, progress_of(method, 0)):
+        torch.testing.assert_close(alpha_B, torch.full_like(alpha_B, math.log(1e-3)))
+
+
+def test_a_queue_of_one_batch_gives_the_batchs_own_normalizers() -> None:
+    method, features = make(num_prototypes=1, eps=1e-14), random_features(0)
+    method.loss(random_features(1), progress_of(method, 0))
+    method.loss(features, progress_of(method, 1))
+    for ours, own in zip(
+        method.log_normalizers(features, progress_of(method, 1)),
+        method.batch_log_partitions(features, method.logit_scale),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, own.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_no_weight_exceeds_the_ratio_of_queue_to_batch() -> None:
+    method = make(eps=1e-14, temperature={"init": 0.01})
+    for step in range(5):
+        method.loss(random_features(step), progress_of(method, step))
+    features = random_features(4)
+    log_g_2B = torch.stack(method.batch_log_partitions(features, method.logit_scale)).detach()
+    alpha_2B = torch.stack(method.log_normalizers(features, progress_of(method, 4)))
+    weight_2B = (log_g_2B - alpha_2B).exp()
+    assert weight_2B.max() <= 3 * BATCH / (BATCH - 1)
+    # The bound is reached where one pair of the batch outweighs all the rest: exp(100 cos) leaves little else.
+    assert weight_2B.max() > 2
+
+
+def test_options_of_the_network_change_nothing() -> None:
+    others = {
+        "num_updates": 0,
+        "npn_lr": 1.0,
+        "restart_period": 2,
+        "objective": "separate",
+        "updates": "simultaneous",
+    }
+    runs = []
+    for options in ({}, others):
+        method = make(**options)
+        losses = [method.loss(random_features(step), progress_of(method, step)).total for step in range(4)]
+        runs.append([*losses, *method.state_dict().values()])
+    assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
+
+
+# Fresh pairs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("npn_gradient", ["detached", "full"])
+@pytest.mark.parametrize("chunk_rows", [3, 1024])
+def test_with_fresh_pairs_loss_and_gradients_are_those_of_the_definition(chunk_rows: int, npn_gradient: str) -> None:
+    method = make(architecture="exact", chunk_rows=chunk_rows, npn_gradient=npn_gradient)
+    for step in range(3):
+        ours, theirs = (with_extra(method, random_features(step), seed=step) for _ in range(2))
+        assert theirs.extra is not None
+        # Some of the fresh pairs are in the batch.
+        assert set(theirs.extra.index_B.tolist()) & set(theirs.index_B.tolist())
+        log_scale = method.temperature.log_scale
+        total = method.loss(ours, progress_of(method, step)).total
+        past = past_of(theirs.extra)
+        expected = slow_loss(theirs, past, log_scale, rho=1.0, eps=1e-3, full=npn_gradient == "full")
+        leaves = [[side.image_BD, side.text_BD, log_scale] for side in (ours, theirs)]
+        torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+        for value, other in zip(
+            torch.autograd.grad(total, leaves[0]), torch.autograd.grad(expected, leaves[1]), strict=True
+        ):
+            torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
+
+
+def test_fresh_pairs_that_are_the_whole_set_make_the_normalizer_exact() -> None:
+    # All twenty pairs of the set, eight of which are the batch.
+    everything = random_features(0, num_pairs=DATASET)
+    rows = torch.tensor([4, 0, 19, 7, 3, 11, 2, 8])
+    batch = features_of(everything.image_BD[rows].detach(), everything.text_BD[rows].detach(), everything.index_B[rows])
+    fresh = Features(everything.image_BD.detach(), everything.text_BD.detach(), everything.index_B)
+    method = make(architecture="exact", eps=1e-14)
+    found = method.log_normalizers(dataclasses.replace(batch, extra=fresh), progress_of(method, 0))
+    scale = float(method.logit_scale.detach())
+    cosine = everything.image_BD.detach() @ everything.text_BD.detach().T
+    for ours_B, cosine_NN in zip(found, (cosine, cosine.T), strict=True):
+        above_NN = scale * (cosine_NN - cosine_NN.diag()[:, None])
+        above_NN.fill_diagonal_(-math.inf)
+        exact_N = above_NN.logsumexp(dim=1) - math.log(DATASET - 1)
+        torch.testing.assert_close(ours_B, exact_N[rows], rtol=1e-9, atol=1e-9)
+
+
+def test_a_method_that_lacks_its_extra_pairs_says_who_brings_them() -> None:
+    method = make(architecture="exact")
+    with pytest.raises(ValueError, match=r"features\.extra is missing: .* the engine's trainer"):
+        method.loss(random_features(0), progress_of(method, 0))
+
+
+# Averages, and the batch itself --------------------------------------------------------------------------------------
+
+
+def test_an_average_mixes_the_estimates_of_a_pairs_own_visits() -> None:
+    gamma, eps = 0.3, 1e-3
+    method = make(architecture="average", average_gamma=gamma, temperature={"learnable": False})
+    scale = method.logit_scale
+    known: dict[int, list[float]] = {}
+    for step in range(3):
+        batch = random_features(step)
+        log_gamma_2B = slow_alphas(batch, past_of(batch), scale, eps)
+        for row, own in enumerate(batch.index_B.tolist()):
+            new = [float(log_gamma_2B[side][row].detach().exp()) for side in (0, 1)]
+            old = known.get(own)
+            known[own] = new if old is None else [(1 - gamma) * a + gamma * b for a, b in zip(old, new, strict=True)]
+        method.loss(batch, progress_of(method, step))
+    asked = random_features(9, num_pairs=DATASET)
+    found_2B = torch.stack(method.log_normalizers(asked, progress_of(method, 3)))
+    assert 8 < len(known) < DATASET
+    for row, own in enumerate(asked.index_B.tolist()):
+        expected = [math.log(u) for u in known[own]] if own in known else [math.nan] * 2
+        assert found_2B[:, row].tolist() == pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
+def test_the_batch_with_the_positive_counted_and_infonces_temperature_is_openclip_times_the_temperature() -> None:
+    mine, theirs = random_features(0), random_features(0)
+    control = make(
+        architecture="batch", positive="counted", temperature_gradient="infonce", eps=1e-30, npn_gradient="detached"
+    )
+    openclip = make_method("openclip", dtype=torch.float64)
+    control.loss(mine, progress_of(control, 0)).total.backward()
+    openclip.loss(theirs, progress_of(openclip, 0)).total.backward()
+    temperature = 1 / control.logit_scale.detach()
+    for ours, other in ((mine.image_BD, theirs.image_BD), (mine.text_BD, theirs.text_BD)):
+        torch.testing.assert_close(ours.grad, temperature * other.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(control.temperature.log_scale.grad, openclip.temperature.log_scale.grad)
+
+
+def test_with_the_positive_counted_the_loss_is_that_of_larger_means() -> None:
+    method = make(architecture="exact", positive="counted")
+    ours, theirs = (with_extra(method, random_features(0)) for _ in range(2))
+    assert theirs.extra is not None
+    scale, eps = method.logit_scale, 1e-3
+    gammas, alphas = (slow_alphas(theirs, past, scale, eps) for past in (past_of(theirs), past_of(theirs.extra)))
+    terms = []
+    for side in (0, 1):
+        for log_gamma, alpha in zip(gammas[side], alphas[side], strict=True):
+            gamma, mean = ((1 + (BATCH - 1) * log_g.exp()) / BATCH for log_g in (log_gamma, alpha.detach()))
+            terms.append(gamma / mean + mean.log() - 1)
+    expected = (torch.stack(terms).sum() / (2 * BATCH) + 1.0) / scale
+    total = method.loss(ours, progress_of(method, 0)).total
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+    leaves = [[side.image_BD, side.text_BD, method.temperature.log_scale] for side in (ours, theirs)]
+    for value, other in zip(
+        torch.autograd.grad(total, leaves[0]), torch.autograd.grad(expected, leaves[1]), strict=True
+    ):
+        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
+
+
+def test_only_infonce_moves_the_temperature_where_it_is_asked_to() -> None:
+    grads = []
+    for rho in (0.0, 5.0):
+        method = make(architecture="queue", temperature_gradient="infonce", rho=rho)
+        method.loss(random_features(0), progress_of(method, 0)).total.backward()
+        grads.append(method.temperature.log_scale.grad)
+    openclip = make_method("openclip", dtype=torch.float64)
+    openclip.loss(random_features(0), progress_of(openclip, 0)).total.backward()
+    assert grads[0] == grads[1]
+    torch.testing.assert_close(grads[0], openclip.temperature.log_scale.grad)
