@@ -32,14 +32,12 @@ from engine.data.loader import build_loader
 from engine.distributed import Collectives
 from engine.registry import method_names
 from engine.schema.run import Execution
-from engine.stop import SIGNALS
 from engine.training.reporting import Clock
 from engine.training.towers import build_towers
-from engine.training.trainer import Trainer, Wishes
+from engine.training.trainer import Trainer
 
 BASE = "openclip"
 STEP, CHECKPOINT = "step", "checkpoint"
-NO_WISHES = Wishes(stop=(False,) * len(SIGNALS), save=False, num_replaced=0)
 PHASES = ("data", "forward", "method", "backward", "optimizer", "other")
 MIB = 2**20
 
@@ -92,7 +90,7 @@ class Contestant:
         begin = clock()
         with self.clock.phase("data"):
             batch = next(self.batches)
-        diverged = self.trainer.step(batch, lambda: NO_WISHES, timing=False).divergence
+        diverged = self.trainer.step(batch, timing=False).divergence
         if diverged is not None:
             raise RuntimeError(f"{self.trainer.spec.run_id}: {diverged}; nothing is left to measure")
         self.clock.seconds[STEP].append(clock() - begin)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """In order of weight: when processes got different ones, the last of these counts for all. SIGUSR2 asks to be
 submitted again, SIGTERM does not."""
 
@@ -27,6 +28,17 @@ class Stopped(SystemExit):
         super().__init__(128 + signal_number)
         self.signal_number, self.step = signal_number, step
 
+    @classmethod
+    def by(cls, counts: Sequence[float], step: int) -> Stopped:
+        """Return the end that the weightiest of several signals asks for.
+
+        Args:
+            counts: How often each of `STOP_SIGNALS` came; at least one did.
+            step: The step that is done.
+        """
+        seen = [number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count]
+        return cls(seen[-1], step)
+
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.signal_number).name} after step {self.step}, which is saved"
 
@@ -38,13 +50,13 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.seen = [False] * len(SIGNALS)
-        """Which of `SIGNALS` this process got."""
+        self.seen = [False] * len(STOP_SIGNALS)
+        """Which of `STOP_SIGNALS` this process got."""
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._earlier = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(
@@ -54,6 +66,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen[SIGNALS.index(signal.Signals(number))] = True
+        self.seen[STOP_SIGNALS.index(signal.Signals(number))] = True
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)

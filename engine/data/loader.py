@@ -33,7 +33,7 @@ from engine.data.index import Index, caption_texts
 from engine.data.pictures import open_picture
 from engine.data.reader import PairReader
 from engine.schema.run import AugmentationSpec
-from engine.stop import SIGNALS
+from engine.stop import STOP_SIGNALS
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -349,7 +349,7 @@ def _start_worker(worker: int) -> None:
     # Each worker computes on its own core; more threads per worker only fight.
     torch.set_num_threads(1)
     # Signals to a whole process group are for the training process: it saves, and ends its workers itself.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     threading.Thread(target=_end_when_told, daemon=True).start()
 
 

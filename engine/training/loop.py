@@ -9,27 +9,22 @@ import contextlib
 import fcntl
 import functools
 import os
-import socket
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
 
 from engine import distributed, files, paths
-from engine.data.index import read_index
 from engine.data.loader import Batch, build_loader
-from engine.schema.base import fingerprint, parse
-from engine.schema.record import Attempt, Divergence, Record
+from engine.schema.base import parse
+from engine.schema.record import Divergence, Record
 from engine.schema.run import Execution, RunSpec
-from engine.stop import SIGNALS, Stopped, StopRequest
-from engine.training import checkpoint
-from engine.training.provenance import provenance
+from engine.stop import Stopped, StopRequest
+from engine.training import checkpoint, diagnostics, outcome
 from engine.training.reporting import Reporter
-from engine.training.trainer import Trainer, Wishes, read_attempts
-
-_FIRST_INDICES = 100
+from engine.training.trainer import NUM_INDICES, Trainer, Votes
 
 
 def train(spec: RunSpec, execution: Execution) -> Record:
@@ -49,7 +44,7 @@ def train(spec: RunSpec, execution: Execution) -> Record:
         collectives = distributed.start(device)
         if is_first_process:
             files.remove_temporaries(paths.run(spec.run_id))
-            _restore_record(spec)
+            outcome.restore_record(spec)
         done = torch.tensor(float(paths.record(spec.run_id).exists()), device=device)
         if not collectives.broadcast(done):
             with StopRequest() as request:
@@ -73,50 +68,16 @@ def _only_trainer(run_id: str) -> Iterator[None]:
         yield
 
 
-def _restore_record(spec: RunSpec) -> None:
-    """Put back the record of a run that is finished: a workflow that runs a rule again removes its output first.
-
-    Only if it is of this spec and of these data, and if its weights are still there.
-    """
-    path, index = paths.outcome(spec.run_id), paths.index(spec.dataset.name)
-    if paths.record(spec.run_id).exists() or not path.exists() or not index.exists():
-        return
-    text = files.read_text(path)
-    record = parse(Record, text, str(path))
-    weights = [
-        (paths.run(spec.run_id) / milestone.weights, milestone.sha256) for milestone in record.milestones.values()
-    ]
-    if (
-        record.fingerprint == fingerprint(spec)
-        and record.provenance.dataset_sha256 == read_index(index).sha256
-        and all(file.exists() and files.file_sha256(file) == sha256 for file, sha256 in weights)
-    ):
-        files.write_text(paths.record(spec.run_id), text)
-
-
 def _train(trainer: Trainer, request: StopRequest) -> None:
-    spec, device, collectives = trainer.spec, trainer.device, trainer.collectives
-    run_id = spec.run_id
     trainer.resume()
-    first = trainer.step_number
-    is_first_process = collectives.rank == 0
-    attempt: Attempt | None = None
-    if is_first_process:
-        origin = provenance(
-            dataset_sha256=trainer.dataset.index.sha256, device=device, world_size=collectives.world_size
-        )
-        job_id = os.environ.get("NEUCLIP_JOB_ID")
-        attempt = Attempt(first_step=first, provenance=origin, host=socket.gethostname(), job_id=job_id)
-        attempts = (*read_attempts(run_id), attempt)
-        files.write_text(paths.attempts(run_id), "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
-    with contextlib.closing(_batches(trainer)) as batches, Reporter(spec, attempt) as reporter:
+    is_first_process = trainer.collectives.rank == 0
+    attempt = outcome.add_attempt(trainer) if is_first_process else None
+    with contextlib.closing(_batches(trainer)) as batches, Reporter(trainer.spec, attempt) as reporter:
         divergence = _take_steps(trainer, request, reporter, batches)
     if is_first_process:
-        record = trainer.record(divergence)
-        for path in (paths.outcome(run_id), paths.record(run_id)):
-            files.write_text(path, record.model_dump_json(indent=1) + "\n")
-        checkpoint.remove_checkpoints(paths.checkpoints(run_id))
-    collectives.barrier()
+        outcome.write_record(trainer, divergence)
+        checkpoint.remove_checkpoints(paths.checkpoints(trainer.spec.run_id))
+    trainer.collectives.barrier()
 
 
 def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
@@ -135,61 +96,51 @@ def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
 def _take_steps(
     trainer: Trainer, request: StopRequest, reporter: Reporter, batches: Iterator[Batch]
 ) -> Divergence | None:
-    """Go from where the trainer is to the end of the run."""
-    spec, execution, device, collectives = trainer.spec, trainer.execution, trainer.device, trainer.collectives
-    first = trainer.step_number
-    is_first_process = collectives.rank == 0
-    divergence: Divergence | None = None
+    """Go from where the trainer is to the end of the run, or to where it diverges."""
+    spec, execution, collectives = trainer.spec, trainer.execution, trainer.collectives
     last_save = time.monotonic()
 
-    def wishes(batch: Batch) -> Wishes:
+    def vote(batch: Batch) -> Votes:
         # The first process's clock decides for all.
-        is_time_to_save = is_first_process and time.monotonic() - last_save >= 60 * execution.save_every_min
-        return Wishes(tuple(request.seen), is_time_to_save, len(batch.replaced))
+        is_time_to_save = collectives.rank == 0 and time.monotonic() - last_save >= 60 * execution.save_every_min
+        return Votes(tuple(request.seen), is_time_to_save, len(batch.replaced))
 
-    def stopped(signals: Sequence[bool]) -> Stopped:
-        return Stopped([n for n, sent in zip(SIGNALS, signals, strict=True) if sent][-1], trainer.step_number)
-
-    if first and trainer.is_measurement_missing():
-        signals = trainer.measure_normalizers(request.seen)
-        if any(signals):
-            raise stopped(signals)
-    for step in range(first, spec.num_steps):
-        logged = (step + 1) % execution.log_every_steps == 0 or step + 1 == spec.num_steps
-        trainer.clock.start_step(timing=logged)
+    if trainer.step_number and diagnostics.is_missing(trainer):
+        diagnostics.measure_normalizers(trainer, request.seen)
+    for step in range(trainer.step_number, spec.num_steps):
+        is_last = step + 1 == spec.num_steps
+        is_logged = (step + 1) % execution.log_every_steps == 0 or is_last
+        trainer.clock.start_step(timing=is_logged)
         with trainer.clock.phase("data"):
             batch = next(batches)
-        if len(trainer.first_indices) < _FIRST_INDICES:
-            indices = collectives.gather(batch.index_B.to(device)).tolist()
-            trainer.first_indices += indices[: _FIRST_INDICES - len(trainer.first_indices)]
+        trainer.note_first_indices(batch)
         epoch = trainer.progress().epoch
-        metrics, agreed, reason = trainer.step(batch, functools.partial(wishes, batch), timing=logged)
+        metrics, votes, reason = trainer.step(batch, functools.partial(vote, batch), timing=is_logged)
         if reason is not None:
-            divergence = Divergence(
+            return Divergence(
                 step=step,
                 reason=reason,
                 temperature=1 / float(trainer.method.logit_scale.detach()),
-                indices=tuple(batch.index_B[:_FIRST_INDICES].tolist()),
+                indices=tuple(batch.index_B[:NUM_INDICES].tolist()),
             )
-            break
         times = trainer.clock.end_step()
         place = {"step": step + 1, "samples_seen": trainer.samples_seen, "epoch": epoch}
-        reporter.step(step + 1, {**place, **metrics, **times} if logged else None)
-        trainer.count_replaced(agreed.num_replaced, batch)
+        reporter.step(step + 1, {**place, **metrics, **times} if is_logged else None)
+        trainer.count_replaced(votes.num_replaced, batch)
         if trainer.samples_seen in spec.milestones:
-            trainer.export_weights()
-        signals, is_measured = agreed.stop, True
-        if trainer.is_measurement_due:
-            signals = trainer.measure_normalizers(request.seen)
-            is_measured = not any(signals)
-        if step + 1 == spec.num_steps and is_measured:
-            break
-        if agreed.save or any(signals):
+            outcome.export_weights(trainer)
+        try:
+            if diagnostics.is_due(trainer):
+                diagnostics.measure_normalizers(trainer, request.seen)
+            elif any(votes.stop) and not is_last:
+                raise Stopped.by(votes.stop, step + 1)
+        except Stopped:
+            trainer.save()
+            raise
+        if votes.save and not is_last:
             trainer.save()
             last_save = time.monotonic()
-        if any(signals):
-            raise stopped(signals)
-    return divergence
+    return None
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -90,25 +90,27 @@ def mean_metrics(metrics: Mapping[str, Tensor], sums: Tensor, world_size: int) -
 
 
 def embedding_moments(image_BD: Tensor, text_BD: Tensor) -> Tensor:
-    """Return the mean and the second moment of unit embeddings, (2, 1 + D, D): means, which processes can average.
+    """Return the mean and the second moment of unit embeddings of both sides as a vector, (2 (1 + D) D,), float64.
 
-    Takes B D^2 products: for logged steps only.
+    Processes can average it. Takes B D^2 products: for logged steps only.
     """
     sides = (image_BD.detach(), text_BD.detach())
-    return torch.stack([torch.cat([x_BD.mean(dim=0, keepdim=True), x_BD.T @ x_BD / len(x_BD)]) for x_BD in sides])
+    moments = [torch.cat([x_BD.mean(dim=0, keepdim=True), x_BD.T @ x_BD / len(x_BD)]) for x_BD in sides]
+    return torch.cat(moments).double().flatten()
 
 
-def embedding_spread(moments: Tensor) -> dict[str, float]:
+def embedding_spread(moments: Tensor, embed_dim: int) -> dict[str, float]:
     """Return how far unit embeddings spread, as metrics for each side.
 
     ``embedding/mean_norm_...`` is the norm of their mean, whose square is their mean cosine; 1 where all are equal.
     ``embedding/effective_rank_...`` is 1 / mean cos^2 over all pairs: about how many directions they use, 1 to D.
 
     Args:
-        moments: `embedding_moments` of the global batch, (2, 1 + D, D).
+        moments: `embedding_moments` of the global batch.
+        embed_dim: D.
     """
     metrics = {}
-    for side, moments_of_side in zip(("image", "text"), moments, strict=True):
+    for side, moments_of_side in zip(("image", "text"), moments.view(2, 1 + embed_dim, embed_dim), strict=True):
         metrics[f"embedding/mean_norm_{side}"] = float(moments_of_side[0].norm())
         metrics[f"embedding/effective_rank_{side}"] = float(1 / moments_of_side[1:].square().sum())
     return metrics

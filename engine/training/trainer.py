@@ -3,67 +3,54 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine import files, paths
-from engine.data.index import read_index
+from engine.data.index import Index, read_index
 from engine.data.loader import Batch, PairDataset
 from engine.distributed import Collectives
 from engine.method import Features, LossOutput, MethodEnv, Progress
 from engine.registry import build_method
-from engine.schema.base import fingerprint, parse
-from engine.schema.record import Attempt, Divergence, Milestone, NormalizerError, Record
+from engine.schema.base import fingerprint
 from engine.schema.run import DatasetSpec, Execution, RunSpec
-from engine.signatures import find_signatures
+from engine.stop import STOP_SIGNALS
 from engine.training import checkpoint
-from engine.training.diagnostics import measure_normalizer_error
+from engine.training.encoder import Encoder
 from engine.training.optim import Optimizer
 from engine.training.reporting import (
-    MAX_METRICS,
     Clock,
     embedding_moments,
     embedding_spread,
     forget_peak_memory,
     mean_metrics,
     pack_metrics,
-    parse_lines,
-    peak_memory_bytes,
 )
-from engine.training.towers import WEIGHTS_FILE, Towers, build_towers, embed_dim, export, tokenizer
+from engine.training.towers import build_towers, embed_dim, tokenizer
 
+NUM_INDICES = 100
+"""Positions that a record lists: of the first pairs of the run, and of the batch at which it diverged."""
 _FEW_SAMPLES = 10_000
 """A fraction of fewer samples than this says little: some broken ones may come first."""
 _MAX_SKIPPED_IN_A_ROW = 20
 """So many mean divergence. Fewer may well be a run's first steps: the loss scale starts at 2^16, and each halves it."""
 _MIN_LOSS_SCALE = 1.0
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Wishes(NamedTuple):
-    """What one process, or after agreement any of them, asks for after a step."""
+class Votes(NamedTuple):
+    """What one process asks of all of them after a step; added up over processes, what they do."""
 
-    stop: tuple[bool, ...]
-    """Signals that it got, one for each of `engine.stop.SIGNALS`."""
-    save: bool
-    num_replaced: int
-    """Samples of the step that were replaced; after agreement, of all processes together."""
-
-    def values(self) -> list[float]:
-        """Numbers whose sum over processes says what they ask for together."""
-        return [float(value) for value in (*self.stop, self.save, self.num_replaced)]
-
-    @classmethod
-    def agreed(cls, sums: list[float]) -> Wishes:
-        """From the sum of `values` over processes."""
-        *stop, save, num_replaced = sums
-        return cls(tuple(bool(value) for value in stop), bool(save), int(num_replaced))
+    stop: tuple[int, ...] = (0,) * len(STOP_SIGNALS)
+    """Processes that got each of `STOP_SIGNALS`."""
+    save: int = 0
+    """Processes that ask for a checkpoint."""
+    num_replaced: int = 0
+    """Samples of the step that were replaced."""
 
 
 class StepOutcome(NamedTuple):
@@ -71,17 +58,10 @@ class StepOutcome(NamedTuple):
 
     metrics: dict[str, float]
     """Means over all processes; empty if the step was not timed, or not taken."""
-    agreed: Wishes
+    votes: Votes
+    """Of all processes together."""
     divergence: str | None = None
     """Why training has diverged, if it has: then the step does not count."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Differentiated(LossOutput):
-    """This process's part of a loss whose gradients are there."""
-
-    moments: Tensor | None = None
-    """`embedding_moments` of this process's rows, if the step is logged."""
 
 
 class Trainer:
@@ -91,20 +71,8 @@ class Trainer:
         self.spec, self.execution, self.device, self.collectives = spec, execution, device, collectives
         # cuDNN would round what is called fp32 to TF32.
         torch.backends.cudnn.allow_tf32 = spec.precision != "fp32"
-        self.folder = paths.run(spec.run_id)
         index_path = paths.index(spec.dataset.name)
-        if not index_path.exists():
-            raise FileNotFoundError(
-                f"data set {spec.dataset.name!r} has no index at {index_path}: run `snakemake {index_path}` first"
-            )
-        index = read_index(index_path)
-        found = DatasetSpec(name=index.name, revision=index.revision, pairs=index.pairs, captions=index.captions)
-        if found != spec.dataset:
-            raise ValueError(
-                f"the index of data set {index.name!r} is of revision {found.revision} with {found.pairs} pairs and "
-                f"captions in {found.captions}, the run wants revision {spec.dataset.revision} with "
-                f"{spec.dataset.pairs} and captions in {spec.dataset.captions}: run `snakemake -f {index_path}`"
-            )
+        index = _read_index(index_path, spec.dataset)
         # Convolutions run faster with channels innermost, on CPUs and on GPUs; for other layers it changes nothing.
         self.towers = build_towers(spec.model.name, seed=spec.seed)
         self.towers.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -132,20 +100,12 @@ class Trainer:
         self.method = build_method(spec.method, env).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-        # A copy of the weights, taken before anything wraps them: process groups cannot be copied.
-        decay = spec.optimizer.ema_decay
-        self.averaged = (
-            AveragedModel(self.towers, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
-            if decay
-            else None
-        )
-        self.batch_norm_groups = self._share_batch_norm()
-        """Parts of this process's rows that batch norm sees apart."""
-        self.encoder: nn.Module = torch.compile(self.towers) if execution.compile else self.towers  # type: ignore[assignment]
-        if collectives.world_size > 1:
-            self.encoder = DistributedDataParallel(
-                self.encoder, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
-            )
+        self.averaged: AveragedModel | None = None
+        if spec.optimizer.ema_decay:
+            # Copied before the encoder shares batch norms: process groups cannot be copied.
+            average = get_ema_multi_avg_fn(spec.optimizer.ema_decay)  # type: ignore[no-untyped-call]
+            self.averaged = AveragedModel(self.towers, multi_avg_fn=average, use_buffers=True)
+        self.encoder = Encoder(self.towers, spec, execution, device, collectives)
         self.clock = Clock(device)
         self.step_number = 0
         self.first_indices: list[int] = []
@@ -153,70 +113,10 @@ class Trainer:
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
 
-    def _share_batch_norm(self) -> int:
-        """Let batch norm see the parts of the global batch that the spec says, however many processes share it.
-
-        Returns:
-            The parts of this process's rows; more than one when there are fewer processes than parts.
-
-        Raises:
-            ValueError: If that cannot be done with these processes, this device or this accumulation.
-        """
-        name, groups, world_size = self.spec.model.name, self.spec.batch_norm_groups, self.collectives.world_size
-        if not any(isinstance(module, nn.BatchNorm2d) for module in self.towers.modules()):
-            if groups > 1:
-                raise ValueError(f"batch_norm_groups = {groups}, but model {name!r} has no batch norm: leave it out")
-            return 1
-        per_process, left = divmod(groups, world_size)
-        if left and world_size % groups:
-            raise ValueError(
-                f"batch_norm_groups = {groups} cannot be shared among {world_size} processes: use a number of "
-                "processes that divides it, or a multiple of it"
-            )
-        if self.execution.accumulation_steps not in {1, per_process}:
-            raise ValueError(
-                f"model {name!r} has batch norm, which with accumulation_steps = {self.execution.accumulation_steps} "
-                f"would see other parts of the batch than batch_norm_groups = {groups} says: use accumulation_steps 1"
-                + (f" or {per_process}" if per_process > 1 else ", or a model without batch norm")
-            )
-        if per_process:
-            return per_process
-        if self.device.type == "cpu":
-            raise ValueError(
-                f"model {name!r} has batch norm, which on CPUs cannot see one part of the batch from several processes "
-                f"(batch_norm_groups = {groups}, {world_size} processes): use fewer processes, GPUs, or a model "
-                "without batch norm"
-            )
-        group = self.collectives.subgroup(world_size // groups)
-        self.towers = nn.SyncBatchNorm.convert_sync_batchnorm(self.towers, group)  # type: ignore[no-untyped-call]
-        return 1
-
-    def _norms(self) -> list[nn.Module]:
-        return [module for module in self.towers.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-
-    def running_statistics(self) -> list[Tensor]:
-        """Buffers of the batch norms."""
-        return [buffer for norm in self._norms() for buffer in norm.buffers()]
-
-    @contextlib.contextmanager
-    def _running_statistics_untouched(self) -> Iterator[None]:
-        # Copies take their place: a graph from another part of the batch still needs the originals as they are.
-        norms = self._norms()
-        originals = [dict(norm.named_buffers()) for norm in norms]
-        try:
-            for norm, buffers in zip(norms, originals, strict=True):
-                for name, buffer in buffers.items():
-                    setattr(norm, name, buffer.clone())
-            yield
-        finally:
-            for norm, buffers in zip(norms, originals, strict=True):
-                for name, buffer in buffers.items():
-                    setattr(norm, name, buffer)
-
     # One step ---------------------------------------------------------------------------------------------------
 
     def progress(self) -> Progress:
-        """Where training stands."""
+        """Return where training stands."""
         return Progress(self.step_number, self.steps_per_epoch, self.spec.num_steps, self.spec.global_batch_size)
 
     @property
@@ -224,75 +124,44 @@ class Trainer:
         """Pairs trained on so far, over all processes."""
         return self.step_number * self.spec.global_batch_size
 
-    def encode(self, image_BCHW: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode this process's rows on the device, in the run's precision; embeddings come out in float32."""
-        groups = self.batch_norm_groups
-        parts = [
-            self._encode_group(*part, is_first=number == 0)
-            for number, part in enumerate(zip(image_BCHW.chunk(groups), tokens_BT.chunk(groups), strict=True))
-        ]
-        if groups == 1:
-            return parts[0]
-        return torch.cat([image for image, _ in parts]), torch.cat([text for _, text in parts])
-
-    def _encode_group(self, image_BCHW: Tensor, tokens_BT: Tensor, *, is_first: bool) -> tuple[Tensor, Tensor]:
-        """Encode rows that share their batch-norm statistics; only the first such rows enter the running ones."""
-        dtype = _AUTOCAST.get(self.spec.precision)
-        with (
-            contextlib.nullcontext() if is_first else self._running_statistics_untouched(),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
-        ):
-            image_BD, text_BD = self.encoder(image_BCHW.contiguous(memory_format=torch.channels_last), tokens_BT)
-        return image_BD, text_BD
-
-    def backward(self, batch: Batch, *, logged: bool = False) -> Differentiated:
+    def backward(self, batch: Batch) -> tuple[LossOutput, Features]:
         """Compute the loss of a batch and its gradients.
 
-        The method sees the whole local batch, however many parts the encoders take it in: with accumulation the parts
+        The method sees the whole local batch, however many parts the encoder takes it in: with accumulation the parts
         are encoded once without gradient for the loss, and again for their share of it (GradCache, arXiv:2101.06983).
+
+        Returns:
+            This process's part of the loss, and the features it was computed of.
         """
-        parts = list(
-            zip(
-                batch.image_BCHW.to(self.device, non_blocking=True).chunk(self.execution.accumulation_steps),
-                batch.tokens_BT.to(self.device, non_blocking=True).chunk(self.execution.accumulation_steps),
-                strict=True,
-            )
-        )
+        num_parts = self.execution.accumulation_steps
+        image_parts = batch.image_BCHW.to(self.device, non_blocking=True).chunk(num_parts)
+        tokens_parts = batch.tokens_BT.to(self.device, non_blocking=True).chunk(num_parts)
+        parts = list(zip(image_parts, tokens_parts, strict=True))
+        encode_first = self.encoder.encode if len(parts) == 1 else self.encoder.encode_detached
+        encoded = []
         with self.clock.phase("encoder"):
-            if len(parts) == 1:
-                self._seed_draws(0)
-                encoded = [self.encode(*parts[0])]
-            else:
-                encoded = []
-                for number, part in enumerate(parts):
-                    self._seed_draws(number)
-                    # The first of two passes must leave no trace in batch-norm statistics.
-                    with torch.no_grad():
-                        encoded.append(self._encode_group(*part, is_first=False))
+            for number, part in enumerate(parts):
+                self.seed_draws(number)
+                encoded.append(encode_first(*part))
         with self.clock.phase("method"):
-            image_BD = torch.cat([image for image, _ in encoded]).detach().requires_grad_()
-            text_BD = torch.cat([text for _, text in encoded]).detach().requires_grad_()
+            image_BD, text_BD = (torch.cat(side).detach().requires_grad_() for side in zip(*encoded, strict=True))
             features = Features(image_BD, text_BD, batch.index_B.to(self.device))
             output = self.method.loss(features, self.progress())
             torch.autograd.backward(self.scaler.scale(output.total))
-        moments = embedding_moments(image_BD, text_BD) if logged else None
         with self.clock.phase("encoder"):
             assert image_BD.grad is not None
             assert text_BD.grad is not None
-            rows = [len(image) for image, _ in encoded]
-            grads = list(zip(torch.split(image_BD.grad, rows), torch.split(text_BD.grad, rows), strict=True))
-            for number, (part, grad) in enumerate(zip(parts, grads, strict=True)):
-                last = number == len(parts) - 1
-                ddp = isinstance(self.encoder, DistributedDataParallel) and not last
-                with self.encoder.no_sync() if ddp else contextlib.nullcontext():  # type: ignore[operator]
-                    again = encoded[number]
+            grads = zip(image_BD.grad.chunk(num_parts), text_BD.grad.chunk(num_parts), strict=True)
+            for number, grad in enumerate(grads):
+                is_last = number == len(parts) - 1
+                with contextlib.nullcontext() if is_last else self.encoder.without_reduction():
                     if len(parts) > 1:
-                        self._seed_draws(number)
-                        again = self._encode_group(*part, is_first=number == 0)
-                    torch.autograd.backward(again, grad)
-        return Differentiated(output.total, output.metrics, moments)
+                        self.seed_draws(number)
+                        encoded[number] = self.encoder.encode(*parts[number], moves_statistics=number == 0)
+                    torch.autograd.backward(encoded[number], grad)
+        return output, features
 
-    def _seed_draws(self, part: int) -> None:
+    def seed_draws(self, part: int) -> None:
         """Let what draws from torch's own generator (dropout) depend on the step and the part of the batch.
 
         Not on what came before: it draws the same after a restart, and in both passes over a part.
@@ -304,13 +173,17 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def step(self, batch: Batch, ask: Callable[[], Wishes], *, timing: bool) -> StepOutcome:
+    def step(self, batch: Batch, vote: Callable[[], Votes] = Votes, *, timing: bool) -> StepOutcome:
         """Take one optimiser step, and agree with the other processes on what comes after it.
 
-        What this process wishes is asked as late as possible, so that a signal is obeyed after the step it fell into.
         If the loss or its gradient was not finite on some process, no parameter has moved on any, though the method
         may have updated its own running state. In fp16 a gradient that is not finite skips the step, until it has done
         so too often.
+
+        Args:
+            batch: This process's rows.
+            vote: Asked as late as possible, so that a signal is obeyed after the step it fell into.
+            timing: Return metrics.
 
         Raises:
             ValueError: On every process, if they logged different metrics, or too many.
@@ -318,54 +191,66 @@ class Trainer:
         progress = self.progress()
         lr = self.optimizer.set_learning_rates(progress.step)
         temperature = 1 / self.method.logit_scale.detach()
-        output = self.backward(batch, logged=timing)
+        output, features = self.backward(batch)
         with self.clock.phase("optimizer"):
             for parameter in self.optimizer.method_parameters:
                 if parameter.grad is not None:
                     self.collectives.all_reduce(parameter.grad, "mean")
             self.scaler.unscale_(self.optimizer.adamw)
             grad_norm = self.optimizer.clip_gradients()
-            loss = output.total.detach()
             # One collective, and on a GPU one wait, for all that the processes must agree on.
+            loss, votes = output.total.detach(), vote()
             flags = torch.stack([loss, ~torch.isfinite(loss), ~torch.isfinite(grad_norm)]).double()
-            parts = [flags, torch.tensor(ask().values(), device=self.device, dtype=torch.float64)]
-            num_agreed = sum(map(len, parts))
-            if output.moments is not None:
-                parts += [pack_metrics(output.metrics, self.device), output.moments.double().flatten()]
-            sums = self.collectives.all_reduce(torch.cat(parts), "sum")
-            loss_sum, bad_losses, bad_gradients, *asked = sums[:num_agreed].tolist()
-            wishes = Wishes.agreed(asked)
-            if bad_losses or (bad_gradients and not self.scaler.is_enabled()):
-                return StepOutcome({}, wishes, "the loss or its gradient is not finite")
-            if not bad_gradients:
-                self.scaler.step(self.optimizer.adamw)
-            self.scaler.update()
-            divergence = self._count_skipped(is_skipped=bool(bad_gradients))
-            if divergence is not None:
-                return StepOutcome({}, wishes, divergence)
-            self.optimizer.adamw.zero_grad(set_to_none=True)
-            self.method.after_step(progress)
-            if self.averaged is not None:
-                self.averaged.update_parameters(self.towers)
+            asked = torch.tensor([*votes.stop, votes.save, votes.num_replaced], device=self.device, dtype=torch.float64)
+            logged: Sequence[Tensor] = ()
+            if timing:
+                moments = embedding_moments(features.image_BD, features.text_BD)
+                logged = (pack_metrics(output.metrics, self.device), moments)
+            sums = self.collectives.all_reduce(torch.cat([flags, asked, *logged]), "sum")
+            agreed, *logged = torch.split(sums, [len(flags) + len(asked), *map(len, logged)])
+            loss_sum, bad_losses, bad_gradients, *counts = agreed.tolist()
+            *stop, save, num_replaced = map(int, counts)
+            votes = Votes(tuple(stop), save, num_replaced)
+            divergence = self._move(progress, is_loss_bad=bad_losses > 0, is_gradient_bad=bad_gradients > 0)
+        if divergence is not None:
+            return StepOutcome({}, votes, divergence)
         self.step_number += 1
-        if output.moments is None:
-            return StepOutcome({}, wishes)
+        if not logged:
+            return StepOutcome({}, votes)
+        own, moments = logged
         world_size = self.collectives.world_size
-        own, moments = torch.split(sums[num_agreed:], [2 + MAX_METRICS, output.moments.numel()])
         metrics = {
             "loss/total": loss_sum / world_size,
             "temperature/value": float(temperature),
             "lr": lr,
             "grad_norm": float(grad_norm),
             **mean_metrics(output.metrics, own, world_size),
-            **embedding_spread(moments.view_as(output.moments) / world_size),
+            **embedding_spread(moments / world_size, features.image_BD.shape[1]),
         }
         if self.scaler.is_enabled():
             metrics |= {"scaler/scale": self.scaler.get_scale(), "scaler/num_skipped": self.num_skipped}
-        return StepOutcome(metrics, wishes)
+        return StepOutcome(metrics, votes)
+
+    def _move(self, progress: Progress, *, is_loss_bad: bool, is_gradient_bad: bool) -> str | None:
+        """Move all parameters, or let fp16 skip the step; returns why training has diverged, if so.
+
+        What is bad is so on all processes: they do the same.
+        """
+        if is_loss_bad or (is_gradient_bad and not self.scaler.is_enabled()):
+            return "the loss or its gradient is not finite"
+        if not is_gradient_bad:
+            self.scaler.step(self.optimizer.adamw)
+        self.scaler.update()
+        divergence = self._count_skipped(is_skipped=is_gradient_bad)
+        if divergence is None:
+            self.optimizer.adamw.zero_grad(set_to_none=True)
+            self.method.after_step(progress)
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.towers)
+        return divergence
 
     def _count_skipped(self, *, is_skipped: bool) -> str | None:
-        """Note whether fp16 has skipped a step, alike on all processes; returns why training has diverged, if so."""
+        """Count the steps that fp16 skips; returns why training has diverged, if so."""
         if not is_skipped:
             self.num_skipped_in_a_row = 0
             return None
@@ -378,6 +263,12 @@ class Trainer:
         if self.num_skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
             return f"fp16 skipped {self.num_skipped_in_a_row} steps in a row: their gradients are not finite"
         return None
+
+    def note_first_indices(self, batch: Batch) -> None:
+        """Keep the positions of the first pairs of the run, in the order of all processes."""
+        if len(self.first_indices) < NUM_INDICES:
+            indices = self.collectives.gather(batch.index_B.to(self.device)).tolist()
+            self.first_indices += indices[: NUM_INDICES - len(self.first_indices)]
 
     def count_replaced(self, num_replaced: int, batch: Batch) -> None:
         """Add what a step replaced, over all processes.
@@ -462,109 +353,22 @@ class Trainer:
         # What was copied and is not needed any more is no part of training.
         forget_peak_memory(self.device)
 
-    def export_weights(self) -> None:
-        """Write the model of a milestone (first process only)."""
-        if self.collectives.rank == 0:
-            folder = paths.weights(self.spec.run_id, self.samples_seen)
-            scale, bias = self.method.logit_scale, self.method.logit_bias
-            towers = self.towers if self.averaged is None else cast(Towers, self.averaged.module)
-            export(towers, self.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
 
-    @property
-    def is_measurement_due(self) -> bool:
-        """Whether the error of the log-normalizers is measured after the last step."""
-        return self.spec.normalizer_error is not None and self.samples_seen in self.spec.normalizer_error.at
+def _read_index(path: Path, expected: DatasetSpec) -> Index:
+    """Return the index of a run's data set.
 
-    def is_measurement_missing(self) -> bool:
-        """Whether it is due and not written down, as after a resume from where it was given up."""
-        path = paths.normalizer_error(self.spec.run_id, self.samples_seen)
-        # The first process writes it; others may not see it yet.
-        is_there = self.collectives.broadcast(torch.tensor(float(path.exists()), device=self.device))
-        return self.is_measurement_due and not is_there
-
-    def measure_normalizers(self, signals: Sequence[bool]) -> tuple[bool, ...]:
-        """Compare the method's log-normalizers with the exact ones after the last step, and write it down.
-
-        Given up once any process gets a signal: it takes long, and is the same when it is made again.
-
-        Args:
-            signals: Those that this process got, kept up to date; one for each of `engine.stop.SIGNALS`.
-
-        Returns:
-            Signals that any process got and that ended the measurement; none if it was made.
-        """
-        assert self.spec.normalizer_error is not None
-        path = paths.normalizer_error(self.spec.run_id, self.samples_seen)
-        if self.collectives.rank == 0:
-            path.unlink(missing_ok=True)  # of an attempt that went back to before it
-        agreed = [0.0] * len(signals)
-
-        def is_over() -> bool:
-            nonlocal agreed
-            mine = torch.tensor(signals, device=self.device, dtype=torch.float32)
-            agreed = self.collectives.all_reduce(mine, "sum").tolist()
-            return any(agreed)
-
-        self._seed_draws(0)
-        if self.spec.batch_norm_groups > 1:
-            # Running statistics are those of the first process.
-            for buffer in self.running_statistics():
-                self.collectives.broadcast(buffer)
-        with self.clock.phase("diagnostics"):
-            measured = measure_normalizer_error(
-                self.spec.normalizer_error,
-                towers=self.towers,
-                encode=self.encode,
-                dataset=self.dataset,
-                method=self.method,
-                progress=dataclasses.replace(self.progress(), step=self.step_number - 1),
-                global_batch_size=self.spec.global_batch_size,
-                seed=self.spec.seed,
-                device=self.device,
-                num_workers=self.execution.num_workers,
-                is_over=is_over,
-            )
-        if measured is not None and self.collectives.rank == 0:
-            sample = paths.log_normalizers(self.spec.run_id, self.samples_seen)
-            with files.atomic_write(sample, num_bytes=len(measured.sample)) as temporary:
-                temporary.write_bytes(measured.sample)
-            files.write_text(path, measured.error.model_dump_json() + "\n")
-        return tuple(map(bool, agreed))
-
-    def record(self, divergence: Divergence | None) -> Record:
-        """Describe what came out."""
-        run_id, reached = self.spec.run_id, self.samples_seen
-        weights = {n: paths.weights(run_id, n) / WEIGHTS_FILE for n in self.spec.milestones if n <= reached}
-        measured = self.spec.normalizer_error.at if self.spec.normalizer_error else ()
-        errors = [files.read_text(paths.normalizer_error(run_id, n)) for n in measured if n <= reached]
-        log = paths.metrics(run_id)
-        logged = parse_lines(log, log.read_bytes().splitlines())
-        return Record(
-            run_id=run_id,
-            fingerprint=fingerprint(self.spec),
-            spec=self.spec,
-            status="diverged" if divergence else "finished",
-            samples_seen=reached,
-            milestones={
-                str(n): Milestone(weights=str(path.relative_to(self.folder)), sha256=files.file_sha256(path))
-                for n, path in weights.items()
-            },
-            normalizer_error=tuple(NormalizerError.model_validate_json(error) for error in errors),
-            clock_sec={name: round(sec, 6) for name, sec in sorted(self.clock.total_sec.items())},
-            median_step_sec=self.clock.median_step_sec,
-            peak_memory_bytes=peak_memory_bytes(self.device),
-            attempts=read_attempts(run_id),
-            num_replaced=self.num_replaced,
-            num_skipped=self.num_skipped,
-            loss_scale=self.scaler.get_scale() if self.scaler.is_enabled() else None,
-            first_indices=tuple(self.first_indices),
-            divergence=divergence,
-            signatures=find_signatures(logged, self.method.signatures),
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is of other data than the run wants.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"data set {expected.name!r} has no index at {path}: run `snakemake {path}` first")
+    index = read_index(path)
+    found = DatasetSpec(name=index.name, revision=index.revision, pairs=index.pairs, captions=index.captions)
+    if found != expected:
+        raise ValueError(
+            f"the index of data set {index.name!r} is of revision {found.revision} with {found.pairs} pairs and "
+            f"captions in {found.captions}, the run wants revision {expected.revision} with {expected.pairs} and "
+            f"captions in {expected.captions}: run `snakemake -f {path}`"
         )
-
-
-def read_attempts(run_id: str) -> tuple[Attempt, ...]:
-    """Return every start of a run so far, in order."""
-    path = paths.attempts(run_id)
-    lines = files.read_text(path).splitlines() if path.exists() else []
-    return tuple(parse(Attempt, line, str(path)) for line in lines)
+    return index

@@ -229,7 +229,7 @@ def test_only_large_moves_to_and_fro_are_oscillation(series, expected):
 @pytest.mark.parametrize(("copies", "signs", "rank"), [(8, (1, 1), 1.0), (8, (1, -1), 1.0), (1, (1, 1), 8.0)])
 def test_the_effective_rank_counts_directions_whatever_their_sign(copies, signs, rank):
     rows = torch.eye(8)[: 8 // copies].repeat(copies, 1) * torch.tensor(signs * 4)[:, None]
-    metrics = embedding_spread(embedding_moments(rows, rows))
+    metrics = embedding_spread(embedding_moments(rows, rows), rows.shape[1])
     assert metrics["embedding/effective_rank_image"] == pytest.approx(rank)
     assert metrics["embedding/mean_norm_text"] == pytest.approx(float(rows.mean(dim=0).norm()))
 

@@ -62,7 +62,7 @@ STARTING = {
 """Phases between the start of a process and its first step."""
 
 TRAINING = {
-    "encode": Phase("engine.training.trainer:Trainer.encode"),
+    "encode": Phase("engine.training.encoder:Encoder.encode"),
     "backward": Phase("engine.training.trainer:Trainer.backward"),
     "step": Phase("engine.training.trainer:Trainer.step"),
     "loss": Phase("{method}.loss"),
@@ -95,14 +95,14 @@ WRITING = {
     "remove": Phase("pathlib:Path.unlink"),
     "manifest": Phase("engine.files:write_text", "checkpoints"),
     "half a manifest": Phase("os:fsync", "json", cut=True),
-    "export": Phase("engine.training.trainer:Trainer.export_weights"),
+    "export": Phase("engine.training.outcome:export_weights"),
     "half an export": Phase("os:fsync", "safetensors", cut=True),
-    "diagnose": Phase("engine.training.trainer:Trainer.measure_normalizers"),
+    "diagnose": Phase("engine.training.diagnostics:measure_normalizers"),
 }
 """Phases between two steps, in the first process."""
 
 ENDING = {
-    "record": Phase("engine.training.trainer:Trainer.record"),
+    "record": Phase("engine.training.outcome:build_record"),
     "write the outcome": Phase("engine.files:write_text", "outcome.json"),
     "half an outcome": Phase("os:fsync", "outcome.json", cut=True),
     "write the record": Phase("engine.files:write_text", "record.json"),

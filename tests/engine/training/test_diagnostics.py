@@ -16,13 +16,13 @@ from engine.data import order
 from engine.data.loader import Request
 from engine.distributed import Collectives, ProcessGroup
 from engine.method import Features
-from engine.schema.run import Execution, NormalizerErrorSpec
+from engine.schema.run import Execution
 from engine.training import diagnostics
 from engine.training.diagnostics import _ANCHOR_EPOCH, measure_normalizer_error
 from engine.training.trainer import Trainer
 
 BATCH = 20  # 96 pairs: four whole batches, and a last one that is filled up
-SPEC = NormalizerErrorSpec(at=(BATCH,), num_anchors=30, control_size=25)
+SPEC = {"at": (BATCH,), "num_anchors": 30, "control_size": 25}
 
 
 @pytest.fixture
@@ -33,11 +33,10 @@ def root(tmp_path, monkeypatch):
 
 
 def measured(collectives, num_workers=0, method="fastclip"):
-    trainer = Trainer(toy.run_spec(method, steps=4, batch=BATCH), Execution(), torch.device("cpu"), collectives)
-    return trainer, measure_normalizer_error(
-        SPEC, towers=trainer.towers, encode=trainer.encode, dataset=trainer.dataset, method=trainer.method,
-        progress=trainer.progress(), global_batch_size=BATCH, seed=0, device=trainer.device, num_workers=num_workers,
-    )  # fmt: skip
+    spec = toy.run_spec(method, steps=4, batch=BATCH, normalizer_error=SPEC)
+    trainer = Trainer(spec, Execution(num_workers=num_workers), torch.device("cpu"), collectives)
+    trainer.step_number = 1
+    return trainer, measure_normalizer_error(trainer)
 
 
 @torch.no_grad()
@@ -46,9 +45,11 @@ def direct(trainer):
     index = trainer.dataset.index
     positions = np.concatenate(list(order.epoch_order(index.shard_sizes, seed=0, epoch=_ANCHOR_EPOCH)))
     batch = trainer.dataset[Request(0, positions)]
-    x, y = (features.double() for features in trainer.encode(batch.image_BCHW, batch.tokens_BT))
+    x, y = (features.double() for features in trainer.encoder.encode(batch.image_BCHW, batch.tokens_BT))
     scale = float(trainer.method.logit_scale)
-    drawn = torch.randperm(96, generator=trainer.method.env.generator("random control"))[: SPEC.control_size].tolist()
+    drawn = torch.randperm(96, generator=trainer.method.env.generator("random control"))[
+        : SPEC["control_size"]
+    ].tolist()
     errors = []
     for anchor, other in ((x, y), (y, x)):
         for i in range(2 * BATCH):
@@ -121,7 +122,7 @@ def encode_pictures(image_BCHW, tokens_BT):
 
 def measured_when_the_batch_is_the_set(name, prepare=lambda method: None, **options):
     """The error after one step of a method on all pairs at once."""
-    spec = toy.run_spec(name, steps=1, batch=toy.NUM_PAIRS)
+    spec = toy.run_spec(name, steps=1, batch=toy.NUM_PAIRS, normalizer_error={**SPEC, "at": (toy.NUM_PAIRS,)})
     config = resolve_config(name, options).model_dump(mode="json")
     spec = spec.model_copy(update={"method": spec.method.model_copy(update={"config": config})})
     trainer = Trainer(spec, Execution(), torch.device("cpu"), Collectives())
@@ -130,10 +131,8 @@ def measured_when_the_batch_is_the_set(name, prepare=lambda method: None, **opti
     with torch.no_grad():
         features = Features(*encode_pictures(batch.image_BCHW, batch.tokens_BT), batch.index_B)
     trainer.method.loss(features, trainer.progress())
-    return measure_normalizer_error(
-        SPEC, towers=trainer.towers, encode=encode_pictures, dataset=trainer.dataset, method=trainer.method,
-        progress=trainer.progress(), global_batch_size=toy.NUM_PAIRS, seed=0, device=trainer.device,
-    )  # fmt: skip
+    trainer.step_number, trainer.encoder.encode_detached = 1, encode_pictures
+    return measure_normalizer_error(trainer)
 
 
 EXACT = {

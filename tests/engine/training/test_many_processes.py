@@ -29,6 +29,7 @@ from engine.schema.record import Record
 from engine.schema.run import Execution
 from engine.training import diagnostics, loop
 from engine.training.checkpoint import load_checkpoint, newest_step
+from engine.training.outcome import read_attempts
 from engine.training.towers import WEIGHTS_FILE, build_towers
 from engine.training.trainer import Trainer
 
@@ -112,7 +113,7 @@ def test_a_run_that_goes_on_with_another_number_of_processes_ends_as_one_that_di
         kill = Kill("step", 5, 10**9)
         assert -signal.SIGKILL in server.run(root, path, world_size=world_size, kill=kill, execution=SAVE_ALWAYS)
     assert -signal.SIGKILL in server.run(root, path, world_size=2, kill=END, execution=SAVE_ALWAYS)
-    assert [attempt.provenance.world_size for attempt in loop.read_attempts(spec.run_id)] == [2, 1, 2]
+    assert [attempt.provenance.world_size for attempt in read_attempts(spec.run_id)] == [2, 1, 2]
     step_of_both, together = newest_checkpoint(spec)
     assert server.run(root, path, world_size=2, execution=SAVE_ALWAYS) == [0, 0]
 

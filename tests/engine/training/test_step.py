@@ -22,7 +22,7 @@ from engine.training.checkpoint import load_checkpoint, newest_step
 from engine.training.loop import train
 from engine.training.reporting import mean_metrics, pack_metrics
 from engine.training.towers import WEIGHTS_FILE
-from engine.training.trainer import Trainer, Wishes
+from engine.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -40,10 +40,6 @@ def make_trainer(execution=None, method="openclip", **changes):
     return Trainer(toy.run_spec(method, **changes), execution or Execution(), CPU, Collectives())
 
 
-def nothing():
-    return Wishes((False, False, False), save=False, num_replaced=0)
-
-
 def batches(trainer, steps=1):
     return build_loader(trainer.dataset, seed=0, global_batch_size=16, steps=range(steps))
 
@@ -58,13 +54,13 @@ def gradient(trainer):
 def test_with_dropout_both_passes_over_a_part_draw_the_same(root):
     dropout = {"model": {"name": "dropout-vit"}}
     trainer = make_trainer(Execution(accumulation_steps=2), **dropout)
-    honest, states = trainer.encoder.forward, []
+    honest, states = trainer.encoder.module.forward, []
 
     def forward(*args):
         states.append(torch.get_rng_state())
         return honest(*args)
 
-    trainer.encoder.forward = forward
+    trainer.encoder.module.forward = forward
     batch = next(iter(batches(trainer)))
     trainer.backward(batch)
     assert len(states) == 4
@@ -93,9 +89,9 @@ def test_draws_depend_on_the_step_and_not_on_what_was_drawn_before(root):
     for seed in (0, 1):
         torch.manual_seed(seed)
         trainer = make_trainer(model={"name": "dropout-vit"})
-        losses.append([trainer.backward(batch).total.item() for batch in batches(trainer, 2)])
+        losses.append([trainer.backward(batch)[0].total.item() for batch in batches(trainer, 2)])
         trainer.step_number = 1
-        losses[-1].append(trainer.backward(next(iter(batches(trainer)))).total.item())
+        losses[-1].append(trainer.backward(next(iter(batches(trainer))))[0].total.item())
     assert losses[0] == losses[1]
     # The same batch and weights at another step.
     assert losses[0][0] != losses[0][2]
@@ -120,7 +116,7 @@ def test_the_gradient_is_clipped_at_its_norm_over_all_parameters(root, precision
     trainer.scaler = plain.scaler
     given = []
     trainer.optimizer.adamw.register_step_pre_hook(lambda *_: given.append(gradient(trainer)))
-    metrics = trainer.step(batch, nothing, timing=True).metrics
+    metrics = trainer.step(batch, timing=True).metrics
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-6)
     expected = whole * min(1.0, limit / norm)
     torch.testing.assert_close(given[0], expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
@@ -164,13 +160,13 @@ def test_an_overflow_in_half_precision_skips_the_step_and_halves_the_scale(root)
     scale = trainer.scaler.get_scale()
     honest = trainer.backward
 
-    def overflow(batch, **options):
-        output = honest(batch, **options)
+    def overflow(batch):
+        output = honest(batch)
         trainer.optimizer.parameters[0].grad.fill_(math.inf)
         return output
 
     trainer.backward = overflow
-    assert trainer.step(next(iter(batches(trainer))), nothing, timing=True).divergence is None
+    assert trainer.step(next(iter(batches(trainer))), timing=True).divergence is None
     assert all(torch.equal(p, old) for p, old in zip(trainer.towers.parameters(), before, strict=True))
     assert trainer.scaler.get_scale() == scale / 2
 
@@ -179,10 +175,10 @@ def spoil(monkeypatch, steps, *, init_scale=1024.0):
     """Let one layer's gradient hold a NaN in these steps (from 0), the first of them at a certain loss scale."""
     honest = Trainer.backward
 
-    def backward(self, batch, **options):
+    def backward(self, batch):
         if self.step_number in (0, steps[0]):
             self.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale if self.step_number else 1024.0)
-        output = honest(self, batch, **options)
+        output = honest(self, batch)
         if self.step_number in steps:
             self.optimizer.parameters[0].grad.view(-1)[0] = math.nan
         return output
@@ -251,7 +247,7 @@ def _skip_where_one_is_broken(collectives, broken):
     trainer.method.loss = loss
     seen = []
     for batch in loader_of(trainer, 5):
-        outcome = trainer.step(batch, nothing, timing=False)
+        outcome = trainer.step(batch, timing=False)
         seen.append([trainer.num_skipped, trainer.scaler.get_scale(), outcome.divergence or ""])
     return {"seen": seen, "weights": [p.detach() for p in trainer.towers.parameters()]}
 
@@ -285,7 +281,7 @@ def test_metrics_travel_with_what_processes_agree_on_and_only_when_they_are_logg
     sizes = []
     for batch, timing in zip(batches(trainer, 2), (False, True), strict=True):
         collectives.sizes = []
-        assert bool(trainer.step(batch, nothing, timing=timing).metrics) == timing
+        assert bool(trainer.step(batch, timing=timing).metrics) == timing
         sizes.append(collectives.sizes)
     plain, logged = sizes
     # The temperature's gradient, and the agreement.
@@ -315,7 +311,7 @@ def _log_metrics(collectives, names):
     honest, own = trainer.method.loss, {name: torch.tensor(float(collectives.rank)) for name in names[collectives.rank]}
     trainer.method.loss = lambda *args: LossOutput(honest(*args).total, own)
     try:
-        metrics = trainer.step(next(iter(loader_of(trainer, 1))), nothing, timing=True).metrics
+        metrics = trainer.step(next(iter(loader_of(trainer, 1))), timing=True).metrics
     except ValueError as error:
         return str(error)
     return str({name: metrics[name] for name in sorted(own)})
@@ -349,7 +345,7 @@ def test_compiled_encoders_train_as_plain_ones_do(root):
         trainer.backward(next(iter(loader)))
         gradients.append(gradient(trainer))
         trainer.optimizer.adamw.zero_grad()
-        losses.append([trainer.step(batch, nothing, timing=True).metrics["loss/total"] for batch in loader])
+        losses.append([trainer.step(batch, timing=True).metrics["loss/total"] for batch in loader])
     # Fused kernels round otherwise.
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5 * float(gradients[0].abs().max()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

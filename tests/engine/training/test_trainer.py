@@ -18,19 +18,16 @@ from engine.data.loader import build_loader
 from engine.distributed import Collectives, ProcessGroup
 from engine.schema.run import Execution
 from engine.stop import Stopped
-from engine.training import diagnostics
+from engine.training import batch_norm, diagnostics
 from engine.training.checkpoint import newest_step
 from engine.training.loop import train
+from engine.training.outcome import export_weights, read_attempts
 from engine.training.reporting import peak_memory_bytes
 from engine.training.towers import WEIGHTS_FILE
-from engine.training.trainer import Trainer, Wishes, read_attempts
+from engine.training.trainer import Trainer
 
 open_clip.add_model_config(MODELS)
 CPU = torch.device("cpu")
-
-
-def nothing():
-    return Wishes((False, False, False), save=False, num_replaced=0)
 
 
 @pytest.fixture
@@ -61,11 +58,11 @@ def test_averaged_weights_are_the_recursion_over_all_steps(root):
     trainer = Trainer(spec, Execution(), CPU, Collectives())
     expected = {}
     for batch in batches(trainer, 5):
-        trainer.step(batch, nothing, timing=False)
+        trainer.step(batch, timing=False)
         for name, value in trainer.towers.clip.named_parameters():
             now = value.detach().double()
             expected[name] = decay * expected[name] + (1 - decay) * now if name in expected else now
-    trainer.export_weights()
+    export_weights(trainer)
     found = exported(spec)
     moved = 0.0
     for name, value in trainer.towers.clip.named_parameters():
@@ -95,12 +92,16 @@ def normed(groups, **changes):
     )
 
 
+def running_statistics(trainer):
+    return [buffer for norm in batch_norm.norms(trainer.towers) for buffer in norm.buffers()]
+
+
 def first_step(spec, execution=None, collectives=None):
     """Gradient and running statistics after the first step's backward pass."""
     trainer = Trainer(spec, execution or Execution(), CPU, collectives or Collectives())
     trainer.backward(next(iter(batches(trainer, 1))))
     gradient = torch.cat([p.grad.flatten() for p in trainer.towers.parameters() if p.grad is not None])
-    statistics = torch.cat([b.flatten().double() for b in trainer.running_statistics()])
+    statistics = torch.cat([b.flatten().double() for b in running_statistics(trainer)])
     return gradient, statistics
 
 
@@ -108,12 +109,12 @@ def test_batch_norm_parts_are_normalised_apart(root):
     trainer = Trainer(normed(4), Execution(), CPU, Collectives())
     alone = Trainer(normed(1), Execution(), CPU, Collectives())
     batch = next(iter(batches(trainer, 1)))
-    image_BD, _ = trainer.encode(batch.image_BCHW, batch.tokens_BT)
+    image_BD, _ = trainer.encoder.encode(batch.image_BCHW, batch.tokens_BT)
     for part in range(4):
         rows = slice(4 * part, 4 * part + 4)
-        expected_BD, _ = alone.encode(batch.image_BCHW[rows], batch.tokens_BT[rows])
+        expected_BD, _ = alone.encoder.encode(batch.image_BCHW[rows], batch.tokens_BT[rows])
         torch.testing.assert_close(image_BD[rows], expected_BD, rtol=1e-5, atol=1e-6)
-    whole_BD, _ = alone.encode(batch.image_BCHW, batch.tokens_BT)
+    whole_BD, _ = alone.encoder.encode(batch.image_BCHW, batch.tokens_BT)
     assert not torch.allclose(image_BD, whole_BD, atol=1e-3)
 
 
@@ -121,9 +122,9 @@ def test_only_the_first_part_enters_the_running_statistics(root):
     trainer = Trainer(normed(4), Execution(), CPU, Collectives())
     alone = Trainer(normed(1), Execution(), CPU, Collectives())
     batch = next(iter(batches(trainer, 1)))
-    trainer.encode(batch.image_BCHW, batch.tokens_BT)
-    alone.encode(batch.image_BCHW[:4], batch.tokens_BT[:4])
-    for found, expected in zip(trainer.running_statistics(), alone.running_statistics(), strict=True):
+    trainer.encoder.encode(batch.image_BCHW, batch.tokens_BT)
+    alone.encoder.encode(batch.image_BCHW[:4], batch.tokens_BT[:4])
+    for found, expected in zip(running_statistics(trainer), running_statistics(alone), strict=True):
         torch.testing.assert_close(found, expected)
 
 
@@ -171,11 +172,11 @@ def stop_at(root, spec, step, *numbers):
     """Train until the signals arrive in the middle of a step; they are sent by this process to itself."""
     honest = Trainer.backward
 
-    def backward(self, batch, **options):
+    def backward(self, batch):
         if self.step_number == step - 1:
             for number in numbers or (signal.SIGTERM,):
                 os.kill(os.getpid(), number)
-        return honest(self, batch, **options)
+        return honest(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "backward", backward)
@@ -279,10 +280,10 @@ def test_a_signal_in_a_measurement_ends_it_and_the_measurement_is_made_on_resumi
 def test_skipped_steps_in_a_row_are_counted_across_a_restart(root, monkeypatch):
     honest = Trainer.backward
 
-    def backward(self, batch, **options):
+    def backward(self, batch):
         if self.step_number == 0:
             self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-        output = honest(self, batch, **options)
+        output = honest(self, batch)
         self.optimizer.parameters[0].grad.fill_(float("nan"))
         return output
 
@@ -322,7 +323,7 @@ def test_what_was_resumed_does_not_lie_in_the_checkpoint_s_file(root, method):
     first, second = (Trainer(spec, Execution(), CPU, Collectives()) for _ in range(2))
     loader = batches(first, 4)
     for batch in (next(iter(loader)), *loader):
-        first.step(batch, nothing, timing=False)
+        first.step(batch, timing=False)
     first.save()
     (file,) = paths.checkpoints(spec.run_id).glob("*.pt")
     second.resume()
@@ -334,7 +335,7 @@ def test_what_was_resumed_does_not_lie_in_the_checkpoint_s_file(root, method):
     ]
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
     batch = next(iter(batches(first, 1)))
-    assert first.step(batch, nothing, timing=True).metrics == second.step(batch, nothing, timing=True).metrics
+    assert first.step(batch, timing=True).metrics == second.step(batch, timing=True).metrics
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -342,7 +343,7 @@ def test_what_resuming_takes_is_no_part_of_a_gpu_s_peak(root):
     device = torch.device("cuda", 0)
     spec = toy.run_spec("fastclip")
     trainer = Trainer(spec, Execution(), device, Collectives())
-    trainer.step(next(iter(batches(trainer, 1))), nothing, timing=False)
+    trainer.step(next(iter(batches(trainer, 1))), timing=False)
     trainer.save()
     resumed = Trainer(spec, Execution(), device, Collectives())
     resumed.resume()

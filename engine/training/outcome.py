@@ -1,0 +1,110 @@
+"""What a run leaves: its attempts, the weights of its milestones, its record."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import cast
+
+from engine import files, paths
+from engine.data.index import read_index
+from engine.schema.base import fingerprint, parse
+from engine.schema.record import Attempt, Divergence, Milestone, NormalizerError, Record
+from engine.schema.run import RunSpec
+from engine.signatures import find_signatures
+from engine.training.provenance import provenance
+from engine.training.reporting import parse_lines, peak_memory_bytes
+from engine.training.towers import WEIGHTS_FILE, Towers, export
+from engine.training.trainer import Trainer
+
+
+def add_attempt(trainer: Trainer) -> Attempt:
+    """Write down that a run starts, or goes on, where its trainer is now (first process only)."""
+    run_id = trainer.spec.run_id
+    attempt = Attempt(
+        first_step=trainer.step_number,
+        provenance=provenance(
+            dataset_sha256=trainer.dataset.index.sha256,
+            device=trainer.device,
+            world_size=trainer.collectives.world_size,
+        ),
+        host=socket.gethostname(),
+        job_id=os.environ.get("NEUCLIP_JOB_ID"),
+    )
+    attempts = (*read_attempts(run_id), attempt)
+    files.write_text(paths.attempts(run_id), "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
+    return attempt
+
+
+def read_attempts(run_id: str) -> tuple[Attempt, ...]:
+    """Return every start of a run so far, in order."""
+    path = paths.attempts(run_id)
+    lines = files.read_text(path).splitlines() if path.exists() else []
+    return tuple(parse(Attempt, line, str(path)) for line in lines)
+
+
+def export_weights(trainer: Trainer) -> None:
+    """Write the model of the milestone that a trainer is at (first process only)."""
+    if trainer.collectives.rank == 0:
+        towers = trainer.towers if trainer.averaged is None else cast(Towers, trainer.averaged.module)
+        folder = paths.weights(trainer.spec.run_id, trainer.samples_seen)
+        scale, bias = trainer.method.logit_scale, trainer.method.logit_bias
+        export(towers, trainer.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
+
+
+def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
+    """Describe what came out of a run, from its trainer and from what it has written."""
+    spec, reached = trainer.spec, trainer.samples_seen
+    run_id, folder = spec.run_id, paths.run(spec.run_id)
+    weights = {n: paths.weights(run_id, n) / WEIGHTS_FILE for n in spec.milestones if n <= reached}
+    measured = spec.normalizer_error.at if spec.normalizer_error else ()
+    errors = [files.read_text(paths.normalizer_error(run_id, n)) for n in measured if n <= reached]
+    log = paths.metrics(run_id)
+    return Record(
+        run_id=run_id,
+        fingerprint=fingerprint(spec),
+        spec=spec,
+        status="diverged" if divergence else "finished",
+        samples_seen=reached,
+        milestones={
+            str(n): Milestone(weights=str(path.relative_to(folder)), sha256=files.file_sha256(path))
+            for n, path in weights.items()
+        },
+        normalizer_error=tuple(NormalizerError.model_validate_json(error) for error in errors),
+        clock_sec={name: round(sec, 6) for name, sec in sorted(trainer.clock.total_sec.items())},
+        median_step_sec=trainer.clock.median_step_sec,
+        peak_memory_bytes=peak_memory_bytes(trainer.device),
+        attempts=read_attempts(run_id),
+        num_replaced=trainer.num_replaced,
+        num_skipped=trainer.num_skipped,
+        loss_scale=trainer.scaler.get_scale() if trainer.scaler.is_enabled() else None,
+        first_indices=tuple(trainer.first_indices),
+        divergence=divergence,
+        signatures=find_signatures(parse_lines(log, log.read_bytes().splitlines()), trainer.method.signatures),
+    )
+
+
+def write_record(trainer: Trainer, divergence: Divergence | None) -> None:
+    """Write the record of a run that has ended, and a copy that no workflow knows (first process only)."""
+    text = build_record(trainer, divergence).model_dump_json(indent=1) + "\n"
+    for path in (paths.outcome(trainer.spec.run_id), paths.record(trainer.spec.run_id)):
+        files.write_text(path, text)
+
+
+def restore_record(spec: RunSpec) -> None:
+    """Put back the record of a run that is finished: a workflow that runs a rule again removes its output first.
+
+    Only if it is of this spec and of these data, and if its weights are still there.
+    """
+    path, index = paths.outcome(spec.run_id), paths.index(spec.dataset.name)
+    if paths.record(spec.run_id).exists() or not path.exists() or not index.exists():
+        return
+    text = files.read_text(path)
+    record = parse(Record, text, str(path))
+    weights = [(paths.run(spec.run_id) / kept.weights, kept.sha256) for kept in record.milestones.values()]
+    if (
+        record.fingerprint == fingerprint(spec)
+        and record.provenance.dataset_sha256 == read_index(index).sha256
+        and all(file.exists() and files.file_sha256(file) == sha256 for file, sha256 in weights)
+    ):
+        files.write_text(paths.record(spec.run_id), text)
