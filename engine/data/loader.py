@@ -263,8 +263,7 @@ class _LocalBatches(Sampler[Request]):
         return Request(epoch, self._share(order.extra_positions(self._num_pairs, size, seed=self._seed, step=step)))
 
     def _share(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        rows = len(positions) // self._world_size
-        return positions[self._rank * rows : (self._rank + 1) * rows]
+        return order.share(positions, self._rank, self._world_size)
 
 
 def build_loader(

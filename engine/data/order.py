@@ -82,6 +82,12 @@ def epoch_batches(
         rest = rest[whole:]
 
 
+def share(positions: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
+    """Return the positions that one of several processes takes."""
+    size = len(positions) // world_size
+    return positions[rank * size : (rank + 1) * size]
+
+
 def extra_positions(num_pairs: int, size: int, *, seed: int, step: int) -> NDArray[np.int64]:
     """Draw positions of a step's extra pairs, (size,) int64: each uniform over the set, independent of the others."""
     keys = hash_keys(np.arange(size), seed=seed, epoch=step, purpose=_EXTRA_KEYS)

@@ -109,7 +109,7 @@ def measure_normalizer_error(trainer: Trainer, before_batch: Callable[[], None] 
     control_K = _draw_control(num_pairs, spec.control_size, method).to(trainer.device)
 
     anchors, estimates, control = [], [], []
-    with contextlib.closing(_encode_all(trainer, progress.epoch, before_batch)) as parts:
+    with contextlib.closing(_encode_all(trainer, progress.epoch, num_anchor_parts, before_batch)) as parts:
         for part in itertools.islice(parts, num_anchor_parts):
             anchors.append(part)
             estimates.append(_estimate(method, part.features, progress))
@@ -159,21 +159,31 @@ class _Part(NamedTuple):
     """Their ranks in the order in which anchors come first."""
 
 
-def _encode_all(trainer: Trainer, epoch: int, before_batch: Callable[[], None]) -> Generator[_Part, None, None]:
-    """Yield all pairs of the data set, anchors first."""
+def _encode_all(
+    trainer: Trainer, epoch: int, num_anchor_parts: int, before_batch: Callable[[], None]
+) -> Generator[_Part, None, None]:
+    """Yield all pairs of the data set, anchors first; only their parts have the pairs beyond the batch."""
     ours, num_pairs, batch_size = trainer.collectives, trainer.dataset.index.pairs, trainer.spec.global_batch_size
-    local = batch_size // ours.world_size
-    rows = slice(ours.rank * local, (ours.rank + 1) * local)
-    positions = _batches(trainer.dataset.index.shard_sizes, trainer.spec.seed, batch_size)
-    requests = (Request(epoch, positions_G[rows]) for positions_G in positions)
+    spec, num_extra = trainer.spec, trainer.method.num_extra_pairs
+
+    def requests() -> Iterator[Request]:
+        for number, positions_G in enumerate(_batches(trainer.dataset.index.shard_sizes, spec.seed, batch_size)):
+            extra = None
+            if num_extra and number < num_anchor_parts:
+                # Those of steps that the run does not have.
+                positions = order.extra_positions(num_pairs, num_extra, seed=spec.seed, step=spec.num_steps + number)
+                extra = Request(epoch, order.share(positions, ours.rank, ours.world_size))
+            yield Request(epoch, order.share(positions_G, ours.rank, ours.world_size), extra)
+
     first = 0
-    with contextlib.closing(load(trainer.dataset, requests, trainer.execution.num_workers)) as batches:
+    with contextlib.closing(load(trainer.dataset, requests(), trainer.execution.num_workers)) as batches:
         for batch in batches:
             before_batch()
             image_BD, text_BD = trainer.encoder.encode_detached(
                 batch.image_BCHW.to(trainer.device), batch.tokens_BT.to(trainer.device)
             )
-            features = Features(image_BD, text_BD, batch.index_B.to(trainer.device))
+            extra = None if batch.extra is None else trainer.encode_extra(batch.extra)
+            features = Features(image_BD, text_BD, batch.index_B.to(trainer.device), extra)
             # The last batch is filled up at its beginning, with pairs that were there already.
             fresh = min(batch_size, num_pairs - first)
             rank_P = torch.arange(first, first + fresh, device=trainer.device)

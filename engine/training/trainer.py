@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,6 +137,11 @@ class Trainer:
         image_parts = batch.image_BCHW.to(self.device, non_blocking=True).chunk(num_parts)
         tokens_parts = batch.tokens_BT.to(self.device, non_blocking=True).chunk(num_parts)
         parts = list(zip(image_parts, tokens_parts, strict=True))
+        extra = None
+        if batch.extra is not None:
+            with self.clock.phase("extra"):
+                self.seed_draws("extra")
+                extra = self.encode_extra(batch.extra)
         encode_first = self.encoder.encode if len(parts) == 1 else self.encoder.encode_detached
         encoded = []
         with self.clock.phase("encoder"):
@@ -145,7 +150,7 @@ class Trainer:
                 encoded.append(encode_first(*part))
         with self.clock.phase("method"):
             image_BD, text_BD = (torch.cat(side).detach().requires_grad_() for side in zip(*encoded, strict=True))
-            features = Features(image_BD, text_BD, batch.index_B.to(self.device))
+            features = Features(image_BD, text_BD, batch.index_B.to(self.device), extra)
             output = self.method.loss(features, self.progress())
             torch.autograd.backward(self.scaler.scale(output.total))
         with self.clock.phase("encoder"):
@@ -161,7 +166,18 @@ class Trainer:
                     torch.autograd.backward(encoded[number], grad)
         return output, features
 
-    def seed_draws(self, part: int) -> None:
+    def encode_extra(self, extra: Batch) -> Features:
+        """Encode this process's share of the pairs beyond the batch; return those of all processes, without gradient.
+
+        Batch norm sees them in parts as large as the batch's, and keeps no trace of them.
+        """
+        gather = self.collectives.gather
+        image_BD, text_BD = self.encoder.encode_detached(
+            extra.image_BCHW.to(self.device, non_blocking=True), extra.tokens_BT.to(self.device, non_blocking=True)
+        )
+        return Features(gather(image_BD), gather(text_BD), gather(extra.index_B.to(self.device)))
+
+    def seed_draws(self, part: int | Literal["extra"]) -> None:
         """Let what draws from torch's own generator (dropout) depend on the step and the part of the batch.
 
         Not on what came before: it draws the same after a restart, and in both passes over a part.

@@ -18,7 +18,7 @@ from experiments.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-METHOD, CHECK, SUITE, RUN = re.findall(r"^```\w*\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+METHOD, WITH_EXTRA, CHECK, SUITE, RUN = re.findall(r"^```\w*\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def mine(tmp_path, monkeypatch):
     folder = tmp_path / "path" / "to"
     folder.mkdir(parents=True)
     (folder / "dcl.py").write_text(METHOD)
+    (folder / "fresh.py").write_text(WITH_EXTRA)
     (folder / "mine.yaml").write_text(SUITE)
     monkeypatch.chdir(tmp_path)
     return folder
@@ -257,9 +258,10 @@ def test_the_check_holds_a_method_of_ones_own_to_the_contract(mine):
 
 
 @pytest.mark.slow
-def test_the_pages_check_passes(mine, monkeypatch):
+@pytest.mark.parametrize("which", ["dcl.py:DCL", "fresh.py:Fresh"])
+def test_the_pages_methods_pass_its_check(mine, monkeypatch, which):
     monkeypatch.chdir(mine)
-    command = [sys.executable, *CHECK.split()[1:]]
+    command = [sys.executable, *CHECK.replace("dcl.py:DCL", which).split()[1:]]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]
     assert re.search(r"^\d{3} passed", result.stdout.splitlines()[-1])

@@ -231,7 +231,8 @@ def test_with_the_positive_counted_the_loss_is_that_of_larger_means() -> None:
     ours, theirs = (with_extra(method, random_features(0)) for _ in range(2))
     assert theirs.extra is not None
     scale, eps = method.logit_scale, 1e-3
-    gammas, alphas = (slow_alphas(theirs, past, scale, eps) for past in (past_of(theirs), past_of(theirs.extra)))
+    own = list(zip(theirs.image_BD, theirs.text_BD, theirs.index_B.tolist(), strict=True))
+    gammas, alphas = (slow_alphas(theirs, past, scale, eps) for past in (own, past_of(theirs.extra)))
     terms = []
     for side in (0, 1):
         for log_gamma, alpha in zip(gammas[side], alphas[side], strict=True):

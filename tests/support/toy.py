@@ -107,12 +107,20 @@ OPTIONS = {
 }
 
 
-def run_spec(method: str, *, steps: int = 10, batch: int = 16, seed: int = 0, **changes: object) -> RunSpec:
-    """A tiny run on the toy set: six steps are one epoch."""
+def run_spec(
+    method: str,
+    *,
+    steps: int = 10,
+    batch: int = 16,
+    seed: int = 0,
+    options: dict[str, object] | None = None,
+    **changes: object,
+) -> RunSpec:
+    """A tiny run on the toy set: six steps are one epoch. `options` change the method's."""
     spec = {
         "method": {
             "name": method,
-            "config": resolve_config(method, dict(OPTIONS.get(method, {}))).model_dump(mode="json"),
+            "config": resolve_config(method, OPTIONS.get(method, {}) | (options or {})).model_dump(mode="json"),
             "source": source(method),
         },
         "dataset": {"name": "toy", "revision": "1", "pairs": NUM_PAIRS},

@@ -81,7 +81,10 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(root, method):
 def first_batch(trainer):
     from engine.data.loader import build_loader
 
-    loader = build_loader(trainer.dataset, seed=trainer.spec.seed, global_batch_size=16, steps=range(1))
+    loader = build_loader(
+        trainer.dataset, seed=trainer.spec.seed, global_batch_size=16, steps=range(1),
+        num_extra_pairs=trainer.method.num_extra_pairs,
+    )  # fmt: skip
     return next(iter(loader))
 
 
