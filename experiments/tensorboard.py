@@ -1,4 +1,4 @@
-"""What runs have logged, in TensorBoard's format: `python -m experiments tensorboard SUITE`.
+"""Write what runs have logged in TensorBoard's format: `python -m experiments tensorboard SUITE`.
 
 Made from `metrics.jsonl` and the results of evaluations, whenever wanted: training needs no TensorBoard, and old runs
 can be shown. A run's event file is written anew as a whole when there is more of it, or when it has resumed.
