@@ -211,7 +211,7 @@ def _fetch(console: Console, args: argparse.Namespace) -> None:
 
 
 def _check_method(console: Console, args: argparse.Namespace) -> None:
-    """Hold a method of one's own to what the tests ask of every method of this repository; end with pytest's status."""
+    """Run the tests of every method of this repository on a user's method, and end with pytest's status."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} not installed: run `pip install -e '.[dev]'`")

@@ -1,7 +1,7 @@
 """Plan suites: the runs, hours and disk that they still need, and missing data. `python -m experiments plan`.
 
-Hours are estimates. They come from the step times of the recorded runs that are most alike; where there are none of
-the model, from hours that were published, scaled; where there are none either, there is no estimate.
+Hours are estimates, from the step times of the most similar recorded runs. Without a recorded run of the model they are
+scaled from published hours; without those there is no estimate.
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--caption", default="caption", help="column of the captions (default: %(default)s)")
     parser.add_argument("--keep", help=".npy of the ids to keep, as DataComp's resharder takes it")
     parser.add_argument("--boxes", help="column of the boxes in which faces are blurred")
-    parser.add_argument("--limit", type=int, help="take so many links at most")
+    parser.add_argument("--limit", type=int, help="largest number of links")
     parser.add_argument("--get", help="where the list is from, if it is not there: its address, or what to do")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")

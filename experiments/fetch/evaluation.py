@@ -357,7 +357,7 @@ def _download(job: Fetch) -> None:
         else:
             for path in staged.rglob("*.incomplete"):  # of a process that was killed
                 path.unlink()
-            # Its connections break off and go on. Whole files stay if it fails.
+            # It resumes broken connections, and keeps whole files if it fails.
             snapshot_download(
                 source.repo,
                 repo_type="dataset",

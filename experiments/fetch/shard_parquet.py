@@ -46,7 +46,7 @@ def write(source: Path, out: Path, *, image: str, caption: str, per_shard: int) 
         raise ValueError(f"no *.parquet files in {source}")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: remove what is there to write it anew")
-    count = sum(parquet.open_file(path, [image, caption]).metadata.num_rows for path in files)
+    count: int = sum(parquet.open_file(path, [image, caption]).metadata.num_rows for path in files)
     half = out.with_name(f".{out.name}.part")
     shutil.rmtree(half, ignore_errors=True)
     samples = track(_samples(files, image, caption), total=count, description="pairs", disable=not sys.stderr.isatty())

@@ -28,7 +28,7 @@ class OutputError(ValueError):
 
 
 def shard_names(pairs: int) -> list[str]:
-    """Return the names of the shards for so many training pairs."""
+    """Return the names of the shards of a number of training pairs."""
     return [f"{shard:05d}.tar" for shard in range(max(1, round(pairs / PAIRS_PER_SHARD)))]
 
 

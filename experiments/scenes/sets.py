@@ -102,7 +102,7 @@ def _different(level: Level, part: Part, key: str, count: int, layouts: tuple[in
     """Return different scenes of a part."""
     drawn = itertools.islice(level.some(part, level.name, key, layouts=layouts), MOST_DRAWN * count)
     found = dict.fromkeys(drawn)
-    assert len(found) >= count, f"{level.name} has so many {part} scenes"
+    assert len(found) >= count, f"{level.name} has {count} different {part} scenes"
     return list(found)[:count]
 
 
