@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ CONTRACT = (
 """The tests of what every method promises."""
 
 
+PIPE_COLUMNS = 180
+"""Width of what is printed into a pipe."""
+
+
 def write_expansion(suite: ExpandedSuite) -> None:
     """Write a suite's runs, their specs and its evaluation below `results/`; equal files are left untouched."""
     for run in suite.runs:
@@ -46,8 +51,9 @@ def write_expansion(suite: ExpandedSuite) -> None:
     files.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
 
 
-def _list(console: Console, asked: list[str], *, as_json: bool) -> None:
+def _list(console: Console, args: argparse.Namespace) -> None:
     """Show suites, and the ablations of the small one; those that are named, with their runs."""
+    asked: list[str] = args.suites
     # One line a suite, with as much of the title as there is room for; those that are named have all of theirs.
     title = Column("title", ratio=1) if asked else Column("title", ratio=1, no_wrap=True, overflow="ellipsis")
     table = Table(*(Column(name, no_wrap=True) for name in ("suite", "runs", "done")), title, expand=True)
@@ -69,7 +75,7 @@ def _list(console: Console, asked: list[str], *, as_json: bool) -> None:
             runs.add_row(*row)
         listed = [dict(zip(("run_id", "variant", "state"), row, strict=True)) for row in rows]
         found.append({"name": name, "title": suite.title, "datasets": datasets, "runs": listed})
-    if as_json:
+    if args.json:
         print(json.dumps(found, indent=1))
         return
     console.print(table)
@@ -87,7 +93,7 @@ def _plan(console: Console, args: argparse.Namespace) -> None:
     if args.json:
         print(found.model_dump_json(indent=1))
     else:
-        plan.show(found, console if sys.stdout.isatty() else Console(width=180))
+        plan.show(found, console)
 
 
 def _read(run_id: str) -> RunSpec:
@@ -97,12 +103,13 @@ def _read(run_id: str) -> RunSpec:
     return parse(RunSpec, files.read_text(path), str(path))
 
 
-def _explain(console: Console, run_id: str, *, as_json: bool) -> None:
-    if as_json:
-        print(_read(run_id).model_dump_json(indent=1))
+def _explain(console: Console, args: argparse.Namespace) -> None:
+    run_id, spec = args.run_id, _read(args.run_id)
+    if args.json:
+        print(spec.model_dump_json(indent=1))
         return
     table = Table(Column("setting", no_wrap=True), Column("value", overflow="fold"), title=run_id)
-    for key, value in settings(_read(run_id)).items():
+    for key, value in settings(spec).items():
         table.add_row(key, value)
     console.print(table)
     path = paths.record(run_id)
@@ -115,11 +122,12 @@ def _explain(console: Console, run_id: str, *, as_json: bool) -> None:
         console.print(f"{sign.name} (steps {sign.first_step} to {sign.last_step}): {sign.advice}; {sign.evidence}")
 
 
-def _diff(console: Console, first: str, second: str, *, as_json: bool) -> None:
+def _diff(console: Console, args: argparse.Namespace) -> None:
+    first, second = args.run_a, args.run_b
     left, right = (settings(_read(run_id)) for run_id in (first, second))
     differ = {key: (left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys())}
     differ = {key: values for key, values in differ.items() if values[0] != values[1]}
-    if as_json:
+    if args.json:
         print(json.dumps({key: {first: a, second: b} for key, (a, b) in differ.items()}, indent=1))
         return
     table = Table(Column("setting", no_wrap=True), *(Column(run_id, overflow="fold") for run_id in (first, second)))
@@ -150,12 +158,12 @@ def _watch(console: Console, args: argparse.Namespace) -> None:
     elif sys.stdout.isatty() and not args.once:
         watch(suites, console, every_sec=args.every)
     else:
-        console = console if sys.stdout.isatty() else Console(width=180)
         console.print(show(Watcher(suites).look(), width=console.width))
 
 
-def _jobs(console: Console, suites: list[str]) -> None:
+def _jobs(console: Console, args: argparse.Namespace) -> None:
     """Show the jobs that are not completed; of named suites, all."""
+    suites: list[str] = args.suites
     chosen = {run.spec.run_id for suite in _load(suites) for run in suite.runs} if suites else None
     views = jobs.look(chosen)
     fixed = (Column(title, no_wrap=True) for title in ("job", "number"))
@@ -169,7 +177,17 @@ def _jobs(console: Console, suites: list[str]) -> None:
         console.print(f"{len(completed)} completed jobs are not shown: name suites to see theirs")
 
 
-def _tensorboard(args: argparse.Namespace) -> None:
+def _cancel(console: Console, args: argparse.Namespace) -> None:
+    for job in jobs.cancel(args.names):
+        console.print(f"cancelled job {job.job_id} ({job.name})")
+
+
+def _expand(console: Console, args: argparse.Namespace) -> None:
+    for name in names.resolve(args.suites):
+        write_expansion(expand(name))
+
+
+def _tensorboard(console: Console, args: argparse.Namespace) -> None:
     look = f"tensorboard --logdir {args.out}"
     if args.follow:
         print(look, flush=True)
@@ -180,104 +198,79 @@ def _tensorboard(args: argparse.Namespace) -> None:
         print(look)
 
 
-def _evaluation_data(console: Console, args: argparse.Namespace) -> None:
-    from experiments.fetch import evaluation  # here: it imports torch, which takes seconds
-
-    console = console if sys.stdout.isatty() else Console(width=180)
+def _fetch(console: Console, args: argparse.Namespace) -> None:
     try:
-        evaluation.run(args.names, console, dry_run=args.dry_run, pin_cards=args.pin)
+        if args.command == "training-data":
+            training.run(args.name, console, anew=args.crawl)
+        else:
+            from experiments.fetch import evaluation  # here: it imports huggingface_hub, which takes seconds
+
+            evaluation.run(args.names, console, dry_run=args.dry_run, pin_cards=args.pin)
     except KeyboardInterrupt:
         sys.exit("stopped; what came so far is kept: run this again to go on")
 
 
-def _training_data(console: Console, args: argparse.Namespace) -> None:
-    console = console if sys.stdout.isatty() else Console(width=180)
-    try:
-        training.run(args.name, console, anew=args.crawl)
-    except KeyboardInterrupt:
-        sys.exit("stopped; what came so far is kept: run this again to go on")
-
-
-def _check_method(reference: str) -> int:
-    """Hold a method of one's own to what the tests ask of every method of this repository; returns pytest's status."""
+def _check_method(console: Console, args: argparse.Namespace) -> None:
+    """Run the tests of every method of this repository on a user's method, and end with pytest's status."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} not installed: run `pip install -e '.[dev]'`")
-    registry.examine(reference)
-    environment = {**os.environ, "CHECK_METHOD": str(Path(reference).expanduser().absolute())}
+    registry.examine(args.reference)
+    environment = {**os.environ, "CHECK_METHOD": str(Path(args.reference).expanduser().absolute())}
     tests = [str(cards.FOLDER.parent / "tests" / name) for name in CONTRACT]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, env=environment, cwd=cards.FOLDER.parent, check=False).returncode
+    sys.exit(subprocess.run(command, env=environment, cwd=cards.FOLDER.parent, check=False).returncode)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="suites and how many of their runs are done; of named suites, every run")
+
+    def command(name: str, call: Callable[[Console, argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help)
+        added.set_defaults(call=call)
+        return added
+
+    listing = command("list", _list, "suites and how many of their runs are done; of named suites, every run")
     listing.add_argument("suites", nargs="*", help="default: all")
-    planning = commands.add_parser("plan", help="what suites still ask for: runs, hours, disk, data that are missing")
+    planning = command("plan", _plan, "what suites still ask for: runs, hours, disk, data that are missing")
     planning.add_argument("suites", nargs="*", help="or ablation_WHAT@SUITE, ablations@SUITE (default: all)")
-    explaining = commands.add_parser("explain", help="every setting of a run")
+    explaining = command("explain", _explain, "every setting of a run")
     explaining.add_argument("run_id")
-    differing = commands.add_parser("diff", help="settings in which two runs differ")
+    differing = command("diff", _diff, "settings in which two runs differ")
     differing.add_argument("run_a")
     differing.add_argument("run_b")
-    for command in (listing, planning, explaining, differing):
-        command.add_argument("--json", action="store_true", help="print it as JSON")
-    showing = commands.add_parser("jobs", help="jobs that are queued, running or failed; of named suites, every job")
+    for each in (listing, planning, explaining, differing):
+        each.add_argument("--json", action="store_true", help="print it as JSON")
+    showing = command("jobs", _jobs, "jobs that are queued, running or failed; of named suites, every job")
     showing.add_argument("suites", nargs="*", help="default: all")
-    cancelling = commands.add_parser("cancel", help="end the jobs of runs; what they saved is kept")
+    cancelling = command("cancel", _cancel, "end the jobs of runs; what they saved is kept")
     cancelling.add_argument("names", nargs="+", metavar="RUN_ID", help="or the name of a single job")
-    expanding = commands.add_parser("expand", help="check suites and write their run specs (the workflow does it)")
+    expanding = command("expand", _expand, "check suites and write their run specs (the workflow does it)")
     expanding.add_argument("suites", nargs="+")
-    watching = commands.add_parser("watch", help="how far the runs of suites are, until all are done or Ctrl-C")
+    watching = command("watch", _watch, "how far the runs of suites are, until all are done or Ctrl-C")
     watching.add_argument("--once", action="store_true", help="show it once (as it does when not on a terminal)")
     watching.add_argument("--json", action="store_true", help="print it once, as JSON")
-    mirroring = commands.add_parser("tensorboard", help="write what runs have logged in TensorBoard's format")
+    mirroring = command("tensorboard", _tensorboard, "write what runs have logged in TensorBoard's format")
     mirroring.add_argument("--out", type=Path, default=paths.tensorboard(), help="folder (default: %(default)s)")
     mirroring.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
-    for command in (watching, mirroring):
-        command.add_argument("suites", nargs="*", help="default: those with a run that was started in this folder")
-        command.add_argument("--every", type=float, default=5.0, metavar="SEC", help="how often it looks")
-    fetching = commands.add_parser("evaluation-data", help="fetch what is missing of evaluation sets")
+    for each in (watching, mirroring):
+        each.add_argument("suites", nargs="*", help="default: those with a run that was started in this folder")
+        each.add_argument("--every", type=float, default=5.0, metavar="SEC", help="how often it looks")
+    fetching = command("evaluation-data", _fetch, "fetch what is missing of evaluation sets")
     fetching.add_argument("names", nargs="+", help="evaluations of experiments/evaluations/, or single sets")
     fetching.add_argument("--dry-run", action="store_true", help="only say what is missing, and how much it is")
     fetching.add_argument("--pin", action="store_true", help="write the commits that were found into the cards")
-    downloading = commands.add_parser("training-data", help="fetch a training set as its card says")
+    downloading = command("training-data", _fetch, "fetch a training set as its card says")
     downloading.add_argument("name", help="a card of experiments/datasets/")
     downloading.add_argument("--crawl", action="store_true", help="from the links of its pictures, not from a copy")
-    checking = commands.add_parser("check-method", help="hold a method of your own to what the tests ask of ours")
+    checking = command("check-method", _check_method, "hold a method of your own to what the tests ask of ours")
     checking.add_argument("reference", metavar="FILE.py:CLASS")
     args = parser.parse_args(argv)
-    console = Console()
     with errors.explained():
-        if args.command == "list":
-            _list(console, args.suites, as_json=args.json)
-        elif args.command == "plan":
-            _plan(console, args)
-        elif args.command == "explain":
-            _explain(console, args.run_id, as_json=args.json)
-        elif args.command == "diff":
-            _diff(console, args.run_a, args.run_b, as_json=args.json)
-        elif args.command == "jobs":
-            _jobs(console, args.suites)
-        elif args.command == "cancel":
-            for job in jobs.cancel(args.names):
-                console.print(f"cancelled job {job.job_id} ({job.name})")
-        elif args.command == "watch":
-            _watch(console, args)
-        elif args.command == "tensorboard":
-            _tensorboard(args)
-        elif args.command == "evaluation-data":
-            _evaluation_data(console, args)
-        elif args.command == "training-data":
-            _training_data(console, args)
-        elif args.command == "check-method":
-            sys.exit(_check_method(args.reference))
-        else:
-            for name in names.resolve(args.suites):
-                write_expansion(expand(name))
+        width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PIPE_COLUMNS))
+        args.call(Console(width=width), args)
 
 
 if __name__ == "__main__":

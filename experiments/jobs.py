@@ -1,4 +1,4 @@
-"""The jobs of this folder: which there are, in which state, and how to end them."""
+"""List and end the jobs of this folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ class JobView(Frozen):
     job: Job
     run_id: str
     """Empty for jobs that prepare data."""
-    kind: str
-    """train, evaluate-<milestone>-<evaluation>, index-<data set>, build-<data set>."""
     state: str
     """As Slurm spells it; in brackets, why it is pending."""
     node: str
@@ -74,7 +72,6 @@ def _view(path: Path) -> JobView:
     return JobView(
         job=job,
         run_id=folder.parent.parent.name if is_of_run else "",
-        kind=folder.name,
         state=state,
         node=node,
         is_live=is_live,

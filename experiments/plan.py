@@ -1,7 +1,7 @@
-"""What suites still ask for: runs, hours, disk, and data that are not there: `python -m experiments plan`.
+"""Plan suites: the runs, hours and disk that they still need, and missing data. `python -m experiments plan`.
 
-Hours are estimates. They come from the step times of the recorded runs that are most alike; where there are none of
-the model, from hours that were published, scaled; where there are none either, there is no estimate.
+Hours are estimates, from the step times of the most similar recorded runs. Without a recorded run of the model they are
+scaled from published hours; without those there is no estimate.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FORWARD_SHARE = 1 / 3
 
 
 class Amount(Frozen):
-    """What a suite still asks for."""
+    """The work that is left of a suite."""
 
     name: str
     states: dict[str, int]
@@ -57,9 +57,9 @@ class Amount(Frozen):
     evaluation_hours: float | None
     """None where nobody published a time."""
     disk_bytes: int
-    """That finished runs of it take, those there are included."""
+    """Size of the weights of all its runs once they are finished."""
     checkpoint_bytes: int
-    """That the largest of its runs takes besides, while it trains."""
+    """Size of the checkpoints of its largest run while it trains."""
 
 
 class Missing(Frozen):
@@ -73,16 +73,16 @@ class Missing(Frozen):
 
 
 class Plan(Frozen):
-    """What some suites still ask for."""
+    """The work that is left of some suites."""
 
     suites: tuple[Amount, ...]
     total: Amount
     """Over all of them, with each run once."""
     basis: tuple[str, ...]
-    """What the hours are estimated from."""
+    """Sources of the estimated hours."""
     missing: tuple[Missing, ...]
     wrong: tuple[str, ...]
-    """What does not fit its card of the evaluation sets that are there."""
+    """Evaluation sets that do not fit their cards, a line each."""
 
 
 class Estimate(NamedTuple):
@@ -92,22 +92,13 @@ class Estimate(NamedTuple):
     basis: str
 
 
-class Measured(NamedTuple):
-    """What a finished run took."""
-
-    spec: RunSpec
-    step_sec: float
-    num_processes: int
-    device: str
-
-
 def make(suites: Sequence[ExpandedSuite]) -> Plan:
-    """Work out what suites still ask for, from the files in the working directory."""
+    """Work out what is left of suites, from the files in the working directory."""
     views = {view.run_id: view for view in Watcher(suites).look().runs}
     specs = {run.spec.run_id: run.spec for suite in suites for run in suite.runs}
     to_train = {run_id: spec for run_id, spec in specs.items() if views[run_id].state not in ENDED}
-    measured = list(_measured())
-    estimates = {run_id: estimate(spec, measured) for run_id, spec in to_train.items()}
+    finished = list(_finished())
+    estimates = {run_id: estimate(spec, finished) for run_id, spec in to_train.items()}
     to_evaluate = {suite.name: _to_evaluate(suite) for suite in suites}
     hours = {suite.evaluation.key: EVALUATION_SEC.get(suite.evaluation.name, math.nan) / 3600 for suite in suites}
 
@@ -143,13 +134,13 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
     )
 
 
-def estimate(spec: RunSpec, measured: Sequence[Measured]) -> Estimate | None:
+def estimate(spec: RunSpec, finished: Sequence[Record]) -> Estimate | None:
     """Estimate how long a run takes.
 
     Args:
         spec: The run.
-        measured: Finished runs. Those of the same model count: with the same method if there are any, then with the
-            nearest batch size, then on the device that most of them ran on; of those the median time per pair.
+        finished: Runs with a step time. Those of the same model count: with the same method if there are any, then
+            with the nearest batch size, then on the device that most of them ran on; of those the median time per pair.
 
     Returns:
         The estimate, or None if nothing is known about the model.
@@ -158,25 +149,25 @@ def estimate(spec: RunSpec, measured: Sequence[Measured]) -> Estimate | None:
     if spec.normalizer_error is not None:
         pairs += round(FORWARD_SHARE * spec.dataset.pairs * len(spec.normalizer_error.at))
 
-    def distance(run: Measured) -> tuple[bool, float]:
+    def distance(run: Record) -> tuple[bool, float]:
         ratio = run.spec.global_batch_size / spec.global_batch_size
         return run.spec.method.name != spec.method.name, abs(math.log(ratio))
 
-    alike = [run for run in measured if run.spec.model == spec.model]
+    def per_pair_sec(run: Record) -> float:
+        return (run.median_step_sec or 0.0) * run.provenance.world_size / run.spec.global_batch_size
+
+    alike = [run for run in finished if run.spec.model == spec.model]
     if alike:
         nearest = min(map(distance, alike))
         alike = [run for run in alike if distance(run) == nearest]
-        device = Counter(run.device for run in alike).most_common(1)[0][0]
-        alike = [run for run in alike if run.device == device]
-        per_pair_sec = statistics.median(
-            run.step_sec * run.num_processes / run.spec.global_batch_size for run in alike
-        )  # fmt: skip
+        device = Counter(run.provenance.device for run in alike).most_common(1)[0][0]
+        alike = [run for run in alike if run.provenance.device == device]
         like = alike[0].spec
         basis = (
             f"recorded: {like.model.name}, {like.method.name}, batch {like.global_batch_size}, on {device} "
             f"({len(alike)} run{'s' if len(alike) > 1 else ''})"
         )
-        return Estimate(pairs * per_pair_sec / 3600, basis)
+        return Estimate(pairs * statistics.median(map(per_pair_sec, alike)) / 3600, basis)
     if spec.model.name in GFLOP_PER_PAIR:
         size = GFLOP_PER_PAIR[spec.model.name] / GFLOP_PER_PAIR[PUBLISHED_MODEL]
         return Estimate(PUBLISHED_HOURS * size * pairs / PUBLISHED_PAIRS, PUBLISHED_BASIS)
@@ -237,13 +228,12 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.0f} MB"
 
 
-def _measured() -> Iterator[Measured]:
-    """Read the step times of all finished runs."""
+def _finished() -> Iterator[Record]:
+    """Read the records of all finished runs that have a step time."""
     for path in sorted(paths.record("*").parent.parent.glob(f"*/{paths.record('*').name}")):
         record = parse(Record, files.read_text(path), str(path))
         if record.status == "finished" and record.median_step_sec:
-            origin = record.provenance
-            yield Measured(record.spec, record.median_step_sec, origin.world_size, origin.device)
+            yield record
 
 
 def _share_left(view: RunView) -> float:
@@ -269,7 +259,7 @@ def _weights_bytes(model: str) -> int:
 
 
 def _checkpoint_bytes(spec: RunSpec) -> int:
-    """What a run's checkpoints take: weights, AdamW's two moments and the method's state, in each of those kept."""
+    """Return the size of a run's checkpoints: weights, AdamW's two moments and the method's state in each."""
     num_parameters, dim = _outline(spec.model.name)
     env = MethodEnv(
         embed_dim=dim,

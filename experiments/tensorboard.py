@@ -1,4 +1,4 @@
-"""What runs have logged, in TensorBoard's format: `python -m experiments tensorboard SUITE`.
+"""Write what runs have logged in TensorBoard's format: `python -m experiments tensorboard SUITE`.
 
 Made from `metrics.jsonl` and the results of evaluations, whenever wanted: training needs no TensorBoard, and old runs
 can be shown. A run's event file is written anew as a whole when there is more of it, or when it has resumed.
@@ -30,7 +30,7 @@ def mirror(suites: Iterable[ExpandedSuite], out: Path, *, every_sec: float | Non
     Args:
         suites: Whose runs.
         out: What becomes TensorBoard's ``--logdir``; runs that logged nothing since they were written are left alone.
-        every_sec: Go on with what comes, looking so often, until Ctrl-C is pressed; None writes what is there.
+        every_sec: Seconds between two looks for new lines, until Ctrl-C; None writes what is there.
 
     Returns:
         The number of runs that have logged anything.

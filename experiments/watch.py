@@ -1,4 +1,4 @@
-"""How far the runs of suites are, read from their files: `python -m experiments watch`.
+"""Show how far the runs of suites are, from their files: `python -m experiments watch`.
 
 Cheap with hundreds of runs: of each log only the end is read, and a run that is done only once.
 """
@@ -27,27 +27,27 @@ from engine.schema.suite import ExpandedSuite
 from engine.training.reporting import RECENT_SEC, format_duration
 
 TAIL_BYTES = 32 * 1024
-"""So much of a log is read: some tens of lines."""
+"""Bytes that are read of the end of a log: some tens of lines."""
 STATES = {"running": "cyan", "failed": "red", "pending": "yellow", "diverged": "magenta", "to do": "", "done": "green"}
 """In the order in which runs are listed, with their colours."""
 ENDED = {"done", "diverged"}
 MAX_LOGS = 3
-"""Of so many failed jobs the log is named."""
+"""Failed jobs whose logs are named."""
 _WIDE = 144
 """Columns of a terminal on which the whole table fits."""
 _OTHER_COLUMNS = 58
-"""What all other columns but the run take on a narrower one."""
+"""Columns of a narrower terminal that everything but the run takes."""
 _MIN_RUN = 20
 _SKIPPED_COLUMNS = 17
-"""What skipped steps and the loss scale take; on a narrow terminal they are left out."""
+"""Columns that skipped steps and the loss scale take; a narrow terminal gets neither."""
 
 
 class RunView(Frozen):
-    """How far a run is."""
+    """The progress of a run."""
 
     run_id: str
     variant: str
-    """What the first of the suites calls it; empty for a main run."""
+    """Its variant in the first of the suites; empty for a main run."""
     state: str
     """One of `STATES`."""
     samples_seen: int
@@ -64,23 +64,23 @@ class RunView(Frozen):
     loss_scale: float | None
     """That of fp16 at the last line; None in other precisions."""
     updated_at: float | None
-    """Of its log, in seconds since 1970."""
+    """Time of its last line, in seconds since 1970."""
     attempts: int
-    """How often it was started."""
+    """Number of its starts."""
     milestones_evaluated: int
     milestones: int
     """Models to evaluate, once for every evaluation."""
     failed_logs: tuple[str, ...]
-    """What the jobs wrote that ended without their result, training or evaluation."""
+    """Logs of jobs that ended without a result, training or evaluation."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do, neither training nor evaluation."""
+        """Nothing is left to do, neither training nor evaluation."""
         return self.state in ENDED and self.milestones_evaluated == self.milestones
 
 
 class SuiteView(Frozen):
-    """How far a suite is."""
+    """The progress of a suite."""
 
     name: str
     states: dict[str, int]
@@ -95,8 +95,8 @@ class SuiteView(Frozen):
     milestones: int
 
 
-class Snapshot(Frozen):
-    """What is known at one moment."""
+class Overview(Frozen):
+    """All suites and runs at one moment."""
 
     suites: tuple[SuiteView, ...]
     runs: tuple[RunView, ...]
@@ -119,12 +119,12 @@ class Watcher:
                 self._evaluations.setdefault(run_id, set()).add(suite.evaluation.key)
         self._complete: dict[str, RunView] = {}
 
-    def look(self) -> Snapshot:
+    def look(self) -> Overview:
         """Read how far all runs are."""
         runs = {run_id: self._complete.get(run_id) or self._look_at(run_id) for run_id in self._specs}
         self._complete |= {run_id: run for run_id, run in runs.items() if run.is_complete}
         order = list(STATES)
-        return Snapshot(
+        return Overview(
             suites=tuple(_sum_up(suite.name, [runs[run.spec.run_id] for run in suite.runs]) for suite in self._suites),
             runs=tuple(sorted(runs.values(), key=lambda run: (order.index(run.state), run.run_id))),
         )
@@ -226,18 +226,18 @@ def _sum_up(name: str, runs: Sequence[RunView]) -> SuiteView:
     )
 
 
-def show(snapshot: Snapshot, *, width: int, max_rows: int | None = None, now: float | None = None) -> Group:
-    """Draw a snapshot.
+def show(overview: Overview, *, width: int, max_rows: int | None = None, now: float | None = None) -> Group:
+    """Draw an overview.
 
     Args:
-        snapshot: What to draw.
+        overview: What to draw.
         width: Columns of the terminal; a narrow one gets fewer columns of the table.
         max_rows: Runs to show; None is all.
         now: Seconds since 1970; None asks the clock.
     """
     now = time.time() if now is None else now
-    parts: list[Text | Table] = [_headline(suite) for suite in snapshot.suites]
-    runs = snapshot.runs[:max_rows]
+    parts: list[Text | Table] = [_headline(suite) for suite in overview.suites]
+    runs = overview.runs[:max_rows]
     has_room = width >= _OTHER_COLUMNS + _SKIPPED_COLUMNS + _MIN_RUN
     has_skipped = has_room and any(run.num_skipped for run in runs)
     more = _SKIPPED_COLUMNS * has_skipped
@@ -276,9 +276,9 @@ def show(snapshot: Snapshot, *, width: int, max_rows: int | None = None, now: fl
             *([str(run.attempts)] if is_wide else []),
         )
     parts.append(table)
-    if len(runs) < len(snapshot.runs):
-        parts.append(Text(f"... and {len(snapshot.runs) - len(runs)} more: --once shows all", style="dim"))
-    logs = [log for run in snapshot.runs for log in run.failed_logs]
+    if len(runs) < len(overview.runs):
+        parts.append(Text(f"... and {len(overview.runs) - len(runs)} more: --once shows all", style="dim"))
+    logs = [log for run in overview.runs for log in run.failed_logs]
     parts += [Text(f"failed: {log}", style="red") for log in logs[:MAX_LOGS]]
     if len(logs) > MAX_LOGS:
         parts.append(Text(f"... and {len(logs) - MAX_LOGS} more that failed", style="red"))
@@ -296,7 +296,7 @@ def _shorten(run_id: str, width: int) -> str:
 def _headline(suite: SuiteView) -> Text:
     states = ", ".join(f"{number} {state}" for state, number in suite.states.items())
     facts = [
-        f"{states}",
+        states,
         f"{100 * suite.trained:.0f} % trained",
         f"{suite.milestones_evaluated}/{suite.milestones} models evaluated",
     ]
@@ -311,11 +311,11 @@ def watch(suites: Iterable[ExpandedSuite], console: Console, *, every_sec: float
     with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
-                snapshot = watcher.look()
+                overview = watcher.look()
                 # Two lines for each suite, the table's head, and what may stand below it.
-                max_rows = max(1, console.height - 2 * len(snapshot.suites) - 6)
-                live.update(show(snapshot, width=console.width, max_rows=max_rows), refresh=True)
-                if all(run.is_complete for run in snapshot.runs):
+                max_rows = max(1, console.height - 2 * len(overview.suites) - 6)
+                live.update(show(overview, width=console.width, max_rows=max_rows), refresh=True)
+                if all(run.is_complete for run in overview.runs):
                     return
                 time.sleep(every_sec)
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.icons.shards import read_shards
+from experiments.icons.folder import read_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = (
@@ -31,7 +31,7 @@ def main() -> None:
     for row, (title, shard) in enumerate(ROWS):
         path = ROOT / shard
         draw.text((4, row * HEIGHT + SIDE // 2), title, "black", font)
-        for column, sample in enumerate(read_shards(path.parent, [path.name])[:COLUMNS]):
+        for column, sample in enumerate(read_shards([path])[:COLUMNS]):
             left, top = MARGIN + column * WIDTH, row * HEIGHT + 4
             picture = Image.open(io.BytesIO(sample["png"])).convert("RGB")
             sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (left, top))

@@ -1,7 +1,7 @@
 """Read the member table of a tar archive, going on behind what is damaged. Nothing is extracted, no link followed.
 
-The standard library reads each header. Its own loop over an archive ends without a word at the first damaged one, and
-the rest of the shard is lost; the loop here tries the next block, and reports what it skipped.
+The standard library reads each header. Its own loop over an archive ends silently at the first damaged one, and the
+rest of the shard is lost. The loop here tries the next block, and reports what it skipped.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WINDOW_BYTES = 2**20
-"""Headers are read with so much behind them: pictures are small, and a file system hands out long stretches best."""
+"""Bytes that are read at a time: pictures are small, and file systems read long stretches fastest."""
 _DAMAGED = (tarfile.HeaderError, ValueError, OverflowError, MemoryError, RecursionError)
-"""What the standard library raises for a damaged header, or one whose size no name can have."""
+"""Errors of the standard library for a damaged header, or an impossibly long name."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,20 @@ class Member:
     num_bytes: int
     is_file: bool
 
+    @property
+    def key_and_extension(self) -> tuple[str, str]:
+        """The key of its sample, and its extension in lower case.
+
+        The key ends at the first dot of the file's name; folders may have dots of their own.
+        """
+        folder, _, name = self.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        return (f"{folder}/{stem}" if folder else stem), extension.lower()
+
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is wrong with the archive as such."""
+    """A fault of the archive itself."""
 
     reason: str
 

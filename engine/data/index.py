@@ -15,9 +15,8 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,10 +39,10 @@ COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes", "cr
 """Columns of a sidecar's rows; `crc32` only where the index step read the pairs (`digest: bytes`)."""
 
 _FORMAT = "3"
-"""Raised when the content of a sidecar changes its meaning, so that old ones are made again."""
+"""Raised when a sidecar's content changes its meaning, so that old sidecars are made again."""
 
 _OWN_SHA256 = "sidecar_sha256"
-"""What a sidecar calls the digest of its own content."""
+"""Key of a sidecar's digest of its own content."""
 
 Rows = NDArray[np.uint32 | np.uint64]
 
@@ -57,7 +56,7 @@ class Shards(Frozen):
     usable: tuple[int, ...]
     """Pairs that can be used."""
     pairs: tuple[int, ...]
-    """How many of these the set has: all, unless it is a subset."""
+    """Usable pairs that belong to the set: all, unless it is a subset."""
 
 
 class Index(Frozen):
@@ -143,7 +142,7 @@ class Rejected(NamedTuple):
 
 
 class _Indexed(NamedTuple):
-    """What the whole index needs to know of a shard."""
+    """A shard's part of the index."""
 
     name: str
     num_bytes: int
@@ -219,14 +218,11 @@ def index_shard(path: Path, captions: CaptionSource, digest: Digest = "bytes") -
             continue
         line = f"{member.name}\0{member.is_file:d} {member.offset} {member.num_bytes}\n"
         table.update(line.encode("utf-8", "surrogateescape"))
-        # The key ends at the first dot of the file's name; folders may have dots of their own.
-        folder, _, name = member.name.rpartition("/")
-        stem, _, extension = name.partition(".")
-        key = f"{folder}/{stem}" if folder else stem
+        key, extension = member.key_and_extension
         fields = samples.setdefault(key, {})
-        if extension.lower() in fields:
+        if extension in fields:
             duplicates.add(key)
-        fields[extension.lower()] = member
+        fields[extension] = member
     rows: list[tuple[int, ...]] = []
     with path.open("rb", buffering=0) as file:
         for key, fields in samples.items():
@@ -358,17 +354,6 @@ def subset_size(usable: int, fraction: float) -> int:
     return sum(int(np.count_nonzero(_chosen(i, min(step, usable - i), fraction))) for i in range(0, usable, step))
 
 
-@contextmanager
-def _report(path: Path) -> Iterator[Any]:
-    with (
-        files.atomic_write(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Rejected._fields)
-        yield writer
-
-
 def build_index(
     name: str,
     revision: str,
@@ -408,7 +393,13 @@ def build_index(
     columns: list[tuple[str, int, str, int]] = []
     examples: list[Rejected] = []
     num_rejected = 0
-    with _report(rejected_path(out)) as report, ProcessPoolExecutor(jobs) as pool:
+    with (
+        files.atomic_write(rejected_path(out)) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        ProcessPoolExecutor(jobs) as pool,
+    ):
+        report = csv.writer(file, lineterminator="\n")
+        report.writerow(Rejected._fields)
         results = pool.map(index_one, shards)
         for shard in track(results, f"index {name}", len(shards), disable=not sys.stderr.isatty()):
             columns.append(shard[:4])
@@ -418,10 +409,7 @@ def build_index(
     names, num_bytes, digests, usable = zip(*columns, strict=True)
     sizes = usable
     if fraction < 1:
-        starts = _starts(usable)
-        sizes = tuple(
-            int(_chosen(int(starts[number]), size, fraction).sum()) for number, size in enumerate(usable)
-        )  # fmt: skip
+        sizes = tuple(int(_chosen(*part, fraction).sum()) for part in zip(_starts(usable), usable, strict=False))
     total = sum(sizes)
     if pairs is not None and total != pairs:
         lines = "".join(f"\n  {r.shard}: {r.key or '(whole)'}: {r.reason}" for r in examples)

@@ -1,4 +1,4 @@
-"""Open pictures that come from elsewhere: which formats are read, and how large a picture may be."""
+"""Open pictures of other people: only some formats, and none that is too large."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import warnings
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What pictures in archives are decoded as: GIF and BMP occur under the names of others; of Pillow's other decoders
-some call programs."""
+"""Formats that are decoded. GIF and BMP occur under other extensions; some of Pillow's other decoders run programs."""
 MAX_PIXELS = 89_478_485
-"""Decoding and resizing takes about twelve bytes a pixel: 1.1 GB. Where Pillow itself begins to warn."""
+"""Pillow warns from here on. Decoding and resizing takes about twelve bytes a pixel, 1.1 GB for this many."""
 
-# Of what is refused here, whoever opens the picture.
+# `open_picture` refuses these pictures itself.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 

@@ -18,7 +18,7 @@ _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class EvaluationList(Frozen):
-    """Which sets an evaluation has, which of them make which average, and how it is done."""
+    """The sets of an evaluation, its averages, and its options."""
 
     sets: tuple[str, ...] = Field(min_length=1)
     averages: dict[str, tuple[str, ...]]
@@ -82,17 +82,17 @@ def evaluation(folder: Path, name: str) -> Evaluation:
 
 
 def is_there(card: EvalCard) -> bool:
-    """Whether the set has been fetched or built."""
+    """Tell whether the set has been fetched or built."""
     return (Path(card.path) / card.split / "nshards.txt").exists()
 
 
 def can_be_fetched(card: EvalCard) -> bool:
-    """Whether `python -m experiments evaluation-data` knows where the set is from."""
+    """Tell whether `python -m experiments evaluation-data` can fetch the set."""
     return card.build is None and (card.hf_repo is not None or card.original is not None)
 
 
 def how_to_get(card: EvalCard) -> str:
-    """Say how to get a set."""
+    """Return how to get a set."""
     if card.build:
         return f"`{card.build}` makes it"
     if can_be_fetched(card):
@@ -101,7 +101,7 @@ def how_to_get(card: EvalCard) -> str:
 
 
 def missing(cards: Sequence[EvalCard]) -> str:
-    """Name sets that are not there, and how to get each."""
+    """Return a message that names sets that are not there, and how to get each."""
     fetched = [card.name for card in cards if can_be_fetched(card)]
     lines = [
         f"evaluation set {card.name!r}: {card.path} is not there"

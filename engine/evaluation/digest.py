@@ -1,4 +1,4 @@
-"""Digests and counts of evaluation sets, remembered: a set is read for them when it is new or touched only."""
+"""Facts about evaluation sets, remembered: a set is read for its digest and counts when it is new or touched only."""
 
 from __future__ import annotations
 
@@ -13,78 +13,55 @@ from engine import files, paths
 from engine.schema.base import Frozen
 
 _SETTLED_NS = 2_000_000_000
-"""A file that was touched later than this before it was hashed may be touched again at what its disk calls the same
-time; its digest is not remembered."""
+"""A file that was touched later than this before it was read may be touched again at what its disk calls the same
+time; what was found is not remembered."""
 
-
-class _Stamp(Frozen):
-    """What tells that a file was touched. The system sets the last one, which a copy that keeps times cannot."""
-
-    size: int
-    inode: int
-    modified_ns: int
-    changed_ns: int
+Stamp = tuple[int, int, int, int]
+"""Size, inode, modification time and change time of a file. Only the system sets the last, also for a copy that keeps
+times."""
 
 
 class _Remembered(Frozen):
-    """What was found out about a folder, and its files when that was begun."""
+    """Facts about a folder, and its files before they were found out."""
 
-    files: dict[str, _Stamp]
-    sha256: str | None = None
-    counts: dict[str, dict[str, int]] = Field(default_factory=dict)
-    """By how it was counted."""
+    files: dict[str, Stamp]
+    found: dict[str, str | dict[str, int]] = Field(default_factory=dict)
 
 
 def folder_digest(folder: Path) -> str:
-    """Return `engine.files.folder_sha256`, from memory if no file has come, gone or been touched since.
-
-    The memory is in the results, where there are any.
-    """
-    known, begin_ns = _recall(folder), time.time_ns()
-    if known.sha256 is not None:
-        return known.sha256
-    sha256 = files.folder_sha256(folder)
-    _remember(folder, known, begin_ns, sha256=sha256)
+    """Return `engine.files.folder_sha256`, from memory if no file has come, gone or been touched since."""
+    sha256: str = remembered(folder, "sha256", lambda: files.folder_sha256(folder))
     return sha256
 
 
-def folder_counts(folder: Path, key: str, count: Callable[[], dict[str, int]]) -> dict[str, int]:
-    """Return what `count` counts in a folder, from memory likewise.
+def remembered(folder: Path, key: str, find: Callable[[], str | dict[str, int]]) -> Any:
+    """Return what `find` finds out about a folder, from memory if no file has come, gone or been touched since.
+
+    The memory is in the results, where there are any.
 
     Args:
         folder: The folder.
-        key: Names the way of counting.
-        count: Counts; what it raises is not remembered.
+        key: Names what is found out.
+        find: Finds it out; what it raises is not remembered.
     """
     known, begin_ns = _recall(folder), time.time_ns()
-    if key in known.counts:
-        return known.counts[key]
-    counts = count()
-    _remember(folder, known, begin_ns, counts={**known.counts, key: counts})
-    return counts
+    if key in known.found:
+        return known.found[key]
+    fact = find()
+    is_settled = max((changed_ns for *_, changed_ns in known.files.values()), default=0) < begin_ns - _SETTLED_NS
+    latest = _recall(folder)  # another process may have noted something
+    if is_settled and paths.RESULTS.is_dir() and latest.files == known.files:
+        noted = latest.model_copy(update={"found": {**latest.found, key: fact}})
+        files.write_text(paths.digest(folder), noted.model_dump_json() + "\n")
+    return fact
 
 
 def _recall(folder: Path) -> _Remembered:
     """Return what is remembered of a folder, with its files as they are: nothing if one was touched since."""
-    now = _stamps(folder)
+    seen = {name: path.stat() for name, path in files.folder_files(folder).items()}
+    now = {name: (of.st_size, of.st_ino, of.st_mtime_ns, of.st_ctime_ns) for name, of in seen.items()}
     try:
         known = _Remembered.model_validate_json(paths.digest(folder).read_bytes())
     except (FileNotFoundError, ValidationError):
         return _Remembered(files=now)
     return known if known.files == now else _Remembered(files=now)
-
-
-def _remember(folder: Path, known: _Remembered, begin_ns: int, **found: Any) -> None:
-    """Note what was found out since `begin_ns`, if the files cannot have changed unnoticed meanwhile."""
-    is_settled = max((stamp.changed_ns for stamp in known.files.values()), default=0) < begin_ns - _SETTLED_NS
-    latest = _recall(folder)  # another process may have noted something
-    if is_settled and paths.RESULTS.is_dir() and latest.files == known.files:
-        files.write_text(paths.digest(folder), latest.model_copy(update=found).model_dump_json() + "\n")
-
-
-def _stamps(folder: Path) -> dict[str, _Stamp]:
-    seen = {name: path.stat() for name, path in files.folder_files(folder).items()}
-    return {
-        name: _Stamp(size=of.st_size, inode=of.st_ino, modified_ns=of.st_mtime_ns, changed_ns=of.st_ctime_ns)
-        for name, of in seen.items()
-    }

@@ -18,9 +18,9 @@ from engine.training.towers import need_libraries, quiet
 
 RANDOM_SEED = 0
 _REASON_LENGTH = 300
-"""Of another file's state dict, torch lists every name."""
+"""Characters of an error: torch lists every name of a state dict that does not fit."""
 SCHEMES = ("local-dir:", "hf-hub:")
-"""Names that say where weights are: open_clip takes no others beside them."""
+"""Prefixes of model names that include the weights; open_clip takes no `pretrained` beside them."""
 
 
 def load_model(name: str, pretrained: str | None, *, random_weights: bool = False) -> tuple[Any, Any, Any]:
@@ -81,7 +81,7 @@ def load_model(name: str, pretrained: str | None, *, random_weights: bool = Fals
 
 
 def warn_of_untrained(clip: nn.Module, source: str) -> None:
-    """Say so on stderr if weights that were named look as before training: no normalisation layer has learned anything.
+    """Warn if weights look untrained: no normalisation layer has learned anything.
 
     Args:
         clip: The model.

@@ -1,13 +1,13 @@
-"""The pictures of an evaluation set, decoded and transformed in batches, in the set's order.
+"""Decode and transform the pictures of an evaluation set in batches, in the set's order.
 
-Pictures are read by offset, so that any number of worker processes sees them in the order of the archives.
+Pictures are read by offset, so that they keep the order of the archives with any number of worker processes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from engine.imports import late
 
 with late("torch._dynamo", "torch._dynamo.utils"):
     from torchvision.transforms import Compose, Normalize, ToTensor
+
+ColumnT = TypeVar("ColumnT", Tensor, list[list[str]])
 
 MIN_IMAGES_FOR_WORKERS = 2000
 """Worker processes take longer to start than they save on fewer images."""
@@ -127,16 +129,9 @@ class ImageBatches:
             self.num_transparent += int(transparent.sum())
             yield images
 
-    def with_captions(self) -> Iterator[tuple[Tensor, list[list[str]]]]:
-        """Yield every batch with its images' captions."""
+    def beside(self, column: ColumnT) -> Iterator[tuple[Tensor, ColumnT]]:
+        """Yield every batch with its part of a column that has a row for each image."""
         row = 0
         for images in self:
-            yield images, self.data.captions[row : row + len(images)]
-            row += len(images)
-
-    def with_labels(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every batch with its labels (B,)."""
-        row = 0
-        for images in self:
-            yield images, torch.from_numpy(self.data.labels[row : row + len(images)])
+            yield images, column[row : row + len(images)]
             row += len(images)

@@ -32,17 +32,16 @@ from rich.progress import track
 
 from engine.data.archive import WINDOW_BYTES, Damage, read_members
 from engine.evaluation import card_files
-from engine.evaluation.digest import folder_counts, folder_digest
+from engine.evaluation.digest import folder_digest, remembered
 from engine.schema.base import Frozen, fingerprint, parse
 from engine.schema.evaluation import EvalCard
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 """In clip_benchmark's order of preference."""
 _COUNTING_WINDOW_BYTES = 2**12
-"""Of an archive's headers and labels, when pictures are not read afterwards."""
-_NOUNS = {"classes": "class names"}
+"""Bytes that are read at a time of headers and labels, when pictures are not read afterwards."""
 _FORMAT = 1
-"""Raised when a set that was found in order before may not be any more, so that sets are counted again."""
+"""Raised when the check becomes stricter, so that sets are counted again."""
 
 Fields = dict[str, tuple[int, int]]
 """Offset and size in the archive, by extension."""
@@ -58,7 +57,7 @@ class Instance(Frozen):
 
 @dataclass(frozen=True)
 class Location:
-    """Where an image lies."""
+    """The place of an image in a shard."""
 
     shard: Path
     key: str
@@ -90,7 +89,7 @@ class EvalData:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What the card counts, by its fields."""
+        """Numbers of images, classes and captions, by the card's fields."""
         return {
             "images": len(self.instances) if self.card.task == "association" else len(self.locations),
             "classes": len(self.classes),
@@ -117,7 +116,7 @@ def read(card: EvalCard) -> EvalData:
 
 
 def problems(cards: Iterable[EvalCard]) -> list[str]:
-    """Say what is wrong with sets that are there: one line for each that does not fit its layout or its card's counts.
+    """Return what is wrong with sets: one line for each that does not fit its layout or its card's counts.
 
     Cheap enough to ask before every workflow: pictures are not read, and a set is counted when it is new or touched.
     """
@@ -125,13 +124,18 @@ def problems(cards: Iterable[EvalCard]) -> list[str]:
     for card in track(list(cards), "evaluation sets", transient=True, disable=not sys.stderr.isatty()):
         read_as = fingerprint([_FORMAT, card.task, card.split, *card.metadata])
         try:
-            _compare(card, folder_counts(Path(card.path), read_as[:12], partial(_count, card)))
+            _compare(card, remembered(Path(card.path), read_as[:12], partial(count, card)))
         except ValueError as error:
             lines.append(str(error))
     return lines
 
 
-def _count(card: EvalCard) -> dict[str, int]:
+def count(card: EvalCard) -> dict[str, int]:
+    """Read and check a set, but neither its pictures nor its digest; return `EvalData.counts`.
+
+    Raises:
+        ValueError: As `read`.
+    """
     data = _contents(card, "", _COUNTING_WINDOW_BYTES)
     _check(data)
     return data.counts
@@ -147,18 +151,15 @@ def _contents(card: EvalCard, sha256: str, window_bytes: int) -> EvalData:
     metadata: list[NDArray[np.float64]] = []
     for shard in _shards(card, folder):
         with shard.open("rb", buffering=0) as file:
-            for key, fields in _samples(card, shard, window_bytes).items():
-                content = partial(_content, card, shard, key, fields, file.fileno())
-                extension = next((e for e in IMAGE_EXTENSIONS if e in fields), None)
-                if extension is None:
-                    fail(card, f"{shard}, key {key!r}: no image among {sorted(fields)}; known: {IMAGE_EXTENSIONS}")
-                locations.append(Location(shard, key, *fields[extension]))
+            for key, fields in _fields(card, shard, window_bytes).items():
+                sample = _Sample(card, shard, key, fields, file.fileno())
+                locations.append(sample.image)
                 if card.task == "zeroshot_classification":
-                    labels.append(_label(card, shard, key, content("cls")))
+                    labels.append(sample.label)
                 elif card.task != "association":
-                    captions.append(_captions(card, shard, key, content("txt")))
+                    captions.append(sample.captions)
                 if card.metadata:
-                    metadata.append(_row(card, shard, key, content("npy")))
+                    metadata.append(sample.metadata)
     return EvalData(
         card=card,
         sha256=sha256,
@@ -192,7 +193,8 @@ def _compare(card: EvalCard, counts: Mapping[str, int]) -> None:
     wrong = {field: count for field, count in counts.items() if getattr(card, field) not in {None, count}}
     if not wrong:
         return
-    found = ", ".join(f"{count} {_counted(card, field)}" for field, count in wrong.items())
+    nouns = {"classes": "class names", "images": "instances" if card.task == "association" else "images"}
+    found = ", ".join(f"{count} {nouns.get(field, field)}" for field, count in wrong.items())
     says = ", ".join(str(getattr(card, field)) for field in wrong)
     edit = ", ".join(f"{field}: {count}" for field, count in wrong.items())
     if card.build or card.fetch or card_files.can_be_fetched(card):
@@ -201,10 +203,6 @@ def _compare(card: EvalCard, counts: Mapping[str, int]) -> None:
         f"evaluation set {card.name!r}: {card.path} has {found}, its card says {says}: edit the card, "
         f"experiments/evals/{card.name}.yaml ({edit}), or complete the folder"
     )
-
-
-def _counted(card: EvalCard, field: str) -> str:
-    return "instances" if field == "images" and card.task == "association" else _NOUNS.get(field, field)
 
 
 def _lines(card: EvalCard, path: Path) -> list[str]:
@@ -263,56 +261,76 @@ def _shards(card: EvalCard, folder: Path) -> list[Path]:
     return shards
 
 
-def _samples(card: EvalCard, shard: Path, window_bytes: int) -> dict[str, Fields]:
+def _fields(card: EvalCard, shard: Path, window_bytes: int) -> dict[str, Fields]:
     """Return the members of a shard by key."""
-    samples: dict[str, Fields] = {}
+    found: dict[str, Fields] = {}
     for member in read_members(shard, window_bytes):
         if isinstance(member, Damage):
-            fail(card, f"{shard}, behind key {next(reversed(samples), None)!r}: {member.reason}")
+            fail(card, f"{shard}, behind key {next(reversed(found), None)!r}: {member.reason}")
         if not member.is_file:
             continue
-        # The key ends at the first dot of the file's name; folders may have dots of their own.
-        folder, _, name = member.name.rpartition("/")
-        stem, _, extension = name.partition(".")
-        key = f"{folder}/{stem}" if folder else stem
-        fields = samples.setdefault(key, {})
-        if extension.lower() in fields:
-            fail(card, f"{shard}, key {key!r}: .{extension.lower()} occurs twice")
-        fields[extension.lower()] = (member.offset, member.num_bytes)
-    return samples
+        key, extension = member.key_and_extension
+        fields = found.setdefault(key, {})
+        if extension in fields:
+            fail(card, f"{shard}, key {key!r}: .{extension} occurs twice")
+        fields[extension] = (member.offset, member.num_bytes)
+    return found
 
 
-def _content(card: EvalCard, shard: Path, key: str, fields: Fields, descriptor: int, extension: str) -> bytes:
-    if extension not in fields:
-        fail(card, f"{shard}, key {key!r}: no .{extension} among {sorted(fields)}")
-    offset, size = fields[extension]
-    return os.pread(descriptor, size, offset)
+@dataclass(frozen=True)
+class _Sample:
+    """An image and what belongs to it, read from an open shard and checked."""
 
+    card: EvalCard
+    shard: Path
+    key: str
+    fields: Fields
+    descriptor: int
 
-def _label(card: EvalCard, shard: Path, key: str, text: bytes) -> int:
-    try:
-        return int(np.int64(int(text)))
-    except (ValueError, OverflowError):
-        fail(card, f"{shard}, key {key!r}: the label is {text!r}, expected a whole number")
+    def _fail(self, problem: str) -> NoReturn:
+        fail(self.card, f"{self.shard}, key {self.key!r}: {problem}")
 
+    def _content(self, extension: str) -> bytes:
+        if extension not in self.fields:
+            self._fail(f"no .{extension} among {sorted(self.fields)}")
+        offset, size = self.fields[extension]
+        return os.pread(self.descriptor, size, offset)
 
-def _captions(card: EvalCard, shard: Path, key: str, text: bytes) -> list[str]:
-    try:
-        return text.decode().splitlines()
-    except UnicodeDecodeError as error:
-        fail(card, f"{shard}, key {key!r}: .txt is no UTF-8 ({error})")
+    @property
+    def image(self) -> Location:
+        extension = next((e for e in IMAGE_EXTENSIONS if e in self.fields), None)
+        if extension is None:
+            self._fail(f"no image among {sorted(self.fields)}; known: {IMAGE_EXTENSIONS}")
+        return Location(self.shard, self.key, *self.fields[extension])
 
+    @property
+    def label(self) -> int:
+        text = self._content("cls")
+        try:
+            return int(np.int64(int(text)))
+        except (ValueError, OverflowError):
+            self._fail(f"the label is {text!r}, expected a whole number")
 
-def _row(card: EvalCard, shard: Path, key: str, data: bytes) -> NDArray[np.float64]:
-    try:
-        row: NDArray[np.float64] = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float64)
-    except (ValueError, OSError, EOFError) as error:
-        fail(card, f"{shard}, key {key!r}: .npy cannot be read ({error})")
-    if row.shape != (len(card.metadata),):
-        fail(card, f"{shard}, key {key!r}: .npy has shape {row.shape}, expected the columns {', '.join(card.metadata)}")
-    if not (np.isfinite(row) & (row == np.round(row))).all():
-        fail(card, f"{shard}, key {key!r}: .npy has {row.tolist()}, expected whole numbers")
-    return row
+    @property
+    def captions(self) -> list[str]:
+        try:
+            return self._content("txt").decode().splitlines()
+        except UnicodeDecodeError as error:
+            self._fail(f".txt is no UTF-8 ({error})")
+
+    @property
+    def metadata(self) -> NDArray[np.float64]:
+        data = io.BytesIO(self._content("npy"))
+        try:
+            row: NDArray[np.float64] = np.load(data, allow_pickle=False).astype(np.float64)
+        except (ValueError, OSError, EOFError) as error:
+            self._fail(f".npy cannot be read ({error})")
+        columns = self.card.metadata
+        if row.shape != (len(columns),):
+            self._fail(f".npy has shape {row.shape}, expected the columns {', '.join(columns)}")
+        if not (np.isfinite(row) & (row == np.round(row))).all():
+            self._fail(f".npy has {row.tolist()}, expected whole numbers")
+        return row
 
 
 def _check(data: EvalData) -> None:

@@ -1,4 +1,7 @@
-"""Evaluate one model on every set of an evaluation, with clip_benchmark's own metrics, in this process.
+"""Evaluate one model on every set of an evaluation, in this process.
+
+Zero-shot classification and choosing a caption call clip_benchmark. Recall, and the metrics that it lacks, are in
+`engine.evaluation.scoring`.
 
 The model is built once and every image is encoded once. A class that two sets describe with the same prompts gets one
 vector. One JSON per set is written as soon as it is known: a set that is done with the same weights and the same card
@@ -43,7 +46,7 @@ EVALUATOR = ("clip_benchmark", "open_clip_torch", "torch")
 
 
 class Subject(NamedTuple):
-    """What is evaluated, as results name it."""
+    """The model that is evaluated, as results name it."""
 
     run_id: str
     milestone: int
@@ -118,7 +121,7 @@ class Model:
 
 
 class Answer(NamedTuple):
-    """What a model reaches on a set, and what the main metric is made of."""
+    """The metrics of a model on a set, and the outcomes behind the main one."""
 
     metrics: dict[str, float]
     outcomes: Outcomes
@@ -126,7 +129,8 @@ class Answer(NamedTuple):
 
 def _classification(data: EvalData, model: Model, images: ImageBatches) -> Answer:
     classifier = model.classifier(data.classes, data.templates)
-    logits_NC, labels_N = zsc.run_classification(model, classifier, images.with_labels(), model.device, amp=False)
+    pairs = images.beside(torch.from_numpy(data.labels))
+    logits_NC, labels_N = zsc.run_classification(model, classifier, pairs, model.device, amp=False)
     ks = (1, 5) if len(data.classes) >= 5 else (1,)
     metrics = {f"acc{k}": acc for k, acc in zip(ks, zsc.accuracy(logits_NC, labels_N, topk=ks), strict=True)}
     true_N, predicted_N = labels_N.numpy(), logits_NC.argmax(dim=1).numpy()
@@ -171,7 +175,8 @@ def _retrieval(data: EvalData, model: Model, images: ImageBatches) -> Answer:
 
 
 def _selection(data: EvalData, model: Model, images: ImageBatches) -> Answer:
-    found = image_caption_selection.evaluate(model, images.with_captions(), model.tokenizer, model.device, amp=False)
+    pairs = images.beside(data.captions)
+    found = image_caption_selection.evaluate(model, pairs, model.tokenizer, model.device, amp=False)
     # Of one image and several captions: whether the image's best is the first. The other two metrics say nothing more.
     count = len(data.captions)
     hits = round(found["text_acc"] * count)
@@ -232,7 +237,7 @@ def answer_set(data: EvalData, model: Model) -> Answer:
 
 
 def _has_changed(card: EvalCard, result: EvalResult) -> bool:
-    """Whether the set on disk is another one than a result was made from. Of a pinned set there is only one."""
+    """Tell whether the set on disk differs from the one behind a result. A pinned set cannot."""
     if result.data_sha256 is None or card.sha256 is not None or not card_files.is_there(card):
         return False
     return folder_digest(Path(card.path)) != result.data_sha256
@@ -374,7 +379,7 @@ def restrict(evaluation: Evaluation, sets: str | None) -> Evaluation:
 
 
 def summarize(results: list[EvalResult], evaluation: Evaluation) -> str:
-    """Return what the results and the averages are, one line each."""
+    """Return the results and the averages as text, one line each."""
     values = {result.eval_set: result.value for result in results}
     missing = frozenset(result.eval_set for result in results if result.status == "missing")
     lines = [

@@ -1,4 +1,8 @@
-"""Metrics that clip_benchmark lacks: those of DataComp's other tasks, and recall at k without its one-hot matrices."""
+"""Compute metrics that clip_benchmark lacks, and recall at k.
+
+The metrics are those of DataComp's other tasks. Recall is equal to clip_benchmark's to the last bit, without its
+one-hot matrices.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ def worst_group(hit: NDArray[np.bool_], group: NDArray[np.int64], min_size: int 
 
 
 def in_top(logits: Tensor, labels: Tensor, k: int) -> NDArray[np.bool_]:
-    """Whether each label (N,) is among the k largest logits of its row of (N, C)."""
+    """Tell whether each label (N,) is among the k largest logits of its row of (N, C)."""
     found: NDArray[np.bool_] = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1).numpy()
     return found
 
@@ -87,7 +91,7 @@ def count_outcomes(stratum: NDArray[np.int64], *outcome: NDArray[Any]) -> Outcom
 def retrieval_hits(
     image_ND: Tensor, text_MD: Tensor, image_of_text: Sequence[int], ks: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Whether one of the k best is a right one, in both directions; the means are recalls at k.
+    """Tell whether one of the k best is a right one, in both directions; the means are recalls at k.
 
     Args:
         image_ND: Unit embeddings of N images.

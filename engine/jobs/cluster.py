@@ -1,4 +1,4 @@
-"""Where jobs run and what they ask for: the cluster files of `slurm/clusters/`, and how a run's settings come from one.
+"""Read the cluster files of `slurm/clusters/`, and work out from them what a job asks for and how it is carried out.
 
 Imports no torch: the workflow reads it for every run before anything is submitted.
 """
@@ -23,7 +23,7 @@ FOLDER = ROOT / "slurm" / "clusters"
 LOCAL = "local"
 """Name of the cluster that is this machine; it needs no file."""
 SIGNAL_SLACK_SEC = 60
-"""Slurm may send the warning before the time limit by so much earlier."""
+"""Slurm may send the warning up to a minute earlier than it was asked to."""
 
 Kind = Literal["train", "evaluate", "prepare"]
 SbatchValue = StrictStr | StrictInt | Literal[True]
@@ -52,7 +52,7 @@ _ONLY_SLURM = ("partition", "account", "qos", "constraint", "gres", "exclude", "
 
 
 class Request(Frozen):
-    """What a job asks of the machines."""
+    """Nodes, processes, GPUs, memory and time that a job asks for."""
 
     nodes: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
@@ -85,7 +85,7 @@ class Override(Frozen):
     execution: Execution = Execution()
 
     def matches(self, spec: RunSpec) -> bool:
-        """Whether a run is meant."""
+        """Tell whether these settings are for a run."""
         names = ((spec.model.name, self.model), (spec.dataset.name, self.dataset), (spec.method.name, self.method))
         return all(fnmatch.fnmatchcase(name, pattern) for name, pattern in names)
 
@@ -99,10 +99,10 @@ class Cluster(Frozen):
     qos: str | None = None
     constraint: str | None = None
     gres: str | None = None
-    """As for sbatch. With ``{gpus_per_node}`` in it (``gpu:h100:{gpus_per_node}``) it stands in for
-    ``--gpus-per-node``, in jobs that ask for GPUs."""
+    """As for sbatch. With ``{gpus_per_node}`` in it (``gpu:h100:{gpus_per_node}``) it replaces ``--gpus-per-node``
+    in jobs that ask for GPUs."""
     exclude: str | None = None
-    """Nodes to stay away from."""
+    """Nodes to avoid."""
     setup: tuple[str, ...] = ()
     """Shell lines before Python starts, such as ``module load cuda``."""
     scratch: str | None = None
@@ -110,11 +110,11 @@ class Cluster(Frozen):
     sbatch: dict[str, SbatchValue] = Field(default_factory=dict)
     """Further options of sbatch by their long names, without the dashes; true for those without a value."""
     warn_before_limit_sec: int = Field(default=180, ge=10)
-    """How long before the time limit a job is told: it must be enough for one step and one save."""
+    """Seconds before its time limit at which a job is warned: enough for one step and one save."""
     max_requeues: int = Field(default=1000, ge=0)
-    """How often a job may reach its time limit and be queued again."""
+    """Times that a job may reach its time limit and be queued again."""
     poll_sec: float = Field(default=15.0, gt=0)
-    """Slurm is asked for the states of all jobs together, once in so many seconds."""
+    """Seconds between two questions to Slurm; one question is about all jobs."""
     train: Request = Request()
     evaluate: Request = Request()
     prepare: Request | None = None
@@ -182,20 +182,18 @@ def configure(cluster: Cluster, settings: dict[str, JsonValue], where: str) -> C
     Raises:
         ValueError: If a key or value is not allowed.
     """
-    mappings: dict[str, tuple[str, type[Frozen]]] = {
-        "train": ("train", Request), "evaluate": ("evaluate", Request), "execution": ("execution", Execution),
-    }  # fmt: skip
+    models: dict[str, type[Frozen]] = dict.fromkeys(("train", "evaluate", "prepare"), Request)
+    models["execution"] = Execution
     written = {
-        key: parse(model, json.dumps(settings[key]), f"{where} {name}")
-        for key, (name, model) in mappings.items()
-        if settings.get(key)
+        key: parse(model, json.dumps(settings[key]), f"{where} {key}")
+        for key, model in models.items()
+        if settings.get(key) is not None
     }
     changes: dict[str, Any] = {}
+    if "prepare" in written:
+        changes["prepare"] = _over(cluster.prepare or Request(), written.pop("prepare"))
     if written:
         changes["overrides"] = (*cluster.overrides, Override.model_validate(written))
-    if settings.get("prepare") is not None:
-        over = parse(Request, json.dumps(settings["prepare"]), f"{where} prepare")
-        changes["prepare"] = _over(cluster.prepare or Request(), over)
     return cluster.model_copy(update=changes)
 
 

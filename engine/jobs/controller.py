@@ -1,7 +1,7 @@
-"""Runs the processes of a job on this machine and ends all of them when one has failed, as srun does on Slurm.
+"""Run the processes of a job on this machine, and end all of them when one has failed, as srun does on Slurm.
 
-Submitit's controller waits for every process by itself, but one that waits for a dead one may do so for half an hour.
-Nor does it tell how one ended that could not say so.
+Submitit's controller waits for every process, though one that waits for a dead one may take half an hour to end. Nor
+does it report how a killed process ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine import files
 from engine.jobs.process import Ending, ending_path
 
 _GRACE_SEC = 10
-"""Processes that are not alone end by themselves, most of them at once."""
+"""Time for the other processes to end by themselves after one has failed."""
 
 
 class Controller(local.Controller):  # type: ignore[misc]
@@ -54,7 +54,7 @@ class Controller(local.Controller):  # type: ignore[misc]
             time.sleep(1 / freq)
 
     def _note(self, rank: int, code: int, last_seen: float) -> None:
-        """Leave an `Ending` for a process that could not: it comes before those of the processes that missed it."""
+        """Write an `Ending` for a process that was killed, with a time before those of the processes that noticed."""
         path = ending_path(self.folder, self.pid, rank)
         if not path.exists():
             ending = Ending(at=last_seen, message=_described(code))

@@ -1,4 +1,4 @@
-"""Signals to a process that submits a job: they wait meanwhile, end the waiting for it, and do not reach the job."""
+"""Handle signals to a launcher: they wait while it submits, end its waiting, and never reach the job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a launcher. Those that a run obeys are `engine.stop.SIGNALS`."""
 
 
 class Interrupted(BaseException):
@@ -33,9 +34,9 @@ def in_new_session(action: Callable[[], None], log: Path) -> str | None:
         message = "the submitting process was ended"
         try:
             os.setsid()
-            for number in SIGNALS:
+            for number in INTERRUPTS:
                 signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
             os.close(reading)
             # What goes on after this must not keep a pipe or a terminal of the launcher open.
             with log.open("ab") as file, open(os.devnull, "rb") as nothing:
@@ -60,7 +61,7 @@ def in_new_session(action: Callable[[], None], log: Path) -> str | None:
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Let signals wait until the block is over."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     try:
         yield
     finally:
@@ -70,7 +71,7 @@ def deferred() -> Iterator[None]:
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
     """Turn signals into `Interrupted`; those that are ignored, as SIGHUP is under nohup, stay so."""
-    earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    earlier = {number: signal.getsignal(number) for number in INTERRUPTS}
     for number, handler in earlier.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, _interrupt)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shlex
@@ -31,24 +32,24 @@ EXIT_CANCELLED = 75
 TAIL_LINES = 25
 _LOCAL_POLL_SEC = 0.2
 _SLURM_POLL_SEC = 1.0
-_UNHURRIED = 10
-"""An end is believed when it was seen for two polls; so many times longer in states that Slurm may leave again."""
+_POLLS_TO_BELIEVE = 2
+"""Polls for which Slurm must show an end before it is believed."""
+_POLLS_IF_IT_MAY_COME_BACK = 20
+"""The same for `scheduler.COMES_BACK`: Slurm may show these for a job that it is putting back into the queue."""
 _LEAVING_SEC = 60
+"""Longest wait for a local job to leave once its output is there: it holds memory and GPUs for a moment. Also the age
+up to which the last words of a process are taken for the job's end: older ones may be of an earlier start."""
 _TEMPORARY = ("Unable to contact slurm controller", "Socket timed out", "Unexpected message received")
 _USUAL_REASONS = {"", "Priority", "Resources", "BeginTime", "Dependency"}
 
-
-_THREADS_HERE = [
-    f"{library}_{noun}_THREADS"
-    for noun, libraries in {"NUM": ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR"), "MAXIMUM": ("VECLIB",)}.items()
-    for library in libraries
-]
-"""Snakemake sets these to the threads of a rule: none, for one that waits for Slurm."""
-
-
+_THREADS_OF_RULES = (
+    "OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)  # fmt: skip
+"""Snakemake sets these to the threads of a rule: none, for one that waits for Slurm. A job must not inherit them."""
 _MARK_START = 'echo "start of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST" >&2'
-"""The log of a job that was queued again has several starts."""
-_TASK_ENDED = re.compile(r"srun: error: \S+: tasks? (\d+)\S*: ")
+"""Marks each start in the log: a job that was queued again has several."""
+_TASK_ENDED = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)\S*: (?P<how>.*)")
 _FROM_OUTSIDE = re.compile(r"slurmstepd\S*: error: \*\*\*|srun: Job step aborted")
 
 
@@ -62,12 +63,12 @@ class JobCancelledError(RuntimeError):
 
 @dataclass(frozen=True)
 class Launch:
-    """What is to be run, and what says that it is done."""
+    """A job to get done, and the file that says that it is."""
 
     name: str
-    """Name of the job; with the working directory it tells whose job it is."""
+    """Name of the job. Name and working directory identify it on Slurm."""
     folder: Path
-    """Folder of this job, its predecessors and its logs."""
+    """Folder of the job's record and logs, and of those of earlier jobs with its name."""
     output: Path
     command: tuple[str, ...]
     """Module and arguments."""
@@ -75,7 +76,10 @@ class Launch:
     request: Request
 
     def is_done(self) -> bool:
-        """Whether the output is there. The folder is listed, since a network file system may remember its absence."""
+        """Tell whether the output is there.
+
+        The folder is listed: a network file system may remember that the file was absent.
+        """
         return self.output.parent.is_dir() and self.output.name in os.listdir(self.output.parent)
 
 
@@ -86,6 +90,8 @@ class Launcher:
         self.launch = launch
         self.job: Job | None = None
         self._gpus = contextlib.ExitStack()
+        self._said = ""
+        """The job's state as it was last reported."""
 
     def run(self) -> None:
         """Wait until the output is there.
@@ -123,7 +129,7 @@ class Launcher:
         return None if number is None else self._adopt(number)
 
     def _find(self) -> str | None:
-        """Look for a Slurm job whose number could not be noted; only an answer from now on counts."""
+        """Look for a Slurm job that was submitted but not noted; an answer from before this call does not count."""
         since = time.time()
         while True:
             try:
@@ -133,7 +139,7 @@ class Launcher:
                 time.sleep(self.launch.cluster.poll_sec)
 
     def _adopt(self, number: str) -> Job:
-        """Note a job that was submitted, but whose submission did not come to its end."""
+        """Note a job that Slurm has, but whose submission was cut off here."""
         found = sorted(self.launch.folder.glob(f"*/{number}"))
         logs = found[-1] if found else self._new_folder() / number
         logs.mkdir(parents=True, exist_ok=True)
@@ -201,7 +207,7 @@ class Launcher:
         kept = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or key.startswith("SBATCH_")}
         with submitit.helpers.clean_env():
             os.environ.update(kept)
-            for name in _THREADS_HERE:
+            for name in _THREADS_OF_RULES:
                 os.environ.pop(name, None)
             job = executor.submit(self._module_job(()))
         scheduler.write(self.launch.folder, self._described(job.job_id, job.paths.folder))
@@ -232,44 +238,55 @@ class Launcher:
 
     def _wait(self, job: Job) -> str | None:
         """Return None when the output is there, and the last state if the job has ended without it."""
-        state = self._last_state(job)
+        state = self._wait_here(job) if job.scheduler == "local" else self._wait_on_slurm(job)
         is_done = self.launch.is_done()
         scheduler.write(self.launch.folder, job.model_copy(update={"end": "COMPLETED" if is_done else state}))
         return None if is_done else state
 
-    def _last_state(self, job: Job) -> str:
-        is_local = job.scheduler == "local"
-        poll_sec = _LOCAL_POLL_SEC if is_local else self.launch.cluster.poll_sec
-        done_since = ended_since = None
-        ask_at = 0.0
-        said: tuple[str, ...] = ()
-        while True:
+    def _wait_here(self, job: Job) -> str:
+        """Wait until a job on this machine has ended; return its last state."""
+        done_since = None
+        while (status := self._status(job, not_before=time.time())).phase != "ended":
             if self.launch.is_done():
                 done_since = done_since or time.monotonic()
-                # A process on this machine still holds its memory and its GPUs for a moment.
-                if not is_local or time.monotonic() - done_since > _LEAVING_SEC:
+                if time.monotonic() - done_since > _LEAVING_SEC:
                     return "COMPLETED"
+            time.sleep(_LOCAL_POLL_SEC)
+        first = _first_ending(job)
+        return status.word if first is None else "FAILED" if first[1].signal_number is None else "CANCELLED"
+
+    def _wait_on_slurm(self, job: Job) -> str:
+        """Wait until a Slurm job has its output or has ended; return its last state."""
+        ask_at, ended_since = 0.0, None
+        while not self.launch.is_done():
             # A process that failed says so itself: no need to wait for the next poll then.
-            first = _first_ending(job)
-            # Not for ever, though: the job may have been queued again, and its last words are then of an earlier start.
-            hurried = first is not None and time.time() - first[1].at < _LEAVING_SEC
-            if hurried or time.monotonic() >= ask_at:
+            failed = _first_ending(job)
+            has_just_failed = failed is not None and time.time() - failed[1].at < _LEAVING_SEC
+            if has_just_failed or time.monotonic() >= ask_at:
+                poll_sec = self.launch.cluster.poll_sec
                 ask_at = time.monotonic() + poll_sec
-                status = scheduler.status(job, not_before=time.time() - (_SLURM_POLL_SEC if hurried else poll_sec))
-                if said != (said := _worth_saying(status)):
-                    _say(f"job {job.job_id} {' '.join(filter(None, said))}")
-                may_come_back = status.word in scheduler.COMES_BACK
+                status = self._status(job, not_before=time.time() - (_SLURM_POLL_SEC if has_just_failed else poll_sec))
                 if status.phase != "ended":
                     ended_since = None
-                elif is_local:
-                    return status.word if first is None else "FAILED" if first[1].signal_number is None else "CANCELLED"
-                elif first is not None and not may_come_back:
-                    return status.word
                 else:
                     ended_since = ended_since or time.monotonic()
-                    if time.monotonic() - ended_since >= 2 * poll_sec * (_UNHURRIED if may_come_back else 1):
+                    may_come_back = status.word in scheduler.COMES_BACK
+                    polls = _POLLS_IF_IT_MAY_COME_BACK if may_come_back else 0 if failed else _POLLS_TO_BELIEVE
+                    if time.monotonic() - ended_since >= polls * poll_sec:
                         return status.word
-            time.sleep(_LOCAL_POLL_SEC if is_local else _SLURM_POLL_SEC)
+            time.sleep(_SLURM_POLL_SEC)
+        return "COMPLETED"
+
+    def _status(self, job: Job, *, not_before: float) -> Status:
+        """Ask for the state of a job, and say when it has changed."""
+        status = scheduler.status(job, not_before=not_before)
+        is_usual = status.phase in ("running", "ended") or status.reason in _USUAL_REASONS
+        words = (status.word, status.node and f"on {status.node}", "" if is_usual else f"({status.reason})")
+        text = " ".join(filter(None, (f"job {job.job_id}", *words)))
+        if text != self._said:
+            _say(text)
+        self._said = text
+        return status
 
     def _take_gpus(self) -> tuple[int, ...]:
         """Wait until enough GPUs of this machine are free, and hold them."""
@@ -293,7 +310,7 @@ class Launcher:
             time.sleep(_SLURM_POLL_SEC)
 
     def _hold(self, gpus: tuple[int, ...]) -> None:
-        """Hold GPUs together with the job that uses them, so that they are free when both have ended."""
+        """Hold GPUs as long as this launcher lives; the job holds them too."""
         for gpu in gpus:
             path = _gpu_lock(gpu)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -302,7 +319,7 @@ class Launcher:
 
 
 def slurm_parameters(cluster: Cluster, request: Request) -> dict[str, Any]:
-    """Return what submitit's AutoExecutor is told about a job on Slurm."""
+    """Return the parameters of submitit's AutoExecutor for a job on Slurm."""
     gpus: int | None = request.gpus_per_node or None
     gres = cluster.gres
     if gres is not None and "{gpus_per_node}" in gres:
@@ -315,12 +332,8 @@ def slurm_parameters(cluster: Cluster, request: Request) -> dict[str, Any]:
         "gpus_per_node": gpus,
         "mem_gb": request.mem_gb,
         "timeout_min": request.timeout_min,
-        "slurm_partition": cluster.partition,
-        "slurm_account": cluster.account,
-        "slurm_qos": cluster.qos,
-        "slurm_constraint": cluster.constraint,
+        **{f"slurm_{key}": getattr(cluster, key) for key in ("partition", "account", "qos", "constraint", "exclude")},
         "slurm_gres": gres,
-        "slurm_exclude": cluster.exclude,
         "slurm_signal_delay_s": cluster.warn_before_limit_sec,
         "slurm_additional_parameters": {"requeue": True, **cluster.sbatch},
         # One process that fails ends the others; before Slurm 22.05 and after it, steps differ in inheriting CPUs.
@@ -332,7 +345,7 @@ def slurm_parameters(cluster: Cluster, request: Request) -> dict[str, Any]:
 
 
 def explain(job: Job, word: str) -> str:
-    """Say what became of a job that has no result, with the end of the log of the process that failed first.
+    """Return why a job has no result, with the end of the log of the process that failed first.
 
     Args:
         job: The job.
@@ -372,23 +385,20 @@ def _first_without_ending(job: Job) -> tuple[int, str] | None:
     if job.scheduler != "slurm" or not log.exists():
         return None
     text = log.read_text(encoding="utf-8", errors="replace")
-    for line in text.rpartition(f"start of job {job.job_id} on ")[2].splitlines():
-        if _FROM_OUTSIDE.match(line):
-            return None
-        if told := _TASK_ENDED.match(line):
-            rank = int(told[1])
-            return None if ending_path(Path(job.logs), job.job_id, rank).exists() else (rank, line)
-    return None
-
-
-def _worth_saying(status: Status) -> tuple[str, ...]:
-    """Return what is reported when it changes: not which of the usual reasons keeps a job waiting."""
-    reason = status.reason if status.phase in ("pending", "unknown") and status.reason not in _USUAL_REASONS else ""
-    return status.word, status.node and f"on {status.node}", reason and f"({reason})"
+    lines = text.rpartition(f"start of job {job.job_id} on ")[2].splitlines()
+    until = itertools.takewhile(lambda line: not _FROM_OUTSIDE.match(line), lines)
+    ended = [told for line in until if (told := _TASK_ENDED.match(line))]
+    if not ended:
+        return None
+    # Of a process that was killed and one on its node that noticed, srun may report the other one first.
+    same_node = [told for told in ended if told["node"] == ended[0]["node"]]
+    first = next((told for told in same_node if not told["how"].startswith("Exited with")), ended[0])
+    rank = int(first["rank"])
+    return None if ending_path(Path(job.logs), job.job_id, rank).exists() else (rank, first[0])
 
 
 def _python_path(code: Path) -> dict[str, str]:
-    """Return what makes Python take the packages from a snapshot, and nothing from the working directory."""
+    """Return the variables with which Python imports packages from a snapshot and never from the working directory."""
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH")))),
         "PYTHONSAFEPATH": "1",
@@ -411,7 +421,7 @@ def _gpus_of_this_machine() -> list[int]:
 
 
 def _ask_torch(expression: str) -> str:
-    """Evaluate in a process of its own: a launcher must stay small, and many wait at once."""
+    """Evaluate an expression in another process: many launchers wait at once, and importing torch makes one large."""
     code = f"from engine import distributed; print({expression})"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.strip()
 

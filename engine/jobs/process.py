@@ -1,4 +1,4 @@
-"""What runs inside a job: a module's command line, and what is done when the job is told to stop.
+"""Run a module's command line inside a job, and end it as its scheduler expects when the job is told to stop.
 
 The submitted object holds only text. It is pickled by reference, so that the job runs the class from the snapshot.
 """
@@ -30,20 +30,20 @@ _WAIT_TO_BE_ENDED_SEC = 600
 
 
 class Ending(Frozen):
-    """Left by a process of a job that ended without success, beside its logs.
+    """The reason why a process of a job ended without success; it leaves this file beside its logs.
 
-    On this machine `engine.jobs.controller` leaves it for a process that could not.
+    On this machine `engine.jobs.controller` writes it for a process that was killed.
     """
 
     at: float
-    """In seconds since 1970: when several processes end, the first one tells why."""
+    """Seconds since 1970. When several processes end, the first one tells why."""
     message: str
     signal_number: int | None = None
-    """Set if it was asked to stop, and did."""
+    """The signal that it obeyed; None if it failed."""
 
 
 def ending_path(logs: Path, job_id: str, rank: int | str) -> Path:
-    """Where a process of a job leaves its `Ending`."""
+    """Return the file in which a process of a job leaves its `Ending`."""
     return logs / f"{job_id}_{rank}_ending.json"
 
 
@@ -87,7 +87,7 @@ class ModuleJob:
         process.obey(stopped.signal_number)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Be submitted again as it was: the module goes on from what it saved."""
+        """Return the job unchanged to be submitted again: the module goes on from what it saved."""
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -103,7 +103,7 @@ class _Process:
         leftovers = [self.ending, job_paths.result_pickle, _half_of(job_paths.result_pickle)]
         for path in (*leftovers, *([_half_of(job_paths.submitted_pickle)] if self.rank == 0 else [])):
             path.unlink(missing_ok=True)
-        # What the submitting shell was part of is nothing to this job.
+        # The submitting shell may have been part of another distributed job.
         for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             os.environ.pop(name, None)
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
@@ -122,7 +122,7 @@ class _Process:
         sys.exit(code)
 
     def obey(self, signal_number: int) -> None:
-        """End after a stop, whose work is saved."""
+        """End after the module has saved its work and stopped."""
         if signal_number == signal.SIGUSR2:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             if self.rank == 0:
@@ -145,9 +145,9 @@ class _Process:
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """Keep the garbage collector from looking, now and later, through what imports make: objects that stay.
+    """Import without garbage collection, and exempt the imported objects from it later: they all stay.
 
-    It takes a fifth of the time of importing torch and open_clip.
+    Collection takes a fifth of the time of importing torch and open_clip.
     """
     gc.disable()
     try:
@@ -162,7 +162,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _half_of(path: Path) -> Path:
-    """Where submitit writes a file before it takes its name."""
+    """Return the temporary file that submitit writes before it renames it."""
     return path.with_suffix(path.suffix + ".save_tmp")
 
 

@@ -1,4 +1,4 @@
-"""What has become of a job, on this machine or on Slurm, and how to end it.
+"""Find, ask about and end jobs on this machine or on Slurm.
 
 Slurm is asked with its own commands and works without accounting. One answer about all of a user's jobs is shared by
 every launcher of a folder, so that the controller sees one question per interval, however many launchers wait.
@@ -38,7 +38,7 @@ _LOCAL_GRACE_SEC = 30
 
 
 class Job(Frozen):
-    """A submitted job: what must be known to find it again from another process."""
+    """A submitted job, with all that another process needs to find it again."""
 
     scheduler: Literal["local", "slurm"]
     job_id: str
@@ -49,7 +49,7 @@ class Job(Frozen):
     started_at: float
     """When it had been submitted, in seconds since 1970."""
     host: str
-    """Where it was submitted from; a local job runs there."""
+    """Host that submitted it; a local job runs there."""
     start_ticks: int | None = None
     """When a local job's process started, in clock ticks since boot: another process with its number differs in it."""
     gpus: tuple[int, ...] = ()
@@ -58,12 +58,12 @@ class Job(Frozen):
     """The last state, once the job is known to have ended: COMPLETED if its result is there."""
 
     def log(self, rank: int, stream: Literal["out", "err"]) -> Path:
-        """Where a process of the job writes."""
+        """Return the log of a process of the job."""
         return Path(self.logs) / f"{self.job_id}_{rank}_log.{stream}"
 
 
 class Status(Frozen):
-    """What a scheduler says about a job."""
+    """A scheduler's answer about a job."""
 
     phase: Phase
     word: str
@@ -83,7 +83,7 @@ class _Listed(Frozen):
 
 
 class _Listing(Frozen):
-    """What squeue said, and when it was asked."""
+    """An answer of squeue, and the time of the question."""
 
     asked_at: float
     jobs: tuple[_Listed, ...] | None
@@ -102,25 +102,30 @@ def write(folder: Path, job: Job) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which other processes wait for."""
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file in the block.
+
+    Args:
+        path: The file; made if missing.
+        wait: Wait for another process that holds it.
+
+    Raises:
+        BlockingIOError: If another process holds it, and `wait` is False.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # For reading too: network file systems ask for that.
     with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock of a file, alone or with others."""
-    if not path.exists():
-        return False
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """Tell whether another process holds the lock of a file, alone or with others."""
+    try:
+        with locked(path, wait=False) if path.exists() else contextlib.nullcontext():
+            return False
+    except BlockingIOError:
+        return True
 
 
 def status(job: Job, *, not_before: float) -> Status:

@@ -1,6 +1,6 @@
-"""The code that jobs run: a copy of this checkout, taken when a job is submitted, so that later edits do not reach it.
+"""Copy this checkout when a job is submitted, so that later edits do not reach the job.
 
-Copies are named by their content and by what git says about them, so that runs of the same code share one.
+A copy is named by its content and by git's commit and changes, so that runs of the same code share one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ list of ids names. Run again, it goes on where it was stopped. A folder is whole
 from __future__ import annotations
 
 import argparse
-import fcntl
+import itertools
 import os
 import shutil
 import subprocess
@@ -20,26 +20,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
+import pyarrow.dataset as dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 from rich.console import Console
 
 from engine import errors, files
+from engine.jobs import scheduler
 from engine.schema.base import Frozen, parse, unknown_name
 from experiments import cards
 from experiments.fetch import download, parquet
 
 PINS = Path(__file__).with_name("crawl.txt")
-"""What is installed beside the shards: img2dataset and all that it needs."""
+"""Packages that are installed beside the shards: img2dataset and all that it needs."""
 ROWS_PER_FILE = 1_000_000
-"""Of links; img2dataset holds one file at a time in memory."""
+"""Links in a file; img2dataset holds one file at a time in memory."""
 _UID = np.dtype("u8,u8")
 _ASKED = "links.json"
 
 
 class Links(Frozen):
-    """What a folder is crawled from; other links in the same folder would mix."""
+    """The links that a folder is crawled from; others would mix with them."""
 
     source: str
     """A tab-separated file without a header, a parquet file, or a folder of these."""
@@ -52,13 +54,13 @@ class Links(Frozen):
     boxes: str | None = None
     """Column of boxes in which faces are blurred."""
     limit: int | None = Field(default=None, ge=1)
-    """How many links at most, in the order of the list."""
+    """Largest number of links, from the beginning of the list."""
     options: tuple[str, ...] = ()
     """Further options of img2dataset: with another size of shards, what is there would not be what is missing."""
 
 
 class Crawled(Frozen):
-    """What came of it."""
+    """The result of a crawl."""
 
     links: int
     pictures: int
@@ -150,28 +152,20 @@ def _copy(links: Links, folder: Path) -> None:
     """Write the links that are kept as parquet files, all of them or none."""
     half = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    left, number = links.limit, 0
-    pending: list[pa.Table] = []
-
-    def write() -> None:
-        nonlocal number, pending
-        pq.write_table(pa.concat_tables(pending), half / f"{number:05d}.parquet")
-        number, pending = number + 1, []
-
-    for table in _tables(links):
-        piece = table if left is None else table.slice(0, left)
-        left = None if left is None else left - len(piece)
-        if len(piece):
-            pending.append(piece)
-        if sum(map(len, pending)) >= ROWS_PER_FILE:
-            write()
-        if left == 0:
-            break
-    if pending:
-        write()
-    if not number:
+    tables = (table for table in _tables(links) if len(table))
+    first = next(tables, None)
+    if first is None:
         raise ValueError(f"{links.source} has no links" + (f" that {links.keep} names" if links.keep else ""))
+    batches = (batch for table in itertools.chain([first], tables) for batch in table.to_batches())
+    dataset.write_dataset(
+        pa.RecordBatchReader.from_batches(first.schema, batches),
+        half,
+        format="parquet",
+        basename_template="{i}.parquet",
+        max_rows_per_file=ROWS_PER_FILE,
+        max_rows_per_group=ROWS_PER_FILE,
+        use_threads=False,  # in their order
+    )
     files.write_text(half / _ASKED, links.model_dump_json(indent=1) + "\n")
     half.replace(folder)
 
@@ -179,39 +173,36 @@ def _copy(links: Links, folder: Path) -> None:
 def _tables(links: Links) -> Iterator[pa.Table]:
     """Yield the links that are kept, with the columns url, caption, and those that the rest needs."""
     source = Path(links.source)
-    files = sorted(path for path in source.rglob("*.parquet")) if source.is_dir() else [source]
     keep = None if links.keep is None else _read_ids(Path(links.keep))
     further = [name for name in ("uid" if links.keep else None, links.boxes) if name]
-    for path in files:
-        for batch in _batches(path, links, ["url", links.caption, *further]):
-            table = pa.Table.from_batches([batch]).rename_columns(["url", "caption", *further])
+    columns, left = ["url", links.caption, *further], links.limit
+    for path in sorted(source.rglob("*.parquet")) if source.is_dir() else [source]:
+        for batch in _batches(path, links, columns):
+            table = pa.Table.from_batches([batch]).select(columns).rename_columns(["url", "caption", *further])
             if keep is not None:
                 table = table.filter(pa.array(_are_in(keep, table["uid"])))
+            if left is not None:
+                table = table.slice(0, left)
+                left -= len(table)
             yield table
+            if left == 0:
+                return
 
 
 def _batches(path: Path, links: Links, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-    with parquet.explained(path):
-        yield from _checked(path, links, wanted)
-
-
-def _checked(path: Path, links: Links, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-    file = pq.ParquetFile(path, page_checksum_verification=True) if path.suffix == ".parquet" else None
-    known = links.columns if file is None else file.schema_arrow.names
+    if path.suffix == ".parquet":
+        yield from parquet.batches(path, wanted, batch_size=1 << 16)
+        return
     for name in wanted:
-        if name not in known:
-            raise ValueError(f"{path}: " + unknown_name("column", name, known))
-    if file is not None:
-        batches = file.iter_batches(columns=wanted, batch_size=1 << 16)
-    else:
-        batches = csv.open_csv(
+        if name not in links.columns:
+            raise ValueError(f"{path}: " + unknown_name("column", name, links.columns))
+    with parquet.explained(path):
+        yield from csv.open_csv(
             path,
-            read_options=csv.ReadOptions(column_names=list(known)),
+            read_options=csv.ReadOptions(column_names=list(links.columns)),
             parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
-            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(known, pa.string())),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(links.columns, pa.string())),
         )
-    for batch in batches:
-        yield batch.select(wanted)
 
 
 def _read_ids(path: Path) -> NDArray[np.void]:
@@ -243,8 +234,7 @@ def _are_in(ids: NDArray[np.void], uids: pa.ChunkedArray) -> NDArray[np.bool_]:
 def _img2dataset(folder: Path) -> Path:
     """Return the program; install it first if it is not there. Of several crawls at once, one installs it."""
     home = folder / f".img2dataset-{files.file_sha256(PINS)[:8]}"
-    with home.with_name(f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with scheduler.locked(home.with_name(f"{home.name}.lock")):
         if not (home / "ready").exists():
             _install(home)
     return home / "bin" / "img2dataset"
@@ -271,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--caption", default="caption", help="column of the captions (default: %(default)s)")
     parser.add_argument("--keep", help=".npy of the ids to keep, as DataComp's resharder takes it")
     parser.add_argument("--boxes", help="column of the boxes in which faces are blurred")
-    parser.add_argument("--limit", type=int, help="take so many links at most")
+    parser.add_argument("--limit", type=int, help="largest number of links")
     parser.add_argument("--get", help="where the list is from, if it is not there: its address, or what to do")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
@@ -279,10 +269,9 @@ def main(argv: list[str] | None = None) -> None:
     end = given.index("--") if "--" in given else len(given)
     args = parser.parse_args(given[:end], argparse.Namespace(options=given[end + 1 :]))
     try:
-        links = Links.model_validate({key: getattr(args, key) for key in Links.model_fields})
-        found = crawl(links, args.out, jobs=args.jobs, get=args.get)
-    except errors.KNOWN as error:
-        sys.exit(f"error: {errors.describe(error)}")
+        with errors.explained():
+            links = Links.model_validate({key: getattr(args, key) for key in Links.model_fields})
+            found = crawl(links, args.out, jobs=args.jobs, get=args.get)
     except KeyboardInterrupt:
         sys.exit("stopped; what came so far is kept: run this again to go on")
     Console().print(f"{found.pictures:,} of {found.links:,} links gave a picture: {args.out}")

@@ -14,7 +14,7 @@ from rich.progress import wrap_file
 from engine import files
 
 ERRORS: tuple[type[Exception], ...] = (OSError, http.client.HTTPException)
-"""What is raised when the network or the server fails."""
+"""Errors of the network and of servers."""
 
 
 def size_bytes(url: str) -> int:

@@ -7,13 +7,12 @@ in the card, into a hidden folder. They move to their places once all have the d
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -27,12 +26,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from rich.console import Console
 from rich.table import Column, Table
 
 from engine import files
 from engine.evaluation import card_files, reading
+from engine.evaluation.digest import folder_digest
+from engine.jobs import scheduler
 from engine.schema.base import Frozen, parse, unknown_name
 from engine.schema.evaluation import EvalCard
 from experiments import cards
@@ -44,7 +45,7 @@ _TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_ty
 _HIDDEN = ".download"
 """Folder in a set's folder for what is not whole yet; no part of the set's digest."""
 _CONVERSION_FACTOR = 2
-"""A converted set takes at most about this many times the room of its files, while both are there: judged high."""
+"""Room that a converted set takes at most, as a multiple of its files: a high estimate."""
 
 
 class FetchError(ValueError):
@@ -52,17 +53,15 @@ class FetchError(ValueError):
 
 
 class Source(Frozen):
-    """Where a set comes from: written beside it."""
+    """The origin of a set: noted beside it when its fetch begins."""
 
     repo: str | None = None
     revision: str | None = None
     """The commit that all files are of."""
     url: str | None = None
     """Of a set that comes from no repository."""
-    written: dict[str, int] = Field(default_factory=dict)
-    """The set's files with their sizes in bytes; empty until the set is whole."""
     sha256: str | None = None
-    """Of the folder, as `EvalCard.sha256`."""
+    """Of the folder, as `EvalCard.sha256`; None until the set is whole."""
 
     model_config = ConfigDict(extra="ignore")  # notes of earlier versions say more
 
@@ -75,19 +74,28 @@ class Source(Frozen):
         return self.url or f"{self.repo}@{self.revision}"
 
 
-class Job(NamedTuple):
+class Fetch(NamedTuple):
     """A set that is not whole, and what it lacks."""
 
     card: EvalCard
     source: Source
     sizes: dict[str, int]
     """Of all its files at the source, in bytes."""
-    lacking: tuple[str, ...]
+
+    @property
+    def staged(self) -> Path:
+        """Folder of the files that have come, until all have."""
+        return Path(self.card.path) / _HIDDEN / "files"
+
+    @property
+    def absent(self) -> list[str]:
+        """The files that are not in their places: those of a set that is converted have none."""
+        return [name for name in self.sizes if self.card.original or not (Path(self.card.path) / name).exists()]
 
     @property
     def to_fetch_bytes(self) -> int:
-        """What is still to come."""
-        return sum(self.sizes[path] for path in self.lacking)
+        """Size of what is still to come."""
+        return sum(self.sizes[name] for name in self.absent if not (self.staged / name).exists())
 
     @property
     def disk_bytes(self) -> int:
@@ -101,9 +109,10 @@ def source_path(card: EvalCard) -> Path:
     return folder.with_name(f"{folder.name}.source.json")
 
 
-def read_source(path: Path) -> Source:
-    """Read where a set that was fetched here comes from."""
-    return parse(Source, path.read_text(encoding="utf-8"), str(path))
+def read_source(card: EvalCard) -> Source | None:
+    """Return where a set that was fetched here comes from, or one whose fetch was stopped."""
+    path = source_path(card)
+    return parse(Source, files.read_text(path), str(path)) if path.exists() else None
 
 
 def resolve(names: Sequence[str]) -> list[EvalCard]:
@@ -113,49 +122,42 @@ def resolve(names: Sequence[str]) -> list[EvalCard]:
         ValueError: If a name is unknown.
     """
     found: dict[str, EvalCard] = {}
-    known = {*cards.names("evaluations"), *cards.names("evals")}
     for name in names:
-        if name not in known:
-            raise ValueError(unknown_name("evaluation or evaluation set", name, known))
         if name in cards.names("evaluations"):
             found |= cards.evaluation(name).sets
-        else:
+        elif name in cards.names("evals"):
             found[name] = cards.eval_set(name)
+        else:
+            known = {*cards.names("evaluations"), *cards.names("evals")}
+            raise ValueError(unknown_name("evaluation or evaluation set", name, known))
     return list(found.values())
 
 
 def lack(card: EvalCard) -> str | None:
-    """Say what is wrong with a set on disk; None if it is whole and needs nothing.
-
-    A set that was fetched here is compared with the sizes that were noted; one that came in another way is read.
+    """Return what is wrong with a set on disk; None if it is whole.
 
     Raises:
         FetchError: If it was fetched with another commit or digest than its card asks for now.
     """
-    folder = Path(card.path)
-    if not source_path(card).exists():
-        if _started(card).exists():
-            return "its fetch was stopped"
-        try:
-            reading.read(card)
-        except FileNotFoundError:
-            return f"it has no {card.split}/nshards.txt"
-        except ValueError as error:
-            return str(error)
-        return None
-    source = read_source(source_path(card))
-    asked = {"hf_revision": card.hf_revision, "sha256": card.sha256}
-    for key, value in source.pins.items():
-        if asked[key] not in {None, value}:
+    source = read_source(card)
+    if source is not None and source.sha256 is None:
+        return "its fetch was stopped"
+    for key, value in source.pins.items() if source else ():
+        asked = getattr(card, key)
+        if asked not in {None, value}:
             raise FetchError(
-                f"evaluation set {card.name!r}: {card.path} was fetched with {key} {value}, its card asks for "
-                f"{asked[key]}: remove {card.path} and {source_path(card)}, and run this again"
+                f"evaluation set {card.name!r}: {card.path} was fetched with {key} {value}, its card asks for {asked}: "
+                f"remove {card.path} and {source_path(card)}, and run this again"
             )
-    changed = [path for path, size in source.written.items() if _size(folder / path) != size]
-    return f"{', '.join(changed)} changed since it was fetched" if changed else None
+    if not card_files.is_there(card):
+        return f"it has no {card.split}/nshards.txt"
+    sha256 = source.sha256 if source else card.sha256
+    if sha256 not in {None, folder_digest(Path(card.path))}:
+        return f"its digest is not {sha256}"
+    return next(iter(reading.problems([card])), None)
 
 
-def plan(card: EvalCard, problem: str) -> Job:
+def plan(card: EvalCard, problem: str) -> Fetch:
     """Ask where a set's files are, and compare those that are here.
 
     Args:
@@ -165,8 +167,8 @@ def plan(card: EvalCard, problem: str) -> Job:
     Raises:
         FetchError: If that cannot be found out, or if a file that is here differs.
     """
-    folder = Path(card.path)
-    if card.original and folder.exists() and not _started(card).exists():
+    folder, begun = Path(card.path), read_source(card)
+    if card.original and folder.exists() and (begun is None or begun.sha256):
         strange = sorted(path.name for path in folder.iterdir() if path.name != _HIDDEN)
         if strange:
             raise FetchError(
@@ -174,18 +176,18 @@ def plan(card: EvalCard, problem: str) -> Job:
                 f"({problem}): remove {folder}, and run this again"
             )
     with _explained(card):
-        source = _source(card)
-        sizes = _sizes(card, source)
-        absent = _absent(card, sizes)
-        for name in _wrong(card, source, folder, sizes.keys() - absent) if len(absent) < len(sizes) else ():
+        source = _source(card, begun)
+        job = Fetch(card, source, _sizes(card, source))
+        here = job.sizes.keys() - job.absent
+        for name in _wrong(job, folder, here) if here else ():
             raise FetchError(
-                f"evaluation set {card.name!r}: {folder / name} ({_size(folder / name):,} bytes) is not the file of "
-                f"{source} ({sizes[name]:,} bytes): remove it if it is not wanted, and run this again"
+                f"evaluation set {card.name!r}: {folder / name} ({(folder / name).stat().st_size:,} bytes) is not the "
+                f"file of {source} ({job.sizes[name]:,} bytes): remove it if it is not wanted, and run this again"
             )
-    return Job(card, source, sizes, tuple(name for name in absent if not (_staged(card) / name).exists()))
+    return job
 
 
-def fetch(job: Job) -> Source:
+def fetch(job: Fetch) -> Source:
     """Fetch what a set lacks, check it, and note where it is from.
 
     Raises:
@@ -193,31 +195,30 @@ def fetch(job: Job) -> Source:
             next time.
     """
     card, folder = job.card, Path(job.card.path)
-    staged = _staged(card)
+    hidden = folder / _HIDDEN
     with _alone(card):
-        files.write_text(_started(card), job.source.model_dump_json(indent=1) + "\n")
-        _download(job, staged)
-        whole = staged
+        files.write_text(source_path(card), job.source.model_dump_json(indent=1) + "\n")
+        _download(job)
+        whole = job.staged
         if card.original:
-            whole = staged.with_name("converted")
+            whole = hidden / "converted"
             shutil.rmtree(whole, ignore_errors=True)
             with files.explain_full_disk(whole):
-                layouts.convert(card, staged, whole)
-        for path in sorted(files.folder_files(whole), key=lambda path: (path == f"{card.split}/nshards.txt", path)):
-            (folder / path).parent.mkdir(exist_ok=True)
-            (whole / path).replace(folder / path)
+                layouts.convert(card, job.staged, whole)
+        for name in sorted(files.folder_files(whole), key=lambda name: (name == f"{card.split}/nshards.txt", name)):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (whole / name).replace(folder / name)
         try:
-            data = reading.read(card)
+            sha256 = reading.read(card).sha256
         except ValueError as error:
             raise FetchError(
                 f"{error}\nIts files are whole: they are those of {job.source}. Its card is made for other content: "
                 f"correct experiments/evals/{card.name}.yaml, or give another hf_revision there, remove {folder} and "
                 "run this again"
             ) from None
-        written = {path: file.stat().st_size for path, file in files.folder_files(folder).items()}
-        source = job.source.model_copy(update={"written": written, "sha256": data.sha256})
+        source = job.source.model_copy(update={"sha256": sha256})
         files.write_text(source_path(card), source.model_dump_json(indent=1) + "\n")
-        shutil.rmtree(_started(card).parent)
+        shutil.rmtree(hidden)
     return source
 
 
@@ -234,7 +235,7 @@ def pin(card: EvalCard, source: Source) -> None:
 
 
 def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_cards: bool = False) -> None:
-    """Fetch what is missing of evaluations and sets, and say what that is before.
+    """Say what is missing of evaluations and sets, then fetch it.
 
     Args:
         names: Evaluations and sets.
@@ -262,18 +263,15 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
         if not pin_cards and job.card.revision == "unpinned":
             lines = ", ".join(f"{key}: {value}" for key, value in source.pins.items())
             console.print(f"  --pin would write {lines} into experiments/evals/{job.card.name}.yaml", highlight=False)
-    for card in to_fetch:
-        if pin_cards and source_path(card).exists():
-            pin(card, read_source(source_path(card)))
-    wrong = reading.problems(to_fetch)  # what it counts is remembered: the workflow asks the same
-    if wrong:
-        raise FetchError("\n".join(wrong))
+    for card in to_fetch if pin_cards else ():
+        if found := read_source(card):
+            pin(card, found)
     console.print(
         "all evaluation sets are there" if to_fetch else "none of these sets is fetched: the workflow makes it"
     )
 
 
-def _table(chosen: Sequence[EvalCard], jobs: Sequence[Job]) -> Table:
+def _table(chosen: Sequence[EvalCard], jobs: Sequence[Fetch]) -> Table:
     found = {job.card.name: job for job in jobs}
     right = [Column(title, justify="right") for title in ("Size", "To fetch")]
     table = Table("Set", "State", *right, "From", Column("Licence", overflow="fold"))
@@ -282,7 +280,7 @@ def _table(chosen: Sequence[EvalCard], jobs: Sequence[Job]) -> Table:
         if job is None:
             table.add_row(card.name, "the workflow makes it" if card.build else "there", "", "", "", card.licence)
         else:
-            state = "missing" if len(job.lacking) == len(job.sizes) else "in part"
+            state = "missing" if job.to_fetch_bytes == sum(job.sizes.values()) else "in part"
             amounts = _megabytes(sum(job.sizes.values())), _megabytes(job.to_fetch_bytes)
             table.add_row(card.name, state, *amounts, str(job.source), card.licence)
     table.add_section()
@@ -294,8 +292,8 @@ def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _check_room(jobs: Sequence[Job]) -> None:
-    """Refuse to start what cannot end.
+def _check_room(jobs: Sequence[Fetch]) -> None:
+    """Check that the disks have room.
 
     Raises:
         FetchError: Naming what is needed and what is free.
@@ -316,15 +314,12 @@ def _check_room(jobs: Sequence[Job]) -> None:
             )
 
 
-def _source(card: EvalCard) -> Source:
-    """Return where a set is from. What was begun, or is to be mended, is done with the commit it began with."""
+def _source(card: EvalCard, begun: Source | None) -> Source:
+    """Return where a set is from. A fetch that was begun goes on with its commit, and so does a repair."""
     if card.original and card.original.url:
         return Source(url=card.original.url)
-    for path in (_started(card), source_path(card)):
-        if path.exists():
-            source = read_source(path)
-            if card.hf_revision in {None, source.revision}:
-                return Source(repo=source.repo, revision=source.revision)
+    if begun is not None and card.hf_revision in {None, begun.revision}:
+        return Source(repo=begun.repo, revision=begun.revision)
     assert card.hf_repo is not None
     return Source(repo=card.hf_repo, revision=HfApi().dataset_info(card.hf_repo, revision=card.hf_revision).sha)
 
@@ -347,32 +342,33 @@ def _sizes(card: EvalCard, source: Source) -> dict[str, int]:
     return {path: found[path] for path in wanted}
 
 
-def _download(job: Job, folder: Path) -> None:
+def _download(job: Fetch) -> None:
     """Fetch what is not in its place, and compare it with the digests that are stated.
 
     Raises:
         FetchError: If a file cannot be had, or differs; then it is deleted.
     """
-    card, source, wanted = job.card, job.source, _absent(job.card, job.sizes)
-    with _explained(card), files.explain_full_disk(folder, num_bytes=job.to_fetch_bytes):
+    card, source, staged, wanted = job.card, job.source, job.staged, job.absent
+    with _explained(card), files.explain_full_disk(staged, num_bytes=job.to_fetch_bytes):
         if source.repo is None:
-            for name in job.lacking:
-                download.download(str(source.url), folder / name, job.sizes[name])
+            for name in wanted:
+                if not (staged / name).exists():
+                    download.download(str(source.url), staged / name, job.sizes[name])
         else:
-            for path in folder.rglob("*.incomplete"):  # of a process that was killed
+            for path in staged.rglob("*.incomplete"):  # of a process that was killed
                 path.unlink()
-            # Its connections break off and go on. Whole files stay if it fails.
+            # It resumes broken connections, and keeps whole files if it fails.
             snapshot_download(
                 source.repo,
                 repo_type="dataset",
                 revision=source.revision,
-                local_dir=folder,
+                local_dir=staged,
                 allow_patterns=[glob.escape(name) for name in wanted],
             )
-        lost = [name for name in wanted if not (folder / name).exists()]  # the library only warns
-        wrong = lost or _wrong(card, source, folder, wanted)
+        lost = [name for name in wanted if not (staged / name).exists()]  # the library only warns
+        wrong = lost or _wrong(job, staged, wanted)
     for name in wrong:
-        (folder / name).unlink(missing_ok=True)
+        (staged / name).unlink(missing_ok=True)
     if wrong:
         raise FetchError(
             f"evaluation set {card.name!r}: what came of {', '.join(wrong)} from {source} has not the digest that "
@@ -381,18 +377,18 @@ def _download(job: Job, folder: Path) -> None:
         )
 
 
-def _wrong(card: EvalCard, source: Source, folder: Path, wanted: Collection[str]) -> list[str]:
+def _wrong(job: Fetch, folder: Path, wanted: Collection[str]) -> list[str]:
     """Return the files that have another digest than the Hub or the card states."""
-    if source.repo is None:
-        assert card.original is not None
-        return [name for name in wanted if _md5(folder / name) != card.original.md5]
-    found = HfApi().verify_repo_checksums(source.repo, repo_type="dataset", revision=source.revision, local_dir=folder)
+    repo, original = job.source.repo, job.card.original
+    if repo is None:
+        return [name for name in wanted if original is None or _md5(folder / name) != original.md5]
+    found = HfApi().verify_repo_checksums(repo, repo_type="dataset", revision=job.source.revision, local_dir=folder)
     return [item["path"] for item in found.mismatches if item["path"] in wanted]
 
 
 @contextmanager
 def _explained(card: EvalCard) -> Iterator[None]:
-    """Say what to do about what the network's errors mean."""
+    """Explain errors of the network, and say what to do."""
     repo, page = card.hf_repo, f"https://huggingface.co/datasets/{card.hf_repo}"
     texts: dict[type[Exception], str] = {
         OfflineModeIsEnabled: "the Hugging Face Hub is switched off by HF_HUB_OFFLINE; unset it to fetch",
@@ -420,34 +416,11 @@ def _explained(card: EvalCard) -> Iterator[None]:
 def _alone(card: EvalCard) -> Iterator[None]:
     """Keep other processes on this machine from fetching the same set."""
     path = Path(card.path) / _HIDDEN / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FetchError(
-                f"evaluation set {card.name!r}: another process is fetching it ({path} is locked)"
-            ) from None
-        yield
-
-
-def _started(card: EvalCard) -> Path:
-    """Where the source of a fetch is noted that has not ended."""
-    return Path(card.path) / _HIDDEN / "source.json"
-
-
-def _staged(card: EvalCard) -> Path:
-    """Where files lie until all have come."""
-    return Path(card.path) / _HIDDEN / "files"
-
-
-def _absent(card: EvalCard, sizes: Iterable[str]) -> list[str]:
-    """Return the files that are not in their places: those of a set that is converted have none."""
-    return [path for path in sizes if card.original or not (Path(card.path) / path).exists()]
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        with scheduler.locked(path, wait=False):
+            yield
+    except BlockingIOError:
+        raise FetchError(f"evaluation set {card.name!r}: another process is fetching it ({path} is locked)") from None
 
 
 def _md5(path: Path) -> str:

@@ -13,13 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.progress import track
 
 from engine import errors
 from engine.data.index import IMAGE_EXTENSIONS
-from engine.schema.base import unknown_name
 from experiments.fetch import parquet
 from experiments.fetch.shards import Sample, write_shards
 
@@ -49,15 +46,7 @@ def write(source: Path, out: Path, *, image: str, caption: str, per_shard: int) 
         raise ValueError(f"no *.parquet files in {source}")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: remove what is there to write it anew")
-    count = 0
-    for path in files:
-        with parquet.explained(path):
-            file = pq.ParquetFile(path)
-            names = file.schema_arrow.names
-            count += file.metadata.num_rows
-        for name in (image, caption):
-            if name not in names:
-                raise ValueError(f"{path}: " + unknown_name("column", name, names))
+    count: int = sum(parquet.open_file(path, [image, caption]).metadata.num_rows for path in files)
     half = out.with_name(f".{out.name}.part")
     shutil.rmtree(half, ignore_errors=True)
     samples = track(_samples(files, image, caption), total=count, description="pairs", disable=not sys.stderr.isatty())
@@ -71,15 +60,9 @@ def write(source: Path, out: Path, *, image: str, caption: str, per_shard: int) 
 
 def _samples(files: list[Path], image: str, caption: str) -> Iterator[Sample]:
     for path in files:
-        for batch in _batches(path, [image, caption]):
+        for batch in parquet.batches(path, [image, caption], batch_size=256):
             for row in batch.to_pylist():
                 yield _sample(row[image], row[caption], caption, path)
-
-
-def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with parquet.explained(path):
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        yield from file.iter_batches(columns=columns, batch_size=256)
 
 
 def _sample(picture: Any, text: Any, field: str, path: Path) -> Sample:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.icons import cards, shards, sources
-from experiments.icons.build import OutputError, build
+from engine import errors
+from experiments.icons import sources
+from experiments.icons.build import build
 from experiments.icons.sets import FULL, TINY
 
 
@@ -28,10 +28,8 @@ def run(name: str, out: Path, make: Callable[[], dict[str, Any]]) -> None:
     """Build a data set and say what is in it."""
     start_sec = time.monotonic()
     print(f"building {name} in {out}", flush=True)
-    try:
+    with errors.explained():
         manifest = make()
-    except (OutputError, sources.SourceError, cards.CardError, shards.LayoutError) as error:
-        sys.exit(f"error: {error}")
     print("  train: " + ", ".join(f"{count} {what}" for what, count in manifest["train"].items() if what != "shards"))
     for key, found in manifest["evals"].items():
         counts = ", ".join(

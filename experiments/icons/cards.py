@@ -1,4 +1,4 @@
-"""The cards of what is built here: what they should say, and how a build differs from what they say."""
+"""Write the cards of what is built here, or compare a build with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent.parent
 
 
 class Kind(NamedTuple):
-    """What a card says of an evaluation set, beside its counts."""
+    """The text of an evaluation set's card."""
 
     title: str
     description: str
@@ -29,12 +29,12 @@ class Kind(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What the cards of an embedded data set say beside what was counted."""
+    """The text of the cards of an embedded data set."""
 
     module: str
-    """Whose command builds it."""
+    """Module of the command that builds it."""
     options: dict[str, str]
-    """Of that command, by data set."""
+    """Options of that command, by data set."""
     title: str
     kinds: dict[str, Kind]
     """By the end of an evaluation set's name."""
@@ -87,7 +87,7 @@ MEASURED = (
     "chance",
     "sha256",
 )
-"""What must be equal in a card and a build; the rest is wording."""
+"""Keys that must be equal in a card and a build; the rest is wording."""
 
 Card = dict[str, Any]
 

@@ -69,7 +69,7 @@ class Icon:
 
     @property
     def concept(self) -> str:
-        """What the icon is about, whatever the word order and number."""
+        """The subject of the icon, whatever the word order and number."""
         return concept_of(self.words)
 
 

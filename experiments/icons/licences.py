@@ -1,4 +1,4 @@
-"""Under which licences the pictures and names may be used, checked against the files inside the wheels."""
+"""List the licences of pictures and names, checked against the files inside the wheels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUMMARY = (
 
 @dataclass(frozen=True)
 class Licence:
-    """What a source is used for, whose it is, its licence, and where its wheel says so.
+    """A source: its use, its holder, its licence, and the file in its wheel that says so.
 
     `evidence` is a passage of `member`; `whole` tells whether that file is the licence, to be quoted in full.
     """

@@ -32,13 +32,13 @@ MAX_ROTATION_DEG = 8.0
 INK_SIDE_PX = (22.0, 28.0)
 """Range of the longer side of what is drawn: leaves room for shifting a training picture by two pixels."""
 MAX_ENLARGEMENT = 1.5
-"""So that a dot stays smaller than a disc."""
+"""A dot must stay smaller than a disc."""
 TURN_DEG = (20.0, 40.0)
 """Range of the turn, to either side, of the shift ``turned``: beyond training's, and below what makes up of left."""
 SKETCH_CELLS = 5
 """Cells along a side of the grid whose corners the shift ``sketched`` moves."""
 SKETCH_SHARE = 0.22
-"""How far a corner moves at most in each direction, as a share of a cell."""
+"""Largest move of a corner in each direction, as a share of a cell."""
 COLOURS = ("#b3261e", "#1f5fbf", "#1b7a3d", "#7a3fb0", "#0b7285", "#a8480a")
 """Dark colours of the shift ``coloured``; ink and paper are two of them, the paper made pale or the reverse."""
 PALE = 0.8
@@ -47,7 +47,7 @@ MIN_INK = 64
 """Ink below this counts as paper where the extent of a drawing is measured."""
 
 Shift = Literal["", "coloured", "sketched", "turned"]
-"""How a picture differs from those of training beyond its icon: not at all, or as the name says."""
+"""A difference from training's pictures other than the icon; empty for none."""
 SHIFTS: tuple[Shift, ...] = ("coloured", "sketched", "turned")
 
 _fonts: Mapping[str, bytes] = {}

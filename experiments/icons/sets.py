@@ -1,18 +1,21 @@
-"""Which icon goes where: the split by concept, look-alikes, and the evaluation sets made of each part."""
+"""Split icons by concept, leave look-alikes out, and make the evaluation sets."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.fetch import shards
 from experiments.icons.captions import EMOJI_TEMPLATES, ICON_TEMPLATES, caption_of, draw, singular
 from experiments.icons.catalogue import UNSEEN_SOURCES, WEIGHTS, Icon
-from experiments.icons.render import LOOK_LEVELS, SHIFTS, Shift
+from experiments.icons.eval_set import EvalSet
+from experiments.icons.render import LOOK_LEVELS, SHIFTS, SIDE_PX, Shift
 
 MAX_WORDS = 4
 MIN_ICONS_PER_WORD = 3
@@ -48,7 +51,7 @@ class Size:
     max_images: int | None = None
     max_classes: int | None = None
     max_per_class: int = 20
-    """So that no frequent class decides the accuracy."""
+    """Limits a frequent class, which would decide the accuracy."""
     max_tasks: int = 200
 
 
@@ -66,20 +69,10 @@ class Picture:
     pixels: bytes
     look: bytes
 
-
-@dataclass(frozen=True)
-class EvalSet:
-    """Pictures and what they are tested with: labels into `classes`, or one caption each, or association tasks."""
-
-    pictures: list[Picture]
-    captions: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
-    templates: tuple[str, ...] = ()
-    families: list[int] = field(default_factory=list)
-    """The source of each picture, numbered in the order of their names, where families are compared."""
-    tasks: list[dict[str, object]] = field(default_factory=list)
-    """Association tasks as `engine.evaluation.reading.Instance` has them."""
+    @property
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        return shards.png(self.pixels, SIDE_PX, SIDE_PX)
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class Parts:
 
 
 def split(icons: Iterable[Icon], size: Size) -> Parts:
-    """Deal icons to the parts by concept; those with long names or rare words go nowhere."""
+    """Split icons into parts by concept; those with long names or rare words are left out."""
     short = [icon for icon in icons if len(icon.words) <= MAX_WORDS]
     seen = [icon for icon in short if icon.source not in UNSEEN_SOURCES]
     frequency = Counter(word for icon in seen for word in set(icon.words))
@@ -138,7 +131,7 @@ def split(icons: Iterable[Icon], size: Size) -> Parts:
 
 
 def is_plain(icon: Icon) -> bool:
-    """Whether this is no other weight of another icon's drawing: each drawing counts once."""
+    """Tell whether this is no other weight of another icon's drawing: each drawing counts once."""
     return icon.source != "phosphor" or icon.style not in WEIGHTS.values()
 
 
@@ -197,20 +190,20 @@ def _templates(icon: Icon) -> tuple[str, ...]:
     return EMOJI_TEMPLATES if icon.style == "colour" else ICON_TEMPLATES
 
 
-def retrieval(pictures: Sequence[Picture], size: Size) -> EvalSet:
+def retrieval(pictures: Sequence[Picture], size: Size) -> EvalSet[Picture]:
     """Return one picture per concept, none like another: each caption has one right picture and the reverse."""
     first: dict[str, Picture] = {}
     for picture in shuffled(pictures):
         first.setdefault(picture.icon.concept, picture)
     chosen = distinct(list(first.values()), LOOK_ALIKE)[: size.max_images]
     icons = [picture.icon for picture in chosen]
-    captions = [caption_of(icon.phrase, f"test {icon.key}", templates=_templates(icon)) for icon in icons]
+    captions = [[caption_of(icon.phrase, f"test {icon.key}", templates=_templates(icon))] for icon in icons]
     return EvalSet(chosen, captions)
 
 
 def styles(
     pictures: Sequence[Picture], shifted: Mapping[tuple[str, Shift], Picture], train: Sequence[Picture], size: Size
-) -> dict[str, EvalSet]:
+) -> dict[str, EvalSet[Picture]]:
     """Return the main set, drawings of trained concepts by other hands, and its variants; all share their classes.
 
     A class is called as training captions call it most often. A variant lacks classes of which it has no pictures.
@@ -225,7 +218,7 @@ def styles(
     for picture in train:
         phrases.setdefault(picture.icon.concept, Counter())[picture.icon.phrase] += 1
 
-    def by_concept(chosen: Iterable[Picture], concepts: Container[str]) -> EvalSet:
+    def by_concept(chosen: Iterable[Picture], concepts: Container[str]) -> EvalSet[Picture]:
         kept = [(picture, picture.icon.concept) for picture in chosen if picture.icon.concept in concepts]
         return _classification(kept, phrases, size)
 
@@ -242,18 +235,18 @@ def styles(
     return made
 
 
-def unseen_concepts(pictures: Sequence[Picture], size: Size) -> EvalSet:
+def unseen_concepts(pictures: Sequence[Picture], size: Size) -> EvalSet[Picture]:
     """Return icons of held-out concepts labelled by their head, the first word ("file" for "file check")."""
     return _classification(*_labelled_by_word(pictures, 0), size)
 
 
-def modifiers(pictures: Sequence[Picture], size: Size) -> EvalSet:
+def modifiers(pictures: Sequence[Picture], size: Size) -> EvalSet[Picture]:
     """Return icons of held-out concepts labelled by their last word ("check" for "file check")."""
     longer = [picture for picture in pictures if len(picture.icon.words) > 1]
     return _classification(*_labelled_by_word(longer, -1), size)
 
 
-def families(pictures: Sequence[Picture], size: Size) -> EvalSet:
+def families(pictures: Sequence[Picture], size: Size) -> EvalSet[Picture]:
     """Return icons of held-out concepts labelled by their head, from all families that have enough, about evenly."""
     labelled, phrases = _labelled_by_word(pictures, 0)
     head_of = {picture.icon.key: head for picture, head in labelled}
@@ -272,7 +265,7 @@ def families(pictures: Sequence[Picture], size: Size) -> EvalSet:
     return replace(chosen, families=[names.index(picture.icon.source) for picture in chosen.pictures])
 
 
-def characters(pictures: Sequence[Picture], size: Size) -> EvalSet:
+def characters(pictures: Sequence[Picture], size: Size) -> EvalSet[Picture]:
     """Return held-out icons that show one letter or digit, alone or framed, labelled by it ("letter b")."""
     labelled: list[tuple[Picture, str]] = []
     for picture in pictures:
@@ -285,7 +278,7 @@ def characters(pictures: Sequence[Picture], size: Size) -> EvalSet:
     return _classification(enough, {key: Counter([key]) for key in counts}, size)
 
 
-def tags(pictures: Sequence[Picture], train: Sequence[Picture], size: Size) -> EvalSet:
+def tags(pictures: Sequence[Picture], train: Sequence[Picture], size: Size) -> EvalSet[Picture]:
     """Return association tasks: which of the pictures go with a tag that stands in none of their names.
 
     Tags are Tabler's, and so are the pictures. Only tags that training captions have often enough count.
@@ -309,7 +302,7 @@ def tags(pictures: Sequence[Picture], train: Sequence[Picture], size: Size) -> E
     chosen = chosen[: size.max_tasks]
     shown = shuffled({picture.icon.key: picture for _, *both in chosen for picture in chain(*both)}.values())
     key_of = {picture.icon.key: f"{number:06d}" for number, picture in enumerate(shown)}
-    tasks: list[dict[str, object]] = [
+    tasks: list[dict[str, Any]] = [
         {
             "cue": tag,
             "candidates": sorted(key_of[picture.icon.key] for picture in goes + goes_not),
@@ -354,7 +347,9 @@ def _names_only(picture: Picture, classes: set[str], own: str) -> bool:
     return classes.intersection(singular(word) for word in picture.icon.words) == {own}
 
 
-def _classification(labelled: list[tuple[Picture, str]], phrases: dict[str, Counter[str]], size: Size) -> EvalSet:
+def _classification(
+    labelled: list[tuple[Picture, str]], phrases: dict[str, Counter[str]], size: Size
+) -> EvalSet[Picture]:
     by_class: dict[str, list[Picture]] = {}
     for picture, key in labelled:
         by_class.setdefault(key, []).append(picture)

@@ -21,7 +21,7 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).with_name("wheels.txt")
 
 
-class SourceError(RuntimeError):
+class SourceError(ValueError):
     """A wheel could not be had, or is not the pinned one."""
 
 

@@ -1,4 +1,4 @@
-"""Build a compositional data set, in the folder's form of `experiments.icons.build`."""
+"""Build a compositional data set."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.fetch.shards import Sample, write_shards
-from experiments.icons import licences, render, shards
-from experiments.icons.build import manifest, publish
+from experiments.icons import folder, licences, render
 from experiments.scenes import cards, drawings, sets
 from experiments.scenes.scenes import Level
 
@@ -40,29 +39,27 @@ def build(out: Path, *, level: Level, cache: Path, update_cards: bool = False) -
         The manifest.
 
     Raises:
-        OutputError, SourceError, CardError: As `experiments.icons.build.publish`.
+        OutputError, SourceError, CardError, ValueError: As `experiments.icons.folder.publish`.
     """
 
-    def fill(folder: Path, wheels: Mapping[str, ZipFile]) -> dict[str, Any]:
+    def fill(new: Path, wheels: Mapping[str, ZipFile]) -> dict[str, Any]:
         painter = sets.Painter(level, drawings.stencils(wheels, level))
-        with (folder / "pictures.tsv").open("w", encoding="utf-8", newline="\n") as table:
+        counts = {}
+        with (new / "pictures.tsv").open("w", encoding="utf-8", newline="\n") as table:
             table.write("set\tkey\tscene\tsources\n")
             samples = _training(painter, table)
-            write_shards(folder / "train", samples, level.pairs, shards.names(level.pairs))
+            write_shards(new / "train", samples, level.pairs, folder.shard_names(level.pairs))
             for kind, chosen in sets.eval_sets(painter).items():
                 name = f"{level.name}_{kind}"
-                shards.write_eval_set(
-                    folder / "evals" / name,
-                    _evaluation(chosen),
-                    classes=chosen.classes,
-                    templates=chosen.templates,
-                )
+                chosen.write(new / "evals" / name)
+                counts[name] = chosen.counts
                 table.writelines(_row(name, number, picture) for number, picture in enumerate(chosen.pictures))
         notes = licences.licence_notes(wheels, made=MADE.format(side=render.SIDE_PX), without=WITHOUT)
-        (folder / "LICENSES.md").write_bytes(notes.encode())
-        return manifest(folder, RECIPE, level.name, concepts=len(level.concepts), colours=len(level.colours))
+        (new / "LICENSES.md").write_bytes(notes.encode())
+        shown = {"concepts": len(level.concepts), "colours": len(level.colours)}
+        return folder.manifest(new, RECIPE, level.name, counts, **shown)
 
-    return publish(out, cache, fill, cards.family(level), update_cards=update_cards)
+    return folder.publish(out, cache, fill, cards.family(level), update_cards=update_cards)
 
 
 def _training(painter: sets.Painter, table: TextIO) -> Iterator[Sample]:
@@ -76,15 +73,6 @@ def _training(painter: sets.Painter, table: TextIO) -> Iterator[Sample]:
     for number, (picture, caption) in enumerate(pairs):
         table.write(_row("train", number, picture))
         yield {"png": picture.png, "txt": caption.encode()}
-
-
-def _evaluation(chosen: sets.EvalSet) -> list[Sample]:
-    samples: list[Sample] = [{"png": picture.png} for picture in chosen.pictures]
-    for sample, label in zip(samples, chosen.labels, strict=bool(chosen.labels)):
-        sample["cls"] = str(label).encode()
-    for sample, captions in zip(samples, chosen.captions, strict=bool(chosen.captions)):
-        sample["txt"] = "\n".join(captions).encode()
-    return samples
 
 
 def _row(name: str, number: int, picture: sets.Picture) -> str:

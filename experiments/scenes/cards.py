@@ -1,4 +1,4 @@
-"""What the cards of the compositional data sets say."""
+"""The text of the cards of the compositional data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scene may show, and how it is said in English. Knows nothing of pixels.
+"""Define what a scene may show, and say it in English. Knows nothing of pixels.
 
 A scene is a layout and its things, in reading order. Its captions name all of it: the same scene has several, two
 scenes never share one.
@@ -42,7 +42,7 @@ Count = Literal["two", "three", "four"]
 Pair = Literal["above", "left of"]
 Triple = Literal["two above one", "one above two"]
 Layout = Place | Count | Pair | Triple
-"""Where the things are: one thing at a place; so many of a kind; two, the first above or left of the second; three."""
+"""Layouts: one thing at a place; several of a kind; two, the first above or left of the second; three."""
 PLACES: tuple[Place, ...] = get_args(Place)
 COUNTS: tuple[Count, ...] = get_args(Count)
 PAIRS: tuple[Pair, ...] = get_args(Pair)
@@ -82,7 +82,7 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a picture shows. Of a count there is one thing, which is there so often."""
+    """The content of a picture. A scene that counts has one thing, shown several times."""
 
     layout: Layout
     things: tuple[Thing, ...]
@@ -94,7 +94,7 @@ class Scene(NamedTuple):
 
 
 class Wording(NamedTuple):
-    """How a scene is said: the same wording makes sentences of equal build for scenes of one layout."""
+    """A way to say scenes of one layout: the same wording makes sentences of equal build."""
 
     opening: str
     pattern: str

@@ -19,7 +19,7 @@ from experiments.scenes.language import COLOURS, COUNT_OF, PLACES, Scene
 SIDES_PX = (13, 14, 15)
 """Sides of the square in which a thing is drawn."""
 INK_STEPS = 4
-"""How many steps of ink lead from ground to colour: few, so that a picture has few colours and a small file."""
+"""Steps of ink from ground to colour: few, so that a picture has few colours and a small file."""
 HALF_PX = SIDE_PX // 2
 SHADES = 4
 SPECKLED_GROUNDS = 64
@@ -51,7 +51,7 @@ CELLS: dict[str, tuple[Cell, ...]] = {
     "two above one": (CORNERS["top left"], CORNERS["top right"], (0, HALF_PX, SIDE_PX, HALF_PX)),
     "one above two": ((0, 0, SIDE_PX, HALF_PX), CORNERS["bottom left"], CORNERS["bottom right"]),
 }
-"""Where the things of a layout are, each anywhere in its cell."""
+"""The cells of a layout's things; a thing may be anywhere in its cell."""
 MOVES: dict[str, tuple[int, int]] = {"above": (1, 0), "left of": (0, 1)}
 """Layouts whose cells move together, as far as there is room, and along which axis."""
 

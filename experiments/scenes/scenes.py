@@ -1,4 +1,4 @@
-"""Which scenes there are at a level, and which of them are held out."""
+"""Define the levels: the scenes of each, and those that are held out."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Level:
     styles: frozenset[str]
     """Of all drawings: filled, outline."""
     weights: tuple[int, int, int, int]
-    """How often the layouts of each of `KINDS` are shown."""
+    """Relative frequency of each of `KINDS`."""
     free_order: bool
-    """Whether a caption may name the later thing first."""
+    """A caption may name the later thing first."""
     pairs: int
     retrieval: int
     """Pictures of the main retrieval set."""
@@ -48,7 +48,7 @@ class Level:
 
         Args:
             draws: The choices.
-            layouts: How often each of `KINDS` is shown; None for training's.
+            layouts: Relative frequency of each of `KINDS`; None for training's.
         """
         while True:
             layout = draws.one_of(KINDS[draws.weighted(layouts or self.weights)])
@@ -57,7 +57,7 @@ class Level:
             yield Scene(layout, tuple(Thing(*thing) for thing in things))
 
     def part_of(self, scene: Scene) -> Part | None:
-        """Return what a scene is for; None for one that is not used, with several things in their unseen colours."""
+        """Return the part of a scene; None for one that is not used: several things have their unseen colours."""
         new = sum(thing.colour == self.unseen_colour(thing.concept) for thing in scene.things)
         if new:
             return "new colours" if new == 1 else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from experiments.icons.eval_set import EvalSet
 from experiments.scenes.draws import Draws
 from experiments.scenes.language import (
     COUNTS,
@@ -26,7 +27,7 @@ ONE, MANY, TWO = (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)
 """Weights of `Level.scenes` for scenes with one thing, one kind counted, two things."""
 NUM_TEMPLATES = 24
 MOST_DRAWN = 4
-"""Scenes that are drawn for each different one that is wanted: some come twice."""
+"""Scenes drawn at random for each one wanted: some come twice."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,6 @@ class Picture:
     png: bytes
     drawings: tuple[str, ...]
     """Keys of the icons in it."""
-
-
-@dataclass(frozen=True)
-class EvalSet:
-    """Pictures and what they are tested with: labels into `classes`, or captions.
-
-    With several captions a picture, the first is the right one among them.
-    """
-
-    pictures: list[Picture]
-    captions: list[list[str]] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
-    templates: tuple[str, ...] = ()
 
 
 class Painter:
@@ -86,7 +73,7 @@ def training_pairs(painter: Painter) -> Iterator[tuple[Picture, str]]:
         yield picture, caption_of(picture.scene, draws, free_order=level.free_order)
 
 
-def eval_sets(painter: Painter) -> dict[str, EvalSet]:
+def eval_sets(painter: Painter) -> dict[str, EvalSet[Picture]]:
     """Return the evaluation sets by kind."""
     level = painter.level
     several = (0, 0, level.weights[2], level.weights[3])
@@ -112,16 +99,16 @@ def eval_sets(painter: Painter) -> dict[str, EvalSet]:
 
 
 def _different(level: Level, part: Part, key: str, count: int, layouts: tuple[int, int, int, int]) -> list[Scene]:
-    """Return so many different scenes of a part."""
+    """Return different scenes of a part."""
     drawn = itertools.islice(level.some(part, level.name, key, layouts=layouts), MOST_DRAWN * count)
     found = dict.fromkeys(drawn)
-    assert len(found) >= count, f"{level.name} has so many {part} scenes"
+    assert len(found) >= count, f"{level.name} has {count} different {part} scenes"
     return list(found)[:count]
 
 
 def _retrieval(
     painter: Painter, scenes: Sequence[Scene], key: str, *, stencils: str = "trained", grounds: str = "trained"
-) -> EvalSet:
+) -> EvalSet[Picture]:
     """Return one picture and one caption of each scene; no two are of the same, so that each has one right answer."""
     level = painter.level
     draws = Draws(level.name, "captions", key)
@@ -153,10 +140,10 @@ def _swapped_places(level: Level, scene: Scene, draws: Draws) -> list[Scene]:
 
 
 SWAPS = {"colours": _swapped_colours, "concepts": _swapped_concepts, "places": _swapped_places}
-"""What wrong captions say: by name, from a scene of two things to three others."""
+"""Functions from a scene of two things to three others, which the wrong captions describe."""
 
 
-def _selection(painter: Painter, scenes: Sequence[Scene], *swaps: str) -> EvalSet:
+def _selection(painter: Painter, scenes: Sequence[Scene], *swaps: str) -> EvalSet[Picture]:
     """Return pictures with their caption and with wrong ones, all in the same wording where the layout is the same."""
     level = painter.level
     draws = Draws(level.name, "choices", *swaps)
@@ -174,7 +161,7 @@ def _selection(painter: Painter, scenes: Sequence[Scene], *swaps: str) -> EvalSe
 
 
 class Question(NamedTuple):
-    """What is asked of a scene with one kind of thing in it."""
+    """A question about a scene with one kind of thing in it."""
 
     layouts: tuple[int, int, int, int]
     answers: Callable[[Level], Sequence[str]]
@@ -216,7 +203,7 @@ def _in_colour(colour: str) -> str:
     return str(Thing(colour, "")).strip()
 
 
-def _zeroshot(painter: Painter, key: str, question: Question) -> EvalSet:
+def _zeroshot(painter: Painter, key: str, question: Question) -> EvalSet[Picture]:
     """Return held-out scenes, about as many of each class, labelled with the answer to a question."""
     level = painter.level
     classes = list(question.answers(level))

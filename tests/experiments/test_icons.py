@@ -16,6 +16,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,10 +24,13 @@ import yaml
 from PIL import Image
 from support import evalsets
 
-from engine.evaluation import reading
+from engine.evaluation import card_files, reading
 from engine.evaluation.runner import Model, answer_set
 from experiments import cards as experiments_cards
-from experiments.icons import captions, cards, catalogue, licences, render, sets, shards, sources
+from experiments.fetch import shards
+from experiments.icons import captions, cards, catalogue, licences, render, sets, sources
+from experiments.icons.eval_set import EvalSet
+from experiments.icons.folder import publish, read_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 EVALS = tuple(cards.KINDS)
@@ -76,7 +80,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def train_samples(tiny: Path) -> list[shards.Sample]:
-    return shards.read_shards(tiny / "train", sorted(path.name for path in (tiny / "train").iterdir()))
+    return read_shards(sorted((tiny / "train").iterdir()))
+
+
+def eval_samples(tiny: Path, kind: str) -> list[shards.Sample]:
+    return read_shards(sorted((tiny / f"evals/icons_tiny_{kind}/test").glob("*.tar")))
 
 
 # The built folder
@@ -104,14 +112,15 @@ def test_cards_say_what_was_built(tiny: Path, manifest: dict) -> None:
     assert card["revision"] == f"{manifest['recipe']}-{hashlib.sha256(line.encode()).hexdigest()[:12]}"
     assert card["pairs"] == len(train_samples(tiny))
     for kind in EVALS:
-        card = yaml.safe_load((ROOT / f"experiments/evals/icons_tiny_{kind}.yaml").read_text())
-        found = shards.check_eval_set(tiny / "evals" / card["name"])
-        if "tasks" in found:
-            assert card["images"] == found["tasks"]
-        else:
-            assert {count: card[count] for count in found if count != "families"} == {
-                count: number for count, number in found.items() if count != "families"
-            }
+        card = card_files.eval_set(ROOT / "experiments", f"icons_tiny_{kind}")
+        counts = reading.count(card.model_copy(update={"path": str(tiny / "evals" / card.name)}))
+        assert {name: number for name in counts if (number := getattr(card, name))} == {
+            name: number for name, number in counts.items() if number
+        }
+        for sample in eval_samples(tiny, kind):
+            with Image.open(io.BytesIO(sample["png"])) as picture:
+                picture.load()  # checks the sums
+                assert (picture.mode, picture.size) == ("RGB", (render.SIDE_PX, render.SIDE_PX))
 
 
 def test_no_concept_is_in_two_splits(table: list[dict[str, str]]) -> None:
@@ -135,9 +144,7 @@ def test_no_concept_is_in_two_splits(table: list[dict[str, str]]) -> None:
 
 def test_no_caption_is_in_two_splits(tiny: Path) -> None:
     read = {
-        kind: {
-            s["txt"] for s in shards.read_shards(tiny / f"evals/icons_tiny_{kind}/test", [f"{n}.tar" for n in range(4)])
-        }
+        kind: {sample["txt"] for sample in eval_samples(tiny, kind)}
         for kind in ("retrieval", "unseen_styles_retrieval", "validation")
     }
     read["train"] = {sample["txt"] for sample in train_samples(tiny)}
@@ -195,7 +202,7 @@ def test_families_have_enough_pictures_each_and_carry_the_number_of_their_source
     tiny: Path, table: list[dict[str, str]]
 ) -> None:
     sources_of = [row["source"].split("/")[0] for row in table if row["set"] == "icons_tiny_families"]
-    samples = shards.read_shards(tiny / "evals/icons_tiny_families/test", [f"{n}.tar" for n in range(4)])
+    samples = eval_samples(tiny, "families")
     numbers = [int(np.load(io.BytesIO(sample["npy"]))[0]) for sample in samples]
     names = sorted(set(sources_of))
     assert numbers == [names.index(source) for source in sources_of]
@@ -303,59 +310,45 @@ def test_a_build_that_differs_from_its_cards_is_refused(
     assert "--update-cards" in str(error.value)
 
 
-def eval_set(folder: Path, **changes: object) -> Path:
-    """A sound set of four pictures in two classes, but for the changes."""
-    picture = shards.png(bytes(render.SIDE_PX**2 * 3))
-    labels = changes.get("labels", ["0", "1", "1", "0"])
-    members = [{"png": changes.get("png", picture), "cls": label.encode()} for label in labels]
-    shards.write_eval_set(
-        folder,
-        members,
-        classes=changes.get("classes", ["cat", "dog"]),
-        templates=changes.get("templates", ["{c} icon"]),
-    )
-    return folder
+class Blank(NamedTuple):
+    """A picture of nothing."""
 
-
-def test_a_sound_evaluation_set_passes(tmp_path: Path) -> None:
-    assert shards.check_eval_set(eval_set(tmp_path / "set")) == {"images": 4, "classes": 2}
-
-
-def transparent_png() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGBA", (32, 32)).save(file, "PNG")
-    return file.getvalue()
+    png: bytes = shards.png(bytes(render.SIDE_PX**2 * 3), render.SIDE_PX, render.SIDE_PX)
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("contents", "fault"),
     [
-        ({"labels": ["0", "1", "2", "0"]}, "2 classes, but labels"),
-        ({"labels": ["0", "0", "0", "0"]}, "2 classes, but labels"),
-        ({"classes": ["cat", ""]}, "a class is blank or twice"),
-        ({"classes": ["cat", "cat"]}, "a class is blank or twice"),
-        ({"templates": ["an icon"]}, "a template without {c}"),
-        ({"png": transparent_png()}, "RGBA"),
+        ({"labels": [0, 1, 2, 0], "classes": ["cat", "dog"]}, "every class has pictures"),
+        ({"labels": [0, 0, 0, 0], "classes": ["cat", "dog"]}, "every class has pictures"),
+        ({"labels": [0, 1, 1, 0], "classes": ["cat", "cat"]}, "no class comes twice"),
+        ({"captions": [["cat"], ["dog"], ["cat"], ["cow"]]}, "no two pictures share a caption"),
     ],
 )
-def test_layout_faults_that_readers_pass_over_are_found(tmp_path: Path, changes: dict, problem: str) -> None:
-    with pytest.raises(shards.LayoutError) as error:
-        shards.check_eval_set(eval_set(tmp_path / "set", **changes))
-    assert problem in str(error.value)
+def test_faults_that_the_reader_passes_over_are_found_before_a_set_is_written(
+    tmp_path: Path, contents: dict, fault: str
+) -> None:
+    with pytest.raises(AssertionError, match=fault):
+        EvalSet([Blank()] * 4, templates=("{c} icon",), **contents).write(tmp_path / "set")
+    assert not (tmp_path / "set").exists()
 
 
-def test_a_missing_shard_is_found(tmp_path: Path) -> None:
-    folder = eval_set(tmp_path / "set")
-    (folder / "test" / "3.tar").unlink()
-    with pytest.raises(shards.LayoutError, match="says 4, there are"):
-        shards.check_eval_set(folder)
+def test_a_set_that_the_reader_refuses_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cards.cards({
+        "name": "icons_tiny", "recipe": "1", "files": {}, "train": {"pairs": 4},
+        "evals": {"icons_tiny_thin": {"images": 4, "classes": 2, "sha256": "0" * 64}},
+    })  # fmt: skip
+    monkeypatch.setattr(cards, "cards", lambda *_: made)
+    monkeypatch.setattr(sources, "open_wheels", lambda _: {})
 
+    def fill(new: Path, _: object) -> dict:
+        blank = EvalSet([Blank()] * 4, labels=[0, 1, 1, 0], classes=["cat", ""], templates=("{c} icon",))
+        blank.write(new / "evals" / "icons_tiny_thin")
+        return {}
 
-def test_two_pictures_with_one_caption_are_found(tmp_path: Path) -> None:
-    picture = shards.png(bytes(render.SIDE_PX**2 * 3))
-    shards.write_eval_set(tmp_path / "set", [{"png": picture, "txt": b"cat"}, {"png": picture, "txt": b"cat"}])
-    with pytest.raises(shards.LayoutError, match="the same caption"):
-        shards.check_eval_set(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"'icons_tiny_thin': .*classnames\.txt: line 2 is blank"):
+        publish(tmp_path / "out", tmp_path, fill, cards.ICONS, update_cards=True)
+    assert not any(tmp_path.iterdir())
 
 
 # The wheels: a small one of our own, served from a folder, so that the real pip runs without a network
@@ -442,7 +435,7 @@ def test_licences_that_no_longer_say_what_we_claim_are_an_error(tmp_path: Path) 
 
 def test_a_written_png_holds_the_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    read = Image.open(io.BytesIO(shards.png(pixels.tobytes())))
+    read = Image.open(io.BytesIO(shards.png(pixels.tobytes(), 32, 32)))
     assert read.mode == "RGB"
     assert np.array_equal(np.asarray(read), pixels)
 

@@ -10,7 +10,7 @@ from support import toy
 
 from engine import files, paths
 from engine.schema.base import parse
-from engine.schema.record import Record
+from engine.schema.record import Attempt, Provenance, Record
 from engine.schema.run import Execution
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training import checkpoint
@@ -18,7 +18,6 @@ from engine.training.loop import train
 from engine.training.towers import build_towers, embed_dim, outline
 from experiments import cards, plan
 from experiments.__main__ import main
-from experiments.plan import Measured
 from experiments.suite import expand
 
 
@@ -43,7 +42,9 @@ def make_suite(*specs, name="toy"):
 def some(spec, step_sec, *, method=None, batch=None, device="gpu", processes=1):
     changes = {"method": spec.method.model_copy(update={"name": method or spec.method.name})}
     changes["global_batch_size"] = batch or spec.global_batch_size
-    return Measured(spec.model_copy(update=changes), step_sec, processes, device)
+    provenance = Provenance.model_construct(world_size=processes, device=device)
+    attempt = Attempt.model_construct(provenance=provenance)
+    return Record.model_construct(spec=spec.model_copy(update=changes), median_step_sec=step_sec, attempts=(attempt,))
 
 
 def test_a_recorded_run_is_what_the_rest_is_estimated_from(root):

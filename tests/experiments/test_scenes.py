@@ -26,8 +26,10 @@ from engine.evaluation.runner import Model, answer_set
 from engine.schema.evaluation import EvalCard
 from engine.training.towers import tokenizer
 from experiments import cards as experiments_cards
+from experiments.fetch import shards
 from experiments.fetch.shards import palette_png
-from experiments.icons import catalogue, shards, sources
+from experiments.icons import catalogue, sources
+from experiments.icons.folder import read_shards
 from experiments.scenes import cards, language, scenes
 from experiments.scenes.draws import Draws
 from experiments.scenes.language import COLOURS, CONCEPTS, Scene, Thing
@@ -78,7 +80,7 @@ def table(tiny: Path) -> dict[str, list[tuple[Scene, list[str]]]]:
 
 def samples_of(tiny: Path, kind: str) -> list[shards.Sample]:
     folder = tiny / "train" if kind == "train" else tiny / f"evals/scenes_tiny_{kind}/test"
-    return shards.read_shards(folder, sorted(path.name for path in folder.glob("*.tar")))
+    return read_shards(sorted(folder.glob("*.tar")))
 
 
 def understood(caption: str) -> Scene:

@@ -22,7 +22,7 @@ from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training.loop import train
 from engine.training.reporting import RECENT_SEC
 from experiments.__main__ import main
-from experiments.watch import STATES, TAIL_BYTES, RunView, Snapshot, Watcher, show
+from experiments.watch import STATES, TAIL_BYTES, Overview, RunView, Watcher, show
 
 METHODS = ("neuclip", "openclip", "siglip")
 
@@ -43,8 +43,8 @@ def make_suite(*specs, name="toy", variant=""):
 
 
 def look(*suites):
-    snapshot = Watcher(suites).look()
-    return snapshot, {run.run_id: run for run in snapshot.runs}
+    overview = Watcher(suites).look()
+    return overview, {run.run_id: run for run in overview.runs}
 
 
 def write_log(spec, steps, *, seconds_a_step=1.0, start_sec=1e9, first_step=0):
@@ -169,12 +169,12 @@ def test_failed_jobs_are_named_with_their_logs(root):
     training = note_job(specs[0], end="OUT_OF_MEMORY")
     train(specs[1], Execution())
     evaluating = note_job(specs[1], f"evaluate-160-{suite.evaluation.key}", end="FAILED")
-    snapshot, runs = look(suite)
+    overview, runs = look(suite)
     first, second, third = (runs[spec.run_id] for spec in specs)
     assert (first.state, first.failed_logs) == ("failed", (str(training.log(0, "err")),))
     assert (second.state, second.failed_logs) == ("done", (str(evaluating.log(0, "err")),))
     assert (third.state, third.failed_logs) == ("to do", ())
-    text = drawn(snapshot)
+    text = drawn(overview)
     assert f"failed: {training.log(0, 'err')}" in text
     assert f"failed: {evaluating.log(0, 'err')}" in text
 
@@ -186,25 +186,25 @@ def test_the_time_left_of_a_suite_is_that_of_all_it_has_still_to_train_at_the_pr
         note_job(spec)
         write_log(spec, range(10, 51, 10), seconds_a_step=seconds_a_step)
     note_job(specs[2], end="FAILED")
-    snapshot, _ = look(suite)
-    (view,) = snapshot.suites
+    overview, _ = look(suite)
+    (view,) = overview.suites
     assert view.states == {"running": 2, "failed": 1, "to do": 1}
     assert view.trained == pytest.approx(100 / 400)
     assert view.samples_per_sec == pytest.approx(16 + 32)
     # 50 + 50 steps of the running ones and 100 that are to do; the failed one will not go on by itself.
     assert view.left_sec == pytest.approx(200 * 16 / 48)
     # With the slow run alone on its own, that is what remains.
-    snapshot, _ = look(make_suite(*specs[:2]))
-    assert snapshot.suites[0].left_sec == pytest.approx(50)
+    overview, _ = look(make_suite(*specs[:2]))
+    assert overview.suites[0].left_sec == pytest.approx(50)
 
 
 def test_a_run_of_two_suites_is_listed_once_and_counted_in_both(root):
     shared, other = toy.run_spec("openclip"), toy.run_spec("siglip")
     suites = make_suite(shared, name="a"), make_suite(shared, other, name="b", variant="never")
-    snapshot, runs = look(*suites)
-    assert len(snapshot.runs) == 2
+    overview, runs = look(*suites)
+    assert len(overview.runs) == 2
     assert (runs[shared.run_id].variant, runs[other.run_id].variant) == ("", "never")
-    assert [sum(suite.states.values()) for suite in snapshot.suites] == [1, 2]
+    assert [sum(suite.states.values()) for suite in overview.suites] == [1, 2]
     # Both suites evaluate on the same sets: one model, one evaluation.
     assert runs[shared.run_id].milestones == 1
 
@@ -219,9 +219,9 @@ def view(number, **changes):
     return RunView(**values | changes)
 
 
-def drawn(snapshot, width=200, **options):
+def drawn(overview, width=200, **options):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(show(snapshot, width=width, **options))
+    console.print(show(overview, width=width, **options))
     return console.export_text()
 
 
@@ -233,7 +233,7 @@ BUSY = {
 
 @pytest.mark.parametrize("width", [80, 100, 144, 200])
 def test_the_table_fits_its_terminal_and_shows_what_matters(width):
-    text = drawn(Snapshot(suites=(), runs=(view(0, **BUSY), view(1))), width, now=1060.0)
+    text = drawn(Overview(suites=(), runs=(view(0, **BUSY), view(1))), width, now=1060.0)
     rows = text.splitlines()
     assert len(rows) == 3
     assert all(len(row.rstrip()) <= width for row in rows)
@@ -245,7 +245,7 @@ def test_the_table_fits_its_terminal_and_shows_what_matters(width):
 @pytest.mark.parametrize("width", [80, 100, 144, 200])
 def test_skipped_steps_and_the_loss_scale_have_columns_where_there_are_some_and_room_for_them(width):
     skipping = view(0, **BUSY, num_skipped=12_345, loss_scale=0.5)
-    rows = drawn(Snapshot(suites=(), runs=(skipping, view(1, loss_scale=65536.0))), width, now=1060.0).splitlines()
+    rows = drawn(Overview(suites=(), runs=(skipping, view(1, loss_scale=65536.0))), width, now=1060.0).splitlines()
     assert len(rows) == 3
     assert all(len(row.rstrip()) <= width for row in rows)
     has_room = width >= 100
@@ -269,7 +269,7 @@ def test_a_run_in_half_precision_is_seen_with_its_skipped_steps_and_its_loss_sca
 
 def test_a_terminal_too_low_for_all_runs_shows_the_first_and_counts_the_rest():
     runs = tuple(view(number) for number in range(40))
-    rows = drawn(Snapshot(suites=(), runs=runs), max_rows=10).splitlines()
+    rows = drawn(Overview(suites=(), runs=runs), max_rows=10).splitlines()
     assert len(rows) == 12
     assert rows[-1].strip() == "... and 30 more: --once shows all"
 
@@ -325,16 +325,16 @@ def test_ctrl_c_ends_watching_quietly(root):
 def test_the_command_prints_json_and_in_a_pipe_one_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["watch", "smoke", "--json"])
-    snapshot = Snapshot.model_validate_json(capsys.readouterr().out)
-    assert snapshot.suites[0].states == {"to do": 5}
+    overview = Overview.model_validate_json(capsys.readouterr().out)
+    assert overview.suites[0].states == {"to do": 5}
     # Without a name: what was started in this folder. Expanded it is after any look at it, such as a dry run.
     with pytest.raises(SystemExit, match=r"no run of a suite has been started here \(none in results/suites\)"):
         main(["watch"])
-    paths.jobs(snapshot.runs[0].run_id).mkdir(parents=True)
+    paths.jobs(overview.runs[0].run_id).mkdir(parents=True)
     main(["watch"])
     text = capsys.readouterr().out
     assert text.startswith("smoke: 5 to do; 0 % trained; 0/5 models evaluated\n")
-    assert all(run.run_id in text for run in snapshot.runs)
+    assert all(run.run_id in text for run in overview.runs)
     assert "\x1b" not in text
 
 

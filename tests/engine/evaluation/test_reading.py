@@ -101,8 +101,8 @@ def test_a_set_is_counted_once_and_again_when_it_is_touched(tmp_path, monkeypatc
     monkeypatch.setattr(digest, "_SETTLED_NS", -(10**12))
     paths.RESULTS.mkdir()
     card = evalsets.retrieval(Path("pets"), [["a"], ["b"]])
-    counted, count = [], reading._count
-    monkeypatch.setattr(reading, "_count", lambda card: counted.append(card.name) or count(card))
+    counted, count = [], reading.count
+    monkeypatch.setattr(reading, "count", lambda card: counted.append(card.name) or count(card))
     assert [reading.problems([card]) for _ in range(3)] == [[]] * 3
     assert reading.read(card).sha256 == digest.folder_digest(Path("pets"))  # both are remembered
     # The card is compared all the same, and not what another task would find in there.

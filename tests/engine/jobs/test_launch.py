@@ -16,7 +16,8 @@ from support import toy
 from engine import paths
 from engine.jobs import scheduler
 from engine.jobs.cluster import Cluster, Request, configure, resolve
-from engine.jobs.launcher import slurm_parameters
+from engine.jobs.launcher import explain, slurm_parameters
+from engine.jobs.process import Ending, ending_path
 from engine.launch import main
 from engine.schema.run import Execution
 from engine.training.loop import train
@@ -138,6 +139,36 @@ def test_of_several_processes_the_one_that_was_killed_is_shown(root):
     with pytest.raises(SystemExit) as stop:
         main(arguments("--request", '{"tasks_per_node": 2}'))
     assert "has no result: FAILED: process 1: killed by SIGKILL" in str(stop.value)
+
+
+SRUN = {
+    "killed": "srun: error: n1: task 1: Killed",
+    "noticed": "srun: error: n1: task 0: Exited with exit code 1",
+    "ends the rest": "srun: Terminating StepId=7.0",
+    "ended": "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-27T19:36:41 ***",
+    "killed elsewhere": "srun: error: n2: task 1: Killed",
+}
+
+
+@pytest.mark.parametrize(
+    ("lines", "first"),
+    [
+        (["killed", "ends the rest", "noticed"], f"process 1: {SRUN['killed']}"),
+        (["noticed", "ends the rest", "killed"], f"process 1: {SRUN['killed']}"),
+        # The others of a job whose process 0 failed are killed by Slurm; those of another node are told of without it.
+        (["noticed", "ends the rest", "ended", "killed"], "process 0: RuntimeError: connection closed by peer"),
+        (["noticed", "ends the rest", "killed elsewhere"], "process 0: RuntimeError: connection closed by peer"),
+    ],
+)
+def test_a_killed_process_is_shown_whichever_srun_reports_first(tmp_path, lines, first):
+    job = scheduler.Job(
+        scheduler="slurm", job_id="7", name="count", command=("work",), logs=str(tmp_path), started_at=0.0, host="here"
+    )  # fmt: skip
+    text = ["start of job 7 on n1", *(SRUN[line] for line in lines)]
+    job.log(0, "err").write_text("".join(f"{line}\n" for line in text))
+    ending = Ending(at=1.0, message="RuntimeError: connection closed by peer")
+    ending_path(tmp_path, "7", 0).write_text(ending.model_dump_json())
+    assert explain(job, "FAILED").splitlines()[0] == f"job 7 (count) has no result: FAILED: {first}"
 
 
 def test_a_process_that_failed_ends_those_that_wait_for_it(root):
