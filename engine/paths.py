@@ -69,7 +69,7 @@ def weights(run_id: str, samples_seen: int) -> Path:
 
 
 def normalizer_error(run_id: str, samples_seen: int) -> Path:
-    """The error of the method's log-normalizers at a milestone."""
+    """The error of the method's log-normalizers after a number of samples."""
     return run(run_id) / "normalizer_error" / f"{samples_seen}.json"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -119,14 +119,8 @@ class EvalCard(Frozen):
         """Digest of all fields that can change a result: not of the set's place or description."""
         told = {"path", "title", "description", "licence", "source", "build", "ready", "fetch", "hf_repo", "original"}
         # Fields that came later are left out while unused: older cards keep their identity.
-        later: dict[str, Any] = {
-            "metadata": (),
-            "group_by": None,
-            "hf_revision": None,
-            "class_names": (),
-            "templates": (),
-        }
-        unused = {name for name, default in later.items() if getattr(self, name) == default}
+        later = ("metadata", "group_by", "hf_revision", "class_names", "templates")
+        unused = {name for name in later if getattr(self, name) == EvalCard.model_fields[name].default}
         return fingerprint(self.model_dump(mode="json", exclude=told | unused))
 
 
