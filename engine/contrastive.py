@@ -1,11 +1,11 @@
-"""The contrastive sums that several methods share, without ever holding all pairs of a batch at once.
+"""Contrastive sums that several methods share; they never hold all pairs of a batch at once.
 
 With unit embeddings x_i, y_i of pair i, d_i = x_i . y_i and s = 1 / temperature:
 
     g1_i = mean over j != i of exp(s (x_i . y_j - d_i))      image i against the other texts
     g2_i = mean over j != i of exp(s (y_i . x_j - d_i))      text i against the other images
 
-Everything is computed in log space and float32 (or float64 when given that), so that no temperature overflows.
+Computed in log space, in float32 (or float64 when given that), so that no temperature overflows.
 Shape suffixes: B local anchors, G global batch, C chunk of anchors, D embedding.
 """
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Collectives:
-    """The one-process stand-in, and the interface: every call returns its input unchanged."""
+    """The interface, and its form for one process, where every call returns its input."""
 
     rank: int = 0
     world_size: int = 1
@@ -36,12 +36,12 @@ class Collectives:
         """Reduce `x` over processes, in place, without gradient; returns `x`."""
         return x
 
-    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """Copy `x` of process `source` to all, in place; returns `x`."""
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Copy `x` of the first process to all, in place; returns `x`."""
         return x
 
     def subgroup(self, size: int) -> Any:
-        """Divide the processes into groups of `size` neighbours; returns this one's. Every process calls it."""
+        """Return the group of `size` neighbours that this process is in; every process calls this."""
         return None
 
     def barrier(self) -> None:
@@ -58,7 +58,7 @@ class _GatherWithGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        # An all-reduce, since gloo has no reduce-scatter; each process then keeps its own rows.
+        # Gloo has no reduce-scatter: reduce all, and keep the rows of this process.
         grad = grads[0].contiguous().clone()
         dist.all_reduce(grad)
         return grad[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows], None, None
@@ -89,9 +89,9 @@ class ProcessGroup(Collectives):
         dist.all_reduce(x, op=reduce_op)
         return x.div_(self.world_size) if op == "mean" else x
 
-    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+    def broadcast(self, x: Tensor) -> Tensor:
         """See `Collectives.broadcast`."""
-        dist.broadcast(x, src=source)
+        dist.broadcast(x, src=0)
         return x
 
     def subgroup(self, size: int) -> Any:
@@ -104,11 +104,11 @@ class ProcessGroup(Collectives):
 
 
 def start(device: torch.device) -> Collectives:
-    """Join the process group that `torchrun` or submitit describes in the environment; alone otherwise."""
+    """Join the process group that `torchrun` or submitit describes in the environment; without one, stay alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Collectives()
     if not dist.is_initialized():
-        # nccl's own ten minutes are short for a first process that writes a large checkpoint to a slow disk.
+        # nccl would wait ten minutes: too short while the first process writes a large checkpoint to a slow disk.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return ProcessGroup()
 
@@ -119,8 +119,8 @@ _left: list[dist.ProcessGroup] = []
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
-        # DistributedDataParallel would otherwise be its last owner, and ends gloo's threads while it holds Python's
-        # lock: one that is late with a tensor of its last collective waits for that lock, and neither goes on.
+        # Kept: DistributedDataParallel as its last owner would end gloo's threads while it holds Python's lock, and
+        # hang if a thread that is late with its last tensor waits for that lock.
         assert dist.group.WORLD is not None
         _left.append(dist.group.WORLD)
         dist.destroy_process_group()
@@ -149,7 +149,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def explain_no_gpu() -> str:
-    """Say why torch sees no GPU as far as can be found, torch's build and the driver, and what to do."""
+    """Return why torch sees no GPU, as far as its build and the driver tell, and what to do."""
     cuda, hip = torch.version.cuda, torch.version.hip
     build = f"for CUDA {cuda}" if cuda else f"for ROCm {hip}" if hip else "without CUDA"
     driver = nvidia_driver()
@@ -167,7 +167,7 @@ def explain_no_gpu() -> str:
 
 
 def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Return the version of the NVIDIA driver that the kernel has loaded; None where it says nothing of one."""
+    """Return the version of the NVIDIA driver in the kernel; None without one."""
     said = path.read_text(encoding="utf-8") if path.exists() else ""
     found = re.search(r"^NVRM version:.*?\b(\d+\.\d+(\.\d+)?)\b", said, re.MULTILINE)
     return found and found[1]

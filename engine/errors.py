@@ -1,4 +1,4 @@
-"""What a user can mend, said in one sentence that names the file, in place of a traceback."""
+"""Tell users of errors that they can mend in one sentence that names the file, in place of a traceback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 KNOWN = (ValueError, OSError, subprocess.CalledProcessError)
-"""What a command line explains: bad input, and what the machine refuses. Anything else is a bug and keeps its
+"""Errors that a command line explains: bad input, and what the machine refuses. Others are bugs and keep their
 traceback."""
 _ADVICE = {
     errno.EACCES: "allow this user to do that, or work in another folder",
@@ -25,7 +25,7 @@ _ADVICE = {
 
 
 def describe(error: Exception) -> str:
-    """Say what is wrong, and what to do where the system's own words leave that open."""
+    """Return an error's text; with what to do, where it is the system's own."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error) or type(error).__name__
     advice = _ADVICE.get(error.errno)

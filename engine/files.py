@@ -25,14 +25,14 @@ def file_sha256(path: Path) -> str:
 def folder_files(folder: Path) -> dict[str, Path]:
     """Return the files of a folder by their paths in it, sorted.
 
-    Names that begin with a dot are left out: downloaders keep times of their own there.
+    Names that begin with a dot are left out: downloaders keep their own notes there.
     """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return {name: files[name] for name in sorted(files) if not f"/{name}".count("/.")}
 
 
 def folder_sha256(folder: Path) -> str:
-    """Return a digest of a folder's content: of the line ``<path> <SHA-256>`` of every file, sorted by path."""
+    """Return the SHA-256 (hex) of a folder's content: of a line ``<path> <SHA-256>`` per file, sorted by path."""
     lines = [f"{name} {file_sha256(path)}\n" for name, path in folder_files(folder).items()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -43,15 +43,15 @@ class DiskFullError(OSError):
 
 @contextmanager
 def explain_full_disk(path: Path, *, temporary: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
-    """Say what to do when the block that writes `path` finds no room.
+    """Tell what to do when the block that writes `path` finds no room.
 
     Args:
         path: The file.
-        temporary: Where it is written first.
-        num_bytes: Its size, as far as that is known.
+        temporary: The file that is written first.
+        num_bytes: Its size, if known.
 
     Raises:
-        DiskFullError: In place of whatever the block raised for want of room.
+        DiskFullError: In place of the error that the block raised for want of room.
     """
     try:
         yield
@@ -69,9 +69,9 @@ def explain_full_disk(path: Path, *, temporary: Path | None = None, num_bytes: i
 
 
 def _no_room(error: BaseException | None) -> int | None:
-    """The number of the system's error, if want of room is what lies behind an exception."""
+    """Return the system's error number, if want of room is behind an exception."""
     while error is not None:
-        # What Rust writes (safetensors) has the number in its text only.
+        # Errors from Rust (safetensors) have the number in their text only.
         said = re.search(r"\(os error (\d+)\)", str(error))
         code = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -84,12 +84,12 @@ def _no_room(error: BaseException | None) -> int | None:
 def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary sibling to write to; it takes `path`'s place only if the block succeeds.
 
-    The data is on disk before the name changes, so that a crash leaves the old file or the new one. A process that is
-    killed leaves its temporary file: see `remove_temporaries`. The umask says who may read the file, whatever wrote it.
+    The data is on disk before the name changes: a crash leaves the old file or the new one. A process that is killed
+    leaves its temporary file: see `remove_temporaries`. The umask decides who may read the file.
 
     Args:
         path: The file.
-        num_bytes: Its size, as far as that is known before.
+        num_bytes: Its size, if known.
 
     Raises:
         DiskFullError: If there is no room for it.
@@ -102,7 +102,7 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
             mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
             with temporary.open("rb") as file:
-                # safetensors puts a file of its own there, for its owner only.
+                # safetensors puts a file there that only its owner may read.
                 if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
                     os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
@@ -112,8 +112,8 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what killed processes left half written anywhere in a folder that no other process writes to."""
-    # safetensors writes to a `.tmp<letters>` beside the file that it is asked for, and renames that.
+    """Delete half-written files of killed processes in a folder, and below, that no other process writes to."""
+    # safetensors writes to a `.tmp<letters>` beside its file, and renames that.
     for pattern in (".*.tmp", ".tmp*"):
         for path in folder.rglob(pattern):
             path.unlink(missing_ok=True)
@@ -136,10 +136,10 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file says.
+    """Return the value in a JSON file.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not JSON.
     """
     try:
         return json.loads(read_text(path))
@@ -148,7 +148,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` atomically; a file that already says the same keeps its modification time."""
+    """Write `text` atomically; a file that holds it already keeps its modification time."""
     data = text.encode()
     if path.exists() and path.read_bytes() == data:
         return

@@ -1,4 +1,4 @@
-"""Import a package without what it imports in turn and our processes never use: half of the time they take to start."""
+"""Import a package without the imports of its own that our processes never use: they take half of the start."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 @contextmanager
 def hidden(*names: str) -> Iterator[None]:
-    """Let imports of these modules fail in a block, as if they were not installed; those imported already are found."""
+    """Let imports of modules fail in a block, as if they were not installed, unless they are imported already."""
     with _in_place(dict.fromkeys(names)):
         yield
 
 
 @contextmanager
 def late(*names: str) -> Iterator[None]:
-    """Import functions of these modules when they are first called; for ``from NAME import FUNCTION`` in a block.
+    """Let ``from NAME import FUNCTION`` in a block import the module only when the function is called.
 
     Args:
         names: The modules, and the packages that they are in.
@@ -29,7 +29,7 @@ def late(*names: str) -> Iterator[None]:
 
 
 class _Late(ModuleType):
-    """Stands in for a module of which only functions are imported."""
+    """A stand-in for a module of which only functions are imported."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):

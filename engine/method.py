@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,11 +26,11 @@ from engine.signatures import Log
 
 @dataclass(frozen=True)
 class MethodEnv:
-    """What a method may know about the run it is part of."""
+    """The run that a method is part of, as far as a method may know it."""
 
     embed_dim: int
     dataset_size: int
-    """n: positions of samples are 0 <= index < dataset_size."""
+    """n: positions of pairs in the data set are 0 <= index < n."""
     global_batch_size: int
     steps_per_epoch: int
     num_steps: int
@@ -45,7 +45,7 @@ class MethodEnv:
     def generator(self, purpose: str, step: int = 0) -> torch.Generator:
         """Return a CPU generator that depends only on (seed, purpose, step).
 
-        The same on every process and after every restart, so that no random state needs saving.
+        It is the same on every process and after every restart, so that no random state needs saving.
         """
         digest = hashlib.sha256(f"{self.seed}/{purpose}/{step}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -64,7 +64,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands when step number `step` (from 0) is computed."""
+    """The place of one step in training; `step` is its number, from 0."""
 
     step: int
     steps_per_epoch: int
@@ -78,7 +78,7 @@ class Progress:
 
     @property
     def step_in_epoch(self) -> int:
-        """Step number within the epoch, from 0."""
+        """Number of the step within its epoch, from 0."""
         return self.step % self.steps_per_epoch
 
     @property
@@ -93,9 +93,9 @@ class LossOutput:
 
     total: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars, of which the mean over processes is logged: give means over this process's anchors, or what is the same
-    on all processes. Reduce anything else (a maximum, a norm, a logarithm of a mean) over `env.collectives` first. In
-    one step all processes give the same names, in any order; at most `engine.training.reporting.MAX_METRICS`."""
+    """Scalars. Their means over processes are logged: give means over this process's anchors, or values that are the
+    same on all processes. Reduce anything else (a maximum, a norm, a logarithm of a mean) over `env.collectives` first.
+    All processes give the same names in a step, in any order; at most `engine.training.reporting.MAX_METRICS`."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class ParamGroup:
     Args:
         params: The parameters.
         lr: Base learning rate; None takes the encoders'.
-        lr_factor: From the encoders' schedule factor (warm-up, cosine; in [0, 1]) to this group's factor;
-            the default follows the encoders.
+        lr_factor: Turns the encoders' schedule factor (warm-up, cosine; in [0, 1]) into this group's factor; follows
+            the encoders by default.
         weight_decay: Decoupled weight decay.
     """
 
@@ -134,25 +134,25 @@ class Method(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """1 / temperature as a scalar tensor (the mean where a method has several)."""
+        """1 / temperature as a scalar tensor; the mean where a method has several."""
         raise NotImplementedError
 
     @property
     def logit_bias(self) -> Tensor | None:
-        """The bias added to the logits, where a method has one."""
+        """The bias that a method adds to the logits; None without one."""
         return None
 
     @torch.no_grad()
     def anchor_logit_scales(self, features: Features) -> Tensor:
         """Return 1 / temperature of each image and text anchor of the batch, (2, B).
 
-        The default is `logit_scale` for all of them: override where anchors have temperatures of their own.
+        By default `logit_scale` for all: override it where anchors have temperatures of their own.
         """
         return self.logit_scale.expand(2, len(features.index_B))
 
     @property
     def normalizer_eps(self) -> float:
-        """The eps, 0 or more, in the log(eps + g) that `log_normalizers` estimates; by default 0, which is log g."""
+        """The eps >= 0 in the log(eps + g) that `log_normalizers` estimates; 0 by default, for log g."""
         return 0.0
 
     @property
@@ -167,9 +167,9 @@ class Method(nn.Module):
         return 0
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
-        """Return this process's part of the loss; gradients are averaged over processes by the engine.
+        """Return this process's part of the loss; the engine averages gradients over processes.
 
-        Called once a step, and may update the method's own state (running estimates, inner networks).
+        Called once a step. It may update the method's own state (running estimates, inner networks).
         """
         raise NotImplementedError
 
@@ -178,10 +178,10 @@ class Method(nn.Module):
         return []
 
     def after_step(self, progress: Progress) -> None:
-        """Act after the optimiser has moved: clamp, average, solve. `progress` is that of the finished step."""
+        """Clamp, average or solve after the optimiser has moved; `progress` is that of the finished step."""
 
     def signatures(self, log: Log) -> list[Signature]:
-        """Return signs of failure that only this method can show, from what its run has logged."""
+        """Return the signs of failure in a run's log that only this method can show."""
         return []
 
     def batch_log_partitions(
@@ -221,7 +221,7 @@ class Method(nn.Module):
 
 
 class TemperatureConfig(Frozen):
-    """How a global temperature starts and moves."""
+    """The start, the bounds and the learning rate of a global temperature."""
 
     init: float = Field(default=0.07, gt=0)
     """Initial temperature. Source: CLIP, arXiv:2103.00020, Section 2.5."""
@@ -265,7 +265,7 @@ class Temperature(nn.Module):
         return math.exp(-float(self.log_scale.detach()))
 
     def param_groups(self) -> list[ParamGroup]:
-        """The one parameter with its learning rate; nothing when it is fixed."""
+        """Return the one parameter with its learning rate; nothing when it is fixed."""
         if not self.config.learnable:
             return []
         return [ParamGroup(params=[self.log_scale], lr=self.config.lr, lr_factor=self._lr_factor)]
@@ -281,12 +281,3 @@ class Temperature(nn.Module):
     def clamp(self) -> None:
         """Keep the temperature within its bounds."""
         self.log_scale.clamp_(math.log(1 / self.config.maximum), math.log(1 / self.config.minimum))
-
-
-def nested_tensors(state: Any) -> bool:
-    """Whether a state holds only tensors, numbers, strings, None, lists and dicts of such (loadable safely)."""
-    if isinstance(state, dict):
-        return all(isinstance(k, (str, int)) and nested_tensors(v) for k, v in state.items())
-    if isinstance(state, (list, tuple)):
-        return all(nested_tensors(v) for v in state)
-    return state is None or isinstance(state, (Tensor, bool, int, float, str))

@@ -17,17 +17,17 @@ ORIGIN = "provenance.json"
 
 
 class CodeOrigin(Frozen):
-    """What git says about a checkout."""
+    """The commit of a checkout, and a digest of its uncommitted changes."""
 
     commit: str
-    """"unknown" where git does not say."""
+    """"unknown" if git does not say."""
     dirty_sha256: str | None
-    """Digest of what is not committed of the code that jobs run, untracked files included; None when there is nothing;
-    "unknown" where git does not say."""
+    """Digest of uncommitted changes to the code that jobs run, untracked files included; None without any; "unknown" if
+    git does not say."""
 
 
 def code_origin(root: Path = ROOT) -> CodeOrigin:
-    """Return where the code in a folder comes from: as a snapshot noted it, or as git says."""
+    """Return the origin of the code in a folder: as a snapshot noted it, else as git says."""
     noted = root / ORIGIN
     if noted.exists():
         return parse(CodeOrigin, files.read_text(noted), str(noted))
@@ -36,7 +36,7 @@ def code_origin(root: Path = ROOT) -> CodeOrigin:
 
 
 def _git(root: Path, *args: str) -> bytes | None:
-    """Return what git prints about a checkout; None where it cannot say (no git, no checkout, not allowed)."""
+    """Return git's output on a checkout; None if it has none to give (no git, no checkout, not allowed)."""
     if not (root / ".git").exists():
         return None
     try:
@@ -46,7 +46,7 @@ def _git(root: Path, *args: str) -> bytes | None:
 
 
 def _dirty_sha256(root: Path) -> str | None:
-    # Of nothing else: a checkout may hold data that nobody told git to ignore.
+    # Only of the code: a checkout may hold data that nobody told git to ignore.
     code = ("--", *PACKAGES, *FILES)
     difference = _git(root, "diff", "HEAD", *code)
     untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", *code)

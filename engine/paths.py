@@ -1,4 +1,4 @@
-"""Every path of the project, relative to the working directory. Nobody else joins paths of results."""
+"""Return every path of the project, relative to the working directory. No other module joins paths of results."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def run(run_id: str) -> Path:
 
 
 def spec(run_id: str) -> Path:
-    """What the run is; written once, before it starts."""
+    """The run's `RunSpec`; written once, before it starts."""
     return run(run_id) / "spec.json"
 
 
 def record(run_id: str) -> Path:
-    """What came out; written last: a run is done exactly when this exists."""
+    """The run's `Record`; written last: a run is done exactly when this exists."""
     return run(run_id) / "record.json"
 
 
 def outcome(run_id: str) -> Path:
-    """What came out, under a name that no workflow knows: one that runs a rule again removes `record` first."""
+    """A copy of `record` that a workflow does not know: before it runs a rule again, it removes the rule's output."""
     return run(run_id) / "outcome.json"
 
 
@@ -69,7 +69,7 @@ def weights(run_id: str, samples_seen: int) -> Path:
 
 
 def normalizer_error(run_id: str, samples_seen: int) -> Path:
-    """How far the method's log-normalizers were from the exact ones."""
+    """The error of the method's log-normalizers after a number of samples."""
     return run(run_id) / "normalizer_error" / f"{samples_seen}.json"
 
 
@@ -109,12 +109,12 @@ def code() -> Path:
 
 
 def method(sha256: str) -> Path:
-    """The copy of a file that defines a method and is not in this repository, by its digest."""
+    """The copy of a method's file from outside this repository, by its digest."""
     return RESULTS / "methods" / f"{sha256}.py"
 
 
 def scheduler() -> Path:
-    """What the launchers of this folder share: states of jobs, and who holds which GPU."""
+    """States of jobs and holders of GPUs, which the launchers of this folder share."""
     return RESULTS / "scheduler"
 
 
@@ -129,7 +129,7 @@ def evaluated(run_id: str, milestone: int | str, key: str) -> Path:
 
 
 def digest(folder: Path) -> Path:
-    """What is remembered of the digest of a folder of data."""
+    """The remembered digest of a folder of data."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     return RESULTS / "digests" / f"{folder.name}-{name}.json"
 
@@ -155,7 +155,7 @@ def report(name: str) -> Path:
 
 
 def tensorboard() -> Path:
-    """What runs have logged, in TensorBoard's format."""
+    """The metrics of all runs, in TensorBoard's format."""
     return RESULTS / "tensorboard"
 
 

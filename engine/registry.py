@@ -1,7 +1,7 @@
-"""Finds methods: ours by where their file lies, `baselines/<name>.py` or `<name>/method.py`; others by their file.
+"""Find methods by their file: `baselines/<name>.py` or `<name>/method.py` here, or a file outside this repository.
 
-Nothing to register. A file that is not in this repository is copied below `paths.method()` when a suite names it, and
-a run executes that copy: its digest is part of what the run is.
+Nothing is registered. A file from outside is copied to `paths.method()` when a suite names it. The run executes the
+copy, and its id covers the copy's digest.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def method_class(name: str, source: MethodSource | None = None) -> type[Method]:
 
     Args:
         name: The method.
-        source: Where it comes from, if it is not in this repository; a copy must have been kept.
+        source: Its class and file, if it is not in this repository; `keep` must have copied the file.
 
     Raises:
-        ValueError: If there is no such method, or its file does not define exactly one `Method` (or not the class
-            that `source` names), or if the copy has another content than it should.
+        ValueError: If there is no such method, if its file does not define exactly one `Method` (or not the class
+            that `source` names), or if the copy has changed.
     """
     if source is not None:
         return _class_in(_kept_module(source), source.class_name)
@@ -54,11 +54,11 @@ def method_class(name: str, source: MethodSource | None = None) -> type[Method]:
 
 
 def keep(reference: str, folder: Path = Path()) -> MethodSource:
-    """Take up a method from a file of one's own, and keep a copy of the file for the runs.
+    """Check a method in a file outside this repository, and keep a copy of the file for its runs.
 
     Args:
         reference: ``path/to/file.py:ClassName``.
-        folder: What a relative path is relative to.
+        folder: The folder that a relative path starts from.
 
     Raises:
         ValueError: As `examine`.
@@ -72,7 +72,7 @@ def keep(reference: str, folder: Path = Path()) -> MethodSource:
 
 
 def examine(reference: str, folder: Path = Path()) -> tuple[MethodSource, bytes]:
-    """Import a method from a file of one's own, see `keep`; also returns the file's content.
+    """Import a method as `keep` does; returns its source and the file's content.
 
     Raises:
         ValueError: If there is no such file or class, if importing the file fails, or if the class is no method.
@@ -90,7 +90,7 @@ def examine(reference: str, folder: Path = Path()) -> tuple[MethodSource, bytes]
 
 
 def resolve_config(name: str, options: dict[str, Any], source: MethodSource | None = None) -> MethodConfig:
-    """Validate a method's options and fill in its defaults; `name` and `source` as in `method_class`.
+    """Check a method's options and fill in its defaults; `name` and `source` are those of `method_class`.
 
     Raises:
         ValueError: If an option is unknown or has a wrong value; the message names it.
@@ -109,7 +109,7 @@ def build_method(spec: MethodSpec, env: MethodEnv) -> Method:
 
 
 def _methods_in(module: ModuleType) -> dict[str, type[Method]]:
-    """The methods that a file defines itself, by the names of their classes."""
+    """Return the methods that a file defines itself, by the names of their classes."""
     return {
         key: value
         for key, value in vars(module).items()
@@ -138,10 +138,10 @@ def _kept_module(source: MethodSource) -> ModuleType:
     if _module_name(source.sha256) in sys.modules:
         return sys.modules[_module_name(source.sha256)]
     if not path.exists():
-        raise ValueError(f"{source.class_name}: its file was kept as {path}, which is gone: expand the suite again")
+        raise ValueError(f"{source.class_name}: the copy of its file, {path}, is gone: expand the suite again")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != source.sha256:
-        raise ValueError(f"{path} has been changed and is not what the run was to execute: remove it, and expand again")
+        raise ValueError(f"{path} was changed since the run was made: remove it, and expand the suite again")
     return _module(content, source.sha256, path)
 
 
@@ -150,15 +150,15 @@ def _module_name(sha256: str) -> str:
 
 
 def _module(content: bytes, sha256: str, path: Path) -> ModuleType:
-    """Execute a file, once in a process; what is executed is what the digest was taken of."""
+    """Execute the content that a digest was taken of, once in a process."""
     name = _module_name(sha256)
     if name not in sys.modules:
         module = ModuleType(name)
         module.__file__ = str(path)
-        sys.modules[name] = module  # dataclasses and pydantic look a class's module up while it is made
+        sys.modules[name] = module  # dataclasses and pydantic look up the module of a class while they make it
         try:
             exec(compile(content, str(path), "exec"), vars(module))
-        except Exception as error:  # whatever it was: the file is the user's, who needs to know where
+        except Exception as error:  # of any kind: the file is the user's, who needs to know the line
             del sys.modules[name]
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
             line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

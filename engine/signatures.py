@@ -1,8 +1,8 @@
-"""Signs of failure in what a run has logged: each with its name, its steps, the numbers that show it, and what to do.
+"""Find signs of failure in a run's log: each has a name, its steps, the numbers that show it, and advice.
 
-Found at the end of a run from the lines of `metrics.jsonl` alone, so that a run that was killed and resumed finds the
-same. What any method can show is here; a method adds its own (`Method.signatures`). `docs/failure-signatures.md` lists
-all. Imports no torch: whoever reads a record comes here.
+They come from `metrics.jsonl` alone, at the end of a run: one that was killed and resumed has the same. Those that any
+method can show are here; a method adds its own (`Method.signatures`). `docs/failure-signatures.md` lists all. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from typing import Any
 from engine.schema.record import Signature
 
 NUM_WINDOWS = 10
-"""A log is read in so many parts: single batches are noise, a tenth of a run is not."""
+"""Parts that a log is read in: single batches are noise, a tenth of a run is not."""
 MIN_WINDOW_LINES = 4
-"""Fewer tell no oscillation from noise. So a log of less than two windows, 8 lines, shows nothing."""
+"""Lines of a part: fewer cannot tell oscillation from noise. A log of less than two parts, 8 lines, shows nothing."""
 MIN_LASTING = 2
-"""Windows in a row for which a state must hold: one bad stretch is no failure."""
+"""Parts in a row for which a condition must hold: one bad stretch is no failure."""
 COLLAPSED_RANK = 1.1
-"""Effective rank below which embeddings count as collapsed: a typical pair has |cos| > 0.95. Encoders may well pass
-through 0.99 in their warm-up; trained on the embedded data set they end between 0.4 and 0.7."""
+"""Effective rank below which embeddings count as collapsed: a typical pair has |cos| > 0.95. In warm-up 0.99 may well
+come and go; after training on the embedded data set |cos| is between 0.4 and 0.7."""
 AT_MINIMUM = 1.01
-"""A temperature within one percent of its minimum is held there."""
+"""Temperature over its minimum, up to which it counts as held there."""
 MIN_FLIPS = 1 / 3
-"""Share of steps in the opposite direction of the one before: pure noise has 2/3, a drift has none."""
+"""Share of moves that go back on the move before: pure noise has 2/3, a drift has none."""
 MAX_SKIPPED_SHARE = 1 / 1000
-"""Share of skipped steps: twice that of a scaler which tries a doubled loss scale after 2000 steps and takes it back.
-What skips more often loses scale, and small gradients with it."""
+"""Share of skipped steps. A healthy scaler skips half as many: every 2000 steps it tries a doubled loss scale and takes
+it back. A run that skips more often loses scale, and small gradients with it."""
 
 Line = Mapping[str, Any]
 """Parsed JSON: numbers by name of metric, None where they were not finite."""
 
 
 class Window:
-    """Some consecutive lines of a log. What was not logged, or was not finite, is NaN, which fulfils no condition."""
+    """Consecutive lines of a log. A metric that was not logged, or not finite, is NaN: it fulfils no condition."""
 
     def __init__(self, lines: list[Line]) -> None:
         self.lines = lines
@@ -52,7 +52,7 @@ class Window:
         return statistics.median(values) if values else math.nan
 
     def oscillates(self, name: str, amplitude: float) -> bool:
-        """Whether a metric goes up and down, and typically by at least `amplitude` from line to line."""
+        """Tell if a metric goes up and down, and typically by at least `amplitude` from line to line."""
         moves = [later - earlier for earlier, later in itertools.pairwise(self.values(name))]
         flips = sum(first * second < 0 for first, second in itertools.pairwise(moves))
         typical = statistics.median(map(abs, moves)) if moves else 0.0
@@ -65,7 +65,7 @@ class Window:
             name: The signature's name.
             advice: What to do.
             metrics: Metrics whose medians are evidence.
-            compared_with: Further evidence; of all, what is not finite is left out.
+            compared_with: Further evidence. Values that are not finite are left out.
         """
         evidence = {metric: self[metric] for metric in metrics} | compared_with
         return Signature(
@@ -78,10 +78,10 @@ class Window:
 
 
 class Log:
-    """What a run has logged, in order of its steps, as a whole and in windows of like size.
+    """The log of a run in order of its steps: as a whole, and in windows of like size.
 
     Args:
-        lines: The lines of `metrics.jsonl`; of several for one step the last holds.
+        lines: The lines of `metrics.jsonl`; of several for one step the last one counts.
     """
 
     def __init__(self, lines: Iterable[Line]) -> None:
@@ -100,14 +100,14 @@ class Log:
         at_end: bool = False,
         **compared_with: float,
     ) -> list[Signature]:
-        """Return a signature of the longest stretch of windows for which a condition holds; nothing if it is short.
+        """Return a signature of the longest stretch of windows that fulfil a condition; nothing if it is short.
 
         Args:
             name: The signature's name.
             holds: The condition.
             advice: What to do.
             metrics: Metrics whose medians are evidence.
-            at_end: Take the stretch that ends with the log: what training overcomes is no failure.
+            at_end: Take the stretch that ends with the log: a state that training leaves again is no failure.
             compared_with: Further evidence.
         """
         stretches: list[list[Window]] = [[]]
@@ -124,7 +124,7 @@ class Log:
 
 
 def find_signatures(lines: Iterable[Line], of_method: Callable[[Log], list[Signature]]) -> tuple[Signature, ...]:
-    """Return every signature that a run's log shows: those of any method, then the method's own.
+    """Return all signatures in a run's log: those of any method, then the method's own.
 
     Args:
         lines: The lines of `metrics.jsonl`.
@@ -135,7 +135,7 @@ def find_signatures(lines: Iterable[Line], of_method: Callable[[Log], list[Signa
 
 
 def embedding_collapse(log: Log) -> list[Signature]:
-    """Return a signature if the embeddings of a side end in one direction. Untrained ones may well start there."""
+    """Return a signature if the embeddings of a side end in one direction; untrained ones may start there."""
     ranks = ("embedding/effective_rank_image", "embedding/effective_rank_text")
     return log.find(
         "embedding_collapse",
@@ -150,7 +150,7 @@ def embedding_collapse(log: Log) -> list[Signature]:
 
 
 def steps_skipped(log: Log) -> list[Signature]:
-    """Return a signature if fp16 skips steps again and again, so that the loss scale falls."""
+    """Return a signature if fp16 skips so many steps that the loss scale falls."""
 
     def share(now: Window) -> float:
         skipped = now.values("scaler/num_skipped")
@@ -169,8 +169,7 @@ def steps_skipped(log: Log) -> list[Signature]:
 def temperature_at_floor(log: Log, minimum: float, advice: str, **compared_with: float) -> list[Signature]:
     """Return a signature if the temperature ends at its minimum.
 
-    For methods that pull on the temperature (rho) to keep it inside its bounds; under a plain contrastive loss it may
-    well end there.
+    For methods that pull the temperature (rho) away from its bounds: a plain contrastive loss may well end there.
 
     Args:
         log: The log.

@@ -1,7 +1,7 @@
-"""Methods as losses for other training code, called as open_clip's `ClipLoss` is.
+"""Offer methods as losses for other training code, called as open_clip's `ClipLoss` is.
 
-There the caller owns encoders, temperature and optimiser; the loss keeps what else a method needs from step to step.
-The suite's own trainer does not come here: it uses all of `engine.method`. Shape suffixes: B local batch, D embedding.
+The caller owns encoders, temperature and optimiser; the loss keeps the rest of a method's state from step to step. The
+suite's own trainer uses `engine.method` instead. Shape suffixes: B local batch, D embedding.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from engine.registry import method_class, resolve_config
 
 
 class StandaloneLoss(nn.Module):
-    """A method behind the call of `ClipLoss`. Subclasses ask for what their method must know, and document it.
+    """A method that is called like `ClipLoss`. A subclass takes the arguments that its method needs.
 
-    `state_dict()` holds all that a restart needs, and is the same on every process; `metrics` what the method
-    reported at the last call. Nothing in it is for the caller's optimiser.
+    `state_dict()` holds all that a restart needs and is the same on every process. `metrics` has the method's metrics
+    of the last call. No parameter is for the caller's optimiser.
 
     Args:
         name: The method's name.
         options: The method's options, except its temperature's.
         global_batch_size: Pairs in a call, over all processes.
-        accum_freq: Calls that share an optimiser step, each with all its pairs, as open_clip's trainer makes them.
-        embed_dim: D. This and the following keep their default where the method does not look at them.
+        accum_freq: Calls that share an optimiser step, each with all its pairs, as in open_clip's trainer.
+        embed_dim: D. This and the sizes below matter only to methods that look at them.
         dataset_size: Data set positions are below it.
         steps_per_epoch: Optimiser steps per epoch.
         num_epochs: Epochs of the run, for the method's schedules.
-        seed: Decides whatever the method draws at random.
+        seed: Seed of the method's random draws.
 
     Raises:
         ValueError: If an option is unknown, has a wrong value or belongs to the caller, or a size is not positive.
@@ -66,8 +66,8 @@ class StandaloneLoss(nn.Module):
                 raise ValueError(f"{size} = {value}: allowed is 1 or more")
         if "temperature" in options:
             raise ValueError(
-                "temperature: it is your model's here, which passes it as logit_scale: set its start, bounds and "
-                "learning rate there, and leave this option out"
+                "temperature: leave this option out: your model has the temperature and passes it as logit_scale; set "
+                "its start, bounds and learning rate there"
             )
         env = MethodEnv(
             embed_dim=embed_dim,
@@ -126,8 +126,8 @@ class StandaloneLoss(nn.Module):
         progress = Progress(self.step, self.env.steps_per_epoch, self.env.num_steps, self.env.global_batch_size)
         is_training = self.training and torch.is_grad_enabled()
         is_last = self.part == self.accum_freq - 1
-        # A copy takes the steps that are not to be kept: in evaluation, and in all but the last call of several that
-        # share a step, which must all start from the same state.
+        # A copy takes the steps whose state is not kept: in evaluation, and in all calls of a step but the last, since
+        # all of them start from the same state.
         method = cast(_TakesLogitScale, self.method if is_training and is_last else copy.deepcopy(self.method))
         with torch.autocast(state.device.type, enabled=False):
             scale = torch.as_tensor(logit_scale, dtype=dtype, device=state.device).reshape(())
@@ -139,7 +139,7 @@ class StandaloneLoss(nn.Module):
         return {"contrastive_loss": total} if output_dict else total
 
     def get_extra_state(self) -> dict[str, int]:
-        """Return how far training is: optimiser steps, and calls within the current one."""
+        """Return the number of optimiser steps, and of calls within the current one."""
         return {"step": self.step, "part": self.part}
 
     def set_extra_state(self, state: dict[str, int]) -> None:

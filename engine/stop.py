@@ -1,25 +1,22 @@
-"""Signals that ask a training to stop: noticed between steps (and between batches of a measurement), agreed on by all
-processes, obeyed after a save.
+"""Signals that ask a training to stop: a block notes them, and the training ends after a save.
 
-What each signal means to a scheduler is not decided here: a run that stopped has saved, and goes on when it is
-started again.
+The launcher decides what a signal means to the scheduler. A run that stopped goes on when it is started again.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
-from types import FrameType, TracebackType
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""In order of weight: when processes got different ones, the last of these counts for all. SIGUSR2 asks to be
-submitted again, SIGTERM does not."""
+"""In order of weight: of several, the last one decides. SIGUSR2 asks to be submitted again, SIGTERM does not."""
 
 
 class Stopped(SystemExit):
-    """A training ended between two steps because it was asked to; its checkpoint is on disk.
+    """A training was asked to end, and did between two steps; its checkpoint is on disk.
 
     Ends a command line with exit code 128 + `signal_number`, as a shell reports a signal.
     """
@@ -29,43 +26,41 @@ class Stopped(SystemExit):
         self.signal_number, self.step = signal_number, step
 
     @classmethod
-    def by(cls, counts: Sequence[float], step: int) -> Stopped:
+    def by(cls, counts: Sequence[int], step: int) -> Stopped:
         """Return the end that the weightiest of several signals asks for.
 
         Args:
             counts: How often each of `STOP_SIGNALS` came; at least one did.
-            step: The step that is done.
+            step: Number of steps that are done.
         """
-        seen = [number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count]
-        return cls(seen[-1], step)
+        return cls([number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count][-1], step)
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.signal_number).name} after step {self.step}, which is saved"
 
 
-class StopRequest:
-    """Notes the signals that arrive inside the block, instead of letting them act.
+@contextmanager
+def stop_signals_noted() -> Iterator[Sequence[bool]]:
+    """Note `STOP_SIGNALS` that arrive in the block instead of letting them act; a second Ctrl-C acts at once.
 
-    A second Ctrl-C acts at once. Outside the main thread, where Python allows no handlers, nothing is noted.
+    Notes nothing outside the main thread: Python allows handlers only there.
+
+    Yields:
+        For each of `STOP_SIGNALS`, if it has arrived by now.
     """
+    seen = [False] * len(STOP_SIGNALS)
 
-    def __init__(self) -> None:
-        self.seen = [False] * len(STOP_SIGNALS)
-        """Which of `STOP_SIGNALS` this process got."""
-        self._earlier: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen[STOP_SIGNALS.index(signal.Signals(number))] = True
+    def note(number: int, frame: FrameType | None) -> None:
+        seen[STOP_SIGNALS.index(signal.Signals(number))] = True
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    earlier = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    try:
+        yield seen
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Whether the packages that this checkout asks for are installed, in versions that it allows."""
+"""Check that the packages this checkout asks for are installed, in versions that it allows."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What files say: runs, records, evaluations and suites as frozen models. Nothing here computes."""
+"""The content of files as frozen models: runs, records, evaluations and suites."""

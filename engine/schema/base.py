@@ -1,4 +1,4 @@
-"""What all schemas share: frozen models, error texts, canonical JSON and digests."""
+"""Shared by all schemas: frozen models, error texts, canonical JSON and digests."""
 
 from __future__ import annotations
 

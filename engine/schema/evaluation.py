@@ -1,10 +1,10 @@
-"""What a model is evaluated on, and the schema of a result."""
+"""Evaluation sets, lists of them with their averages, and the result of a model on a set."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -25,79 +25,70 @@ TASK_METRICS = {
 }
 """Main metrics by task, under DataComp's names."""
 WORST_GROUP = {"acc_worst_region": 1, "acc_wg": 1, "acc_top5_wg": 5}
-"""Metrics that are the lowest top-k accuracy over groups of images, with their k."""
+"""Metrics that are the lowest top-k accuracy of any group of images, with their k."""
 Precision = Literal["fp32", "bf16"]
-"""Of the encoders; bf16 is autocast, and moves accuracies by some tenths of a point."""
+"""Precision of the encoders; bf16 is autocast, and moves accuracies by some tenths of a point."""
 WhenMissing = Literal["refuse", "no_average", "average_of_available"]
-"""What to do where a set is not on disk: stop; leave out the averages it belongs to; average over the others, and say
-so in the average's name."""
+"""Treatment of a set that is not on disk: stop; leave out the averages it belongs to; average over the others, and name
+the average so."""
 
 
 class Original(Frozen):
-    """The files that a set is made from, where nobody offers it as `engine.evaluation.reading` reads it."""
+    """The files that a set is made from, if nobody offers it in a layout that `engine.evaluation.reading` reads."""
 
     layout: Literal["folders", "medmnist", "winogavil"]
-    """How to read them; see `experiments.fetch.layouts`."""
+    """Their layout; see `experiments.fetch.layouts`."""
     files: tuple[str, ...] = Field(min_length=1)
-    """Their names: in the repository, or the one that `url` gets here."""
+    """Their names: those in the repository, or the name for the file behind `url`."""
     url: str | None = None
-    """Where a file is that is in no repository."""
+    """Address of a file that is in no repository."""
     md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
-    """Its digest, as its publisher states it."""
+    """Digest of that file, as its publisher states it."""
     folders: tuple[str, ...] = ()
     """Layout ``folders``: the folder of each class, in the order of the classes."""
 
 
 class EvalCard(Frozen):
-    """One evaluation set: where it lies, its metric, and what must be found there."""
+    """One evaluation set: its place, its metric, and the counts that must be found."""
 
     name: str
     title: str
     """A word or two: the name of a column."""
     description: str = ""
     task: Literal["zeroshot_classification", "zeroshot_retrieval", "image_caption_selection", "association"]
-    metric: Literal[
-        "acc1",
-        "mean_per_class_recall",
-        "mean_recall@1",
-        "text_acc",
-        "F1-macro_all",
-        "acc_worst_region",
-        "acc_top5_wg",
-        "acc_wg",
-        "jaccard_score_10-12",
-    ]
+    metric: str
+    """One of `TASK_METRICS`."""
     path: str
     split: str = "test"
     images: int = Field(ge=1)
-    """Images; of an association set, its instances."""
+    """Number of images; of instances in an association set."""
     classes: int | None = None
     captions: int | None = None
     metadata: tuple[str, ...] = ()
-    """Columns of each image's ``key.npy``; empty if there is none, or none that is needed."""
+    """Columns of each image's ``key.npy``; empty if none is needed."""
     group_by: str | None = None
     """The column whose groups a worst-group metric compares."""
     chance: float = Field(ge=0, le=1)
     sha256: str | None = None
-    """Digest of the folder as `engine.files.folder_sha256` takes it; None compares only the counts."""
+    """Digest of the folder by `engine.files.folder_sha256`; None compares only the counts."""
     hf_repo: str | None = None
-    """Data set repository on the Hugging Face Hub that `path` is a copy of."""
+    """Data set repository on the Hugging Face Hub, of which `path` is a copy."""
     hf_revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
     """Its commit; None until one has been pinned."""
     original: Original | None = None
-    """Set where `path` is made from other files."""
+    """The files that `path` is made from, if it is made."""
     class_names: tuple[str, ...] = ()
-    """Of a set that is made from other files: what prompts call the classes."""
+    """Names of classes in prompts, of a set that is made from other files."""
     templates: tuple[str, ...] = ()
-    """Of such a set: the prompts, with {c}."""
+    """Prompts of such a set, with {c} for the class."""
     licence: str
     source: str
     build: str | None = None
-    """Command by which the workflow makes it; None when it must be fetched by hand."""
+    """Command by which the workflow makes the set; None if a person must fetch it."""
     ready: str | None = None
     """File that exists once `build` has succeeded."""
     fetch: str | None = None
-    """What to run or read to fetch it by hand. Never run by the workflow."""
+    """Advice for a person on how to fetch it; the workflow never runs it."""
 
     @model_validator(mode="after")
     def _check(self) -> EvalCard:
@@ -125,17 +116,11 @@ class EvalCard(Frozen):
 
     @property
     def identity(self) -> str:
-        """Digest of what can change a result: not where the set lies, nor how it is described."""
+        """Digest of all fields that can change a result: not of the set's place or description."""
         told = {"path", "title", "description", "licence", "source", "build", "ready", "fetch", "hf_repo", "original"}
-        # Came later: left out while unused, so that the cards that were there before keep their identity.
-        later: dict[str, Any] = {
-            "metadata": (),
-            "group_by": None,
-            "hf_revision": None,
-            "class_names": (),
-            "templates": (),
-        }
-        unused = {name for name, default in later.items() if getattr(self, name) == default}
+        # Fields that came later are left out while unused: older cards keep their identity.
+        later = ("metadata", "group_by", "hf_revision", "class_names", "templates")
+        unused = {name for name in later if getattr(self, name) == EvalCard.model_fields[name].default}
         return fingerprint(self.model_dump(mode="json", exclude=told | unused))
 
 
@@ -143,15 +128,15 @@ class Average(NamedTuple):
     """An average over evaluation sets."""
 
     name: str
-    """As asked for; with what it is over, where that is not all of its sets."""
+    """The name in the evaluation; with the number of sets, if some are left out."""
     value: float | None
     chance: float
-    """The same average of what guessing scores."""
+    """The same average of the scores of guessing."""
     num_sets: int
 
 
 class Evaluation(Frozen):
-    """Evaluation sets and their averages: averages of a set's main metric, unweighted."""
+    """Evaluation sets and their averages, which are unweighted means of main metrics."""
 
     name: str
     sets: dict[str, EvalCard]
@@ -182,8 +167,8 @@ class Evaluation(Frozen):
             missing: Sets that are not on disk.
 
         Returns:
-            The averages by their plain names. One has no value if one of its sets has none, except that
-            `when_missing` may leave missing sets out, and then its name says over how many it is.
+            The averages by their plain names. An average has no value if one of its sets has none; but if
+            `when_missing` leaves sets out, its name says over how many sets it is.
         """
         found = {}
         for key, members in self.averages.items():
@@ -200,9 +185,9 @@ class Evaluation(Frozen):
 
 
 class Outcomes(Frozen):
-    """What a model made of a set's samples, counted: all that resampling them needs.
+    """Counts of a model's outcomes on the samples of a set, for resampling them.
 
-    Samples are images; of an association set, instances. They are drawn within strata: the classes of a metric that is
+    Samples are images; in an association set, instances. They are drawn within strata: the classes of a metric that is
     a mean over classes, the groups of a worst-group metric, else all together.
     """
 
@@ -211,11 +196,11 @@ class Outcomes(Frozen):
     """(score,); of ``F1-macro_all`` (predicted class,), the stratum being the true one; of ``mean_recall@1`` (captions
     that find the image, its captions, whether it finds one of them)."""
     count: tuple[int, ...]
-    """Samples of this stratum with this outcome."""
+    """Number of samples with this stratum and outcome."""
 
 
 class EvalResult(Frozen):
-    """What one model reaches on one set; metrics are fractions."""
+    """Metrics of one model on one set, as fractions."""
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -233,4 +218,4 @@ class EvalResult(Frozen):
     data_sha256: str | None = None
     """Digest of the set's folder, as `EvalCard.sha256`."""
     outcomes: Outcomes | None = None
-    """Behind the main metric; None in results from before they were kept."""
+    """Outcomes behind the main metric; None in old results."""

@@ -1,4 +1,4 @@
-"""What came out of a run: the schema of `record.json`. Imports no torch, so that the analysis can read it."""
+"""The schema of `record.json`, the result of a run. Imports no torch, so that the analysis can read it."""
 
 from __future__ import annotations
 
@@ -15,50 +15,49 @@ class Signature(Frozen):
 
     name: str
     first_step: int
-    """First and last logged step at which it shows."""
+    """The first logged step at which it shows."""
     last_step: int
     evidence: dict[str, float]
-    """Medians of metrics over those steps, and what they are compared with."""
+    """Medians of metrics over these steps, and the limits they are compared with."""
     advice: str
 
 
 class Provenance(Frozen):
-    """Where numbers come from: code, data, device, versions."""
+    """The origin of a run's numbers: code, data, device, versions."""
 
     commit: str
-    """Commit of the checkout; "unknown" where git does not say."""
+    """Commit of the checkout; "unknown" if git does not say."""
     dirty_sha256: str | None
-    """Digest of what is not committed, untracked files included; None when there is nothing; "unknown" where git does
-    not say."""
+    """Digest of uncommitted changes, untracked files included; None without any; "unknown" if git does not say."""
     lock_sha256: str
     dataset_sha256: str
     device: str
     device_count: int
     world_size: int
     threads: int
-    """Of one process, for one operation (`torch.set_num_threads`)."""
+    """Threads that one process uses for one operation (`torch.set_num_threads`)."""
     python: str
     platform: str
     packages: dict[str, str | None]
-    """Versions; None of one that is not installed."""
+    """Versions by package; None if it is not installed."""
     libraries: dict[str, str | None] = Field(default_factory=dict)
-    """Versions that no package states: CUDA, cuDNN and NCCL of this torch, and the GPUs' driver; None of what is not
-    there. Empty in records from before they were noted."""
+    """Versions that no package states: CUDA, cuDNN and NCCL of this torch, and the GPUs' driver; None without it. Empty
+    in old records."""
 
 
 class Attempt(Frozen):
-    """One start of a run: where it went on, and on what. Taken when it starts."""
+    """One start of a run, described when it starts."""
 
     first_step: int
     provenance: Provenance
     host: str
-    """Of the first process."""
+    """The machine of the first process."""
     job_id: str | None = None
-    """The scheduler's; None when started by hand."""
+    """The scheduler's id of the job; None when started by hand."""
 
 
 class Milestone(Frozen):
-    """Weights kept on the way."""
+    """Weights that were kept at a number of samples seen."""
 
     weights: str
     """Path below the run's folder."""
@@ -66,40 +65,40 @@ class Milestone(Frozen):
 
 
 class NormalizerError(Frozen):
-    """How far a method's log-normalizers are from the exact ones, at one milestone."""
+    """The error of a method's log-normalizers at one number of samples seen."""
 
     samples_seen: int
     temperature: float
-    """The mean, where anchors have temperatures of their own; each is compared at its own."""
+    """The mean if anchors have temperatures of their own; each is compared at its own."""
     num_anchors: int
     """Anchors on each side."""
     num_without_estimate: int
-    """Anchors, of both sides together, for which the method has no estimate yet; left out of the errors."""
+    """Anchors of both sides for which the method has no estimate yet; the errors leave them out."""
     image_mse: float | None
     text_mse: float | None
     image_bias: float | None
     text_bias: float | None
     control_mse: float
-    """Error of the plain mean over as many fresh random pairs as `control_size`, both sides together."""
+    """Mean squared error, over both sides, of a plain mean over `control_size` random pairs."""
     control_size: int
     eps: float = 0.0
-    """What is compared is log(eps + g), with the eps that the method's own estimate has; 0 in records from before."""
+    """The eps in the log(eps + g) that is compared: that of the method's estimate; 0 in old records."""
     sample_sha256: str | None = None
-    """Of the file with the estimates and exact values of some anchors; None in records from before there was one."""
+    """Digest of the file with estimates and exact values of some anchors; None in old records."""
 
 
 class Divergence(Frozen):
-    """Where and how training stopped being finite, or fp16 found no loss scale at which its gradient is."""
+    """The step at which the loss or its gradient was not finite; in fp16, at any loss scale."""
 
     step: int
     reason: str
     temperature: float
     indices: tuple[int, ...]
-    """Data set positions of the first pairs of the batch."""
+    """Positions of the first pairs of the batch."""
 
 
 class Record(Frozen):
-    """The result of a run. Scheduler and code failures write none; divergence is a result and does."""
+    """The result of a run. Divergence is a result; failures of code or scheduler leave no record."""
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -110,24 +109,24 @@ class Record(Frozen):
     milestones: dict[str, Milestone]
     normalizer_error: tuple[NormalizerError, ...]
     clock_sec: dict[str, float]
-    """Seconds by phase over the steps that were timed (all on CPU, the logged ones on a GPU)."""
+    """Seconds by phase over the timed steps: all on a CPU, the logged ones on a GPU."""
     median_step_sec: float | None
     peak_memory_bytes: int
     attempts: tuple[Attempt, ...]
-    """Every start of the run, in order; the last one finished it."""
+    """All starts of the run, in order; the last one finished it."""
     num_replaced: int = 0
-    """Samples that could not be decoded, and were replaced by their neighbours."""
+    """Samples that could not be decoded and were replaced by their neighbours."""
     num_skipped: int = 0
-    """Steps that fp16 skipped since their gradient was not finite."""
+    """Steps that fp16 skipped because their gradient was not finite."""
     loss_scale: float | None = None
-    """That of fp16 at the end; None in other precisions."""
+    """Loss scale of fp16 at the end; None in other precisions."""
     first_indices: tuple[int, ...]
-    """Data set positions of the first pairs of the run, to compare orders."""
+    """Positions of the first pairs of the run, to compare orders."""
     divergence: Divergence | None
     signatures: tuple[Signature, ...] = ()
     """Signs of failure in what was logged."""
 
     @property
     def provenance(self) -> Provenance:
-        """Of the attempt that finished the run."""
+        """The provenance of the attempt that finished the run."""
         return self.attempts[-1].provenance

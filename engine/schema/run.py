@@ -1,7 +1,7 @@
-"""What a run is (`RunSpec`), how it is carried out (`Execution`), and the identity of a run.
+"""Define a run (`RunSpec`), its id, and how a process carries it out (`Execution`).
 
-Everything that can change a result is in `RunSpec` and enters the run's id; everything that cannot
-(devices, workers, log interval) is in `Execution`, another type, so that it cannot enter by mistake.
+Settings that can change a result are in `RunSpec` and enter the run's id. Others (devices, workers, log interval) are
+in `Execution`, another type, so that they cannot enter by mistake.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pydantic import (
 from engine.schema.base import ID_PATTERN, SCHEMA_VERSION, Frozen, fingerprint
 
 Digest = Literal["bytes", "members"]
-"""What the index step reads. ``bytes``: everything; the digest is the file's SHA-256, and captions are checked.
-``members``: headers only; the digest is that of the member table (names, offsets, sizes) and the file's size."""
+"""The part of a shard that the index step reads. ``bytes``: all of it; the digest is the file's SHA-256, and captions
+are checked. ``members``: headers only; the digest covers members' names, offsets and sizes, and the file's size."""
 
 
 class MethodSource(Frozen):
-    """The class of a method that is no file of this repository, and the file's content, of which a copy is kept."""
+    """The class and file of a method from outside this repository; a copy of the file is kept."""
 
     class_name: str
     sha256: str
-    """Of the file."""
+    """Digest of the file."""
 
 
 class MethodSpec(Frozen):
@@ -38,7 +38,7 @@ class MethodSpec(Frozen):
     name: str = Field(pattern=ID_PATTERN)
     config: dict[str, JsonValue]
     source: MethodSource | None = None
-    """None for a method of this repository: then it does not enter the run's id either."""
+    """None for a method of this repository; it then stays out of the run's id."""
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -47,14 +47,14 @@ class MethodSpec(Frozen):
 
 
 class CaptionSource(Frozen):
-    """Where a sample's caption lies: member ``key.txt``, or a field of ``key.json`` (text, or a list of texts)."""
+    """The place of a sample's caption: member ``key.txt``, or a field of ``key.json`` (text, or a list of texts)."""
 
     member: str = "txt"
     field: str | None = None
 
 
 class DatasetSpec(Frozen):
-    """A training set: its card's name, the revision of its content, the pairs it holds, and where captions lie."""
+    """A training set: its card's name, the revision of its content, its number of pairs, the place of captions."""
 
     name: str = Field(pattern=ID_PATTERN)
     revision: str
@@ -63,14 +63,14 @@ class DatasetSpec(Frozen):
 
 
 class ModelSpec(Frozen):
-    """An open_clip model by name; `config_sha256` pins the file when the model is one of ours."""
+    """An open_clip model by name; `config_sha256` is the digest of the config file of a model of this repository."""
 
     name: str
     config_sha256: str | None = None
 
 
 class OptimizerSpec(Frozen):
-    """AdamW with linear warm-up and cosine decay; defaults are open_clip's for ViT models."""
+    """AdamW with linear warm-up and cosine decay. Defaults are open_clip's for ViT models."""
 
     lr: float = Field(default=5e-4, gt=0)
     lr_min: float = Field(default=0.0, ge=0)
@@ -80,14 +80,14 @@ class OptimizerSpec(Frozen):
     warmup_steps: int = Field(default=0, ge=0)
     grad_clip_norm: float | None = Field(default=None, gt=0)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Keep an exponential moving average of the encoders' weights with this decay per step, and export that."""
+    """Export an exponential moving average of the encoders' weights, with this decay per step, in their place."""
 
 
 class AugmentationSpec(Frozen):
-    """What is done to a training image.
+    """Augmentation of training images.
 
-    ``shift`` moves the picture by up to `max_shift_px` pixels; ``random_resized_crop`` is open_clip's default
-    (area in `crop_scale`, aspect ratio in [3/4, 4/3], bicubic); ``none`` only resizes.
+    ``shift`` moves a picture by up to `max_shift_px` pixels. ``random_resized_crop`` is open_clip's default (area in
+    `crop_scale`, aspect ratio in [3/4, 4/3], bicubic). ``none`` only resizes.
     """
 
     kind: Literal["none", "shift", "random_resized_crop"] = "random_resized_crop"
@@ -96,18 +96,18 @@ class AugmentationSpec(Frozen):
 
 
 class NormalizerErrorSpec(Frozen):
-    """Compare the method's log-normalizers with the exact ones over the whole training set, and when."""
+    """Measurements of the method's log-normalizers against the exact ones over the whole training set."""
 
     at: tuple[int, ...]
-    """Samples seen at which this is done."""
+    """Samples seen at which to measure."""
     num_anchors: int = Field(default=2048, ge=2)
-    """Pairs for which it is done, image and text side."""
+    """Pairs whose image and text side are compared."""
     control_size: int = Field(default=1024, ge=1)
-    """Random pairs of the control estimate, which learns nothing."""
+    """Random pairs of the control, an estimate that learns nothing."""
 
 
 class RunSpec(Frozen):
-    """Everything that decides a run's result, fully resolved."""
+    """All settings that decide a run's result, with defaults written out."""
 
     schema_version: int = SCHEMA_VERSION
     method: MethodSpec
@@ -115,15 +115,15 @@ class RunSpec(Frozen):
     model: ModelSpec
     global_batch_size: int = Field(ge=2)
     samples_seen: int = Field(ge=2)
-    """Pairs to train on in all: a multiple of `global_batch_size`."""
+    """Pairs to train on in all; a multiple of `global_batch_size`."""
     milestones: tuple[int, ...]
     """Samples seen at which weights are kept and evaluated; the last is the end of training."""
     optimizer: OptimizerSpec
     augmentation: AugmentationSpec
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     batch_norm_groups: int = Field(default=1, ge=1)
-    """Equal parts of the global batch whose batch-norm statistics are apart: 1 is the whole batch, 8 is what plain
-    data parallel training on 8 GPUs does. It belongs to the result, so the number of processes does not decide it."""
+    """Equal parts of the global batch that batch norm normalises apart: 1 is the whole batch, 8 is plain data parallel
+    training on 8 GPUs. It changes results, so it does not follow from the number of processes."""
     normalizer_error: NormalizerErrorSpec | None = None
     seed: int = Field(ge=0)
 
@@ -160,35 +160,35 @@ class RunSpec(Frozen):
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps in all."""
+        """Number of optimiser steps in all."""
         return self.samples_seen // self.global_batch_size
 
     @functools.cached_property
     def run_id(self) -> str:
-        """``<method>-<dataset>-<model>-s<seed>-<8 hex>``; the hex is over the whole spec."""
+        """``<method>-<dataset>-<model>-s<seed>-<8 hex>``, with the first digits of the spec's `fingerprint`."""
         parts = (self.method.name, self.dataset.name, self.model.name, f"s{self.seed}", fingerprint(self)[:8])
         return "-".join(parts).lower().replace("/", "_")
 
 
 class Execution(Frozen):
-    """How a process carries a run out: nothing in here may change a result beyond floating-point rounding.
+    """Settings of a process that carries a run out; none changes a result beyond floating-point rounding.
 
-    What a job asks of a machine (nodes, GPUs, memory, time) is `engine.jobs.cluster.Request`.
+    Nodes, GPUs, memory and time of a job are in `engine.jobs.cluster.Request`.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
-    """CPU threads per process. One by default: sums then have one order, whatever the machine."""
+    """CPU threads per process. With one, the default, sums have the same order on every machine."""
     num_workers: int = Field(default=0, ge=0)
     """Data loader processes per training process; 0 loads in the training process."""
     cache_decoded: bool = True
-    """Keep decoded pictures in memory when the augmentation allows it and they fit in `cache_gib`."""
+    """Keep decoded pictures in memory if the augmentation allows it and they fit in `cache_gib`."""
     cache_gib: float = Field(default=2.0, ge=0)
     accumulation_steps: int = Field(default=1, ge=1)
-    """Split each process's batch in so many parts; the gradient stays that of the whole batch. Not for models with
-    batch norm, which would see a part at a time."""
+    """Parts that each process's batch is encoded in; the gradient stays that of the whole batch. With batch norm, 1 or
+    the number of `batch_norm_groups` in one process."""
     max_replaced_fraction: float = Field(default=1e-3, ge=0, le=1)
-    """Stop when more than this fraction of the samples could not be decoded and had to be replaced."""
+    """Stop when more than this fraction of the samples was replaced because it could not be decoded."""
     log_every_steps: int = Field(default=10, ge=1)
     save_every_min: float = Field(default=10.0, ge=0)
     compile: bool = False

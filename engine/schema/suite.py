@@ -1,4 +1,4 @@
-"""An expanded suite: its runs and what they are evaluated on, as the workflow and the analysis read it."""
+"""An expanded suite: its runs and their evaluation, as the workflow and the analysis read it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.schema.run import RunSpec
 
 
 class SuiteRun(Frozen):
-    """A run and what the suite calls it. The run itself knows neither: the same run may serve several suites."""
+    """A run with its name in the suite. The run does not know either: it may serve several suites."""
 
     variant: str
     """Empty for a main run."""

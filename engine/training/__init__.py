@@ -1,1 +1,1 @@
-"""One run: the loop, its state and steps, checkpoints, the encoders, and what is reported."""
+"""One run: its loop, steps and state, the encoders, checkpoints, measurements, reports and its outcome."""

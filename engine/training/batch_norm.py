@@ -1,4 +1,4 @@
-"""Batch norm sees the parts of the global batch that a run names, however many processes share it."""
+"""Let batch norm see the parts of the global batch that a run names, on any number of processes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engine.schema.run import Execution, RunSpec
 def share(
     towers: nn.Module, spec: RunSpec, execution: Execution, device: torch.device, collectives: Collectives
 ) -> int:
-    """Prepare the batch norms of a model for `batch_norm_groups`; every process calls this.
+    """Share a run's `batch_norm_groups` among its processes; every process calls this.
 
-    Where several processes share a part, batch norms are replaced in place by synchronised ones.
+    If several processes share a part, synchronised batch norms replace those of the model, in place.
 
     Returns:
-        The parts of one process's rows: 1 for a model without batch norm.
+        Parts of one process's rows; 1 for a model without batch norm.
 
     Raises:
-        ValueError: If the parts cannot be had with this model, number of processes, accumulation or device.
+        ValueError: If the model, the number of processes, the accumulation or the device does not allow the parts.
     """
     name, groups, world_size = spec.model.name, spec.batch_norm_groups, collectives.world_size
     if not any(isinstance(module, nn.BatchNorm2d) for module in towers.modules()):
@@ -61,8 +61,8 @@ def norms(model: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are, whatever is encoded in the block."""
-    # Copies take their place: a graph from another part of the batch still needs the originals as they are.
+    """Keep the running statistics as they are while the block encodes."""
+    # The block moves copies: the graph of another part of the batch still needs the originals.
     originals = [(norm, dict(norm.named_buffers())) for norm in norms(model)]
     try:
         for norm, buffers in originals:

@@ -1,7 +1,7 @@
-"""Checkpoints: written atomically, verified when read, the last two kept.
+"""Keep a run's last two checkpoints: written atomically, verified when read.
 
-A checkpoint is a ``.pt`` of tensors and plain values and a ``.json`` beside it with the digest, renamed into place
-last: what has no valid ``.json`` does not exist.
+A checkpoint is a ``.pt`` of tensors and plain values, and a manifest: a ``.json`` of the same name with its digest. The
+manifest is written last: without a valid one a checkpoint does not exist.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine import files
 
 KEEP = 2
 SCHEMA_VERSION = 2
-"""Raised when the meaning of a checkpoint's content changes, so that no run goes on from what it would misread."""
+"""Raised when the meaning of a checkpoint's content changes, so that no run goes on from content it would misread."""
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -34,14 +34,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     Raises:
         DiskFullError: If there is no room; the earlier checkpoints are then untouched.
     """
-    # What a killed process left must not take the room.
+    # Files that a killed process left must not take the room.
     _remove_all_but(folder, _complete(folder)[-KEEP:])
     data = folder / f"step-{step:09d}.pt"
-    # Python's own file says why it could not be written; torch's does not.
+    # A file of Python's says why it could not be written; torch's own does not.
     with (
         files.atomic_write(data, num_bytes=_num_bytes(state)) as temporary,
         temporary.open("wb") as file,
-        # The manifest's digest covers the file; torch's checksums of its parts, which nobody reads, take as long again.
+        # The manifest's digest covers the file. Torch's checksums would take as long again, and nobody reads them.
         config.patch("save.compute_crc32", False),  # type: ignore[attr-defined]
     ):
         torch.save(state, file)
@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 def newest_step(folder: Path) -> int | None:
     """Return the step of the newest checkpoint that verifies, or None if there is none.
 
-    Those that do not verify, and files under names that no checkpoint has, are passed over, with a line in the log.
+    Passes over checkpoints that do not verify, and files of other names, with a line in the log.
     """
     for path in sorted(set(folder.glob("step-*")) - set(_files(folder))):
         sys.stderr.write(f"{path} is passed over: checkpoints are called step-000000010.pt and .json\n")
@@ -72,15 +72,15 @@ def newest_step(folder: Path) -> int | None:
 
 
 def load_checkpoint(folder: Path, step: int, keys: Collection[str] = ()) -> dict[str, Any]:
-    """Return the state after `step` steps. Its tensors lie in the file: copy what is kept, as `copy_to` does.
+    """Return the state after `step` steps. Its tensors lie in the file: copy those that are kept, see `copy_to`.
 
     Args:
-        folder: Of the run's checkpoints.
-        step: Its newest that verifies.
-        keys: What it must have.
+        folder: The folder of the run's checkpoints.
+        step: The newest step that verifies.
+        keys: Keys that the state must have.
 
     Raises:
-        ValueError: If another version of this code or of torch wrote it, or if it is no checkpoint of a run.
+        ValueError: If another version of this code or of torch wrote the file, or if it is no checkpoint of a run.
     """
     data = folder / f"step-{step:09d}.pt"
     manifest = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def load_checkpoint(folder: Path, step: int, keys: Collection[str] = ()) -> dict
     if written_by != (SCHEMA_VERSION, torch.__version__):
         raise ValueError(
             f"{data} was written by torch {written_by[1]} with schema {written_by[0]}; here are torch "
-            f"{torch.__version__} and schema {SCHEMA_VERSION}, which may read it otherwise or go on otherwise: "
+            f"{torch.__version__} and schema {SCHEMA_VERSION}, which may go on with other numbers: "
             f"go back to those versions, or {_anew(folder)}"
         )
     state: Any = None
@@ -104,7 +104,7 @@ def load_checkpoint(folder: Path, step: int, keys: Collection[str] = ()) -> dict
 
 
 def copy_to(device: torch.device, state: Any) -> Any:
-    """Return a nested state with all its tensors copied to a device."""
+    """Return a nested state with its tensors copied to a device."""
     if isinstance(state, Tensor):
         return state.to(device, copy=True)
     if isinstance(state, dict):
@@ -115,17 +115,17 @@ def copy_to(device: torch.device, state: Any) -> Any:
 
 
 def remove_newer(folder: Path, step: int) -> None:
-    """Delete the checkpoints that were passed over for that of `step`, so that they take no other's place."""
+    """Delete checkpoints after `step`: they were passed over, and would take the place of others."""
     _remove_all_but(folder, [manifest for manifest in _complete(folder) if _step(manifest) <= step])
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete all checkpoints of a run that is done. What cannot be deleted is left: the run is done all the same."""
+    """Delete all checkpoints of a run that is done; leave files that cannot be deleted."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[Path]:
-    """List what is called as a checkpoint's files are, oldest first, manifests before their data."""
+    """List the files with names of checkpoints, oldest first, manifests before their data."""
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{9,}\.(json|pt)", path.name))
 
 
@@ -143,7 +143,7 @@ def _step(manifest: Path) -> int:
 
 
 def _damage(manifest: Path) -> str | None:
-    """Say what is wrong with a checkpoint, None if nothing is."""
+    """Return the damage of a checkpoint in words; None without any."""
     data = manifest.with_suffix(".pt")
     try:
         digest = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
@@ -157,14 +157,14 @@ def _damage(manifest: Path) -> str | None:
 
 def _remove_all_but(folder: Path, manifests: list[Path]) -> None:
     kept = {path for manifest in manifests for path in (manifest, manifest.with_suffix(".pt"))}
-    # Manifests first: a checkpoint without its manifest does not exist, one without its data would be damaged.
+    # Manifests first: without its manifest a checkpoint does not exist, without its data it is damaged.
     for path in _files(folder):
         if path not in kept:
             path.unlink()
 
 
 def _num_bytes(state: Any) -> int:
-    """Size of all tensors in a nested state."""
+    """Return the size of all tensors in a nested state."""
     if isinstance(state, Tensor):
         return state.nbytes
     values = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()

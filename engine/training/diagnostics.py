@@ -1,4 +1,4 @@
-"""How far a method's log-normalizers are from the exact ones over the whole training set.
+"""Measure the error of a method's log-normalizers against the exact ones over the whole training set.
 
 Shape suffixes: B local batch, G global batch, A anchors, C chunk of anchors, P pairs to add, K random pairs,
 D embedding. A rank is a pair's place in the order of the measurement, which has the anchors first.
@@ -30,29 +30,29 @@ from engine.stop import Stopped
 from engine.training.trainer import Trainer
 
 _ANCHOR_EPOCH = 1 << 40
-"""A number no epoch reaches: anchors are drawn in an order of their own."""
+"""A number that no epoch reaches: anchors are drawn in an order of their own."""
 
 _CHUNK_ROWS = 1024
 _SAMPLE_SIZE = 2048
 
 
 class Measurement(NamedTuple):
-    """The error of a method's log-normalizers, and what it is made of for some anchors."""
+    """The error of a method's log-normalizers, and a sample of the values behind it."""
 
     error: NormalizerError
     sample: bytes
-    """A safetensors file: `estimate` and `exact`, float32, (2, at most 2048): the image and the text side of the first
-    anchors, which were drawn at random. An estimate that the method lacks is not finite."""
+    """A safetensors file: `estimate` and `exact`, float32, (2, at most 2048): image and text side of the first anchors,
+    which are random pairs. An estimate that the method lacks is not finite."""
 
 
 def is_due(trainer: Trainer) -> bool:
-    """Tell whether log-normalizers are to be measured after the last step."""
+    """Tell if log-normalizers are to be measured after the last step."""
     spec = trainer.spec.normalizer_error
     return spec is not None and trainer.samples_seen in spec.at
 
 
 def is_missing(trainer: Trainer) -> bool:
-    """Tell whether a measurement is due and not written down, as after a resume from where it was given up."""
+    """Tell if a measurement is due and not written down: it was given up, and the run resumed."""
     path = paths.normalizer_error(trainer.spec.run_id, trainer.samples_seen)
     # The first process writes it; others may not see it yet.
     is_there = trainer.collectives.broadcast(torch.tensor(float(path.exists()), device=trainer.device))
@@ -64,10 +64,10 @@ def measure_normalizers(trainer: Trainer, signals: Sequence[bool]) -> None:
 
     Args:
         trainer: The run.
-        signals: Those that this process got, kept up to date; one for each of `engine.stop.STOP_SIGNALS`.
+        signals: For each of `engine.stop.STOP_SIGNALS`, if this process has got it by now.
 
     Raises:
-        Stopped: On every process, once any got a signal: a measurement takes long, and is the same when made again.
+        Stopped: On every process, as soon as any gets a signal: a measurement takes long, and can be made again.
     """
     run_id, samples_seen, ours = trainer.spec.run_id, trainer.samples_seen, trainer.collectives
     path = paths.normalizer_error(run_id, samples_seen)
@@ -75,7 +75,7 @@ def measure_normalizers(trainer: Trainer, signals: Sequence[bool]) -> None:
         path.unlink(missing_ok=True)  # of an attempt that went back to before it
 
     def heed_signals() -> None:
-        counts = ours.all_reduce(torch.tensor(signals, device=trainer.device, dtype=torch.float32), "sum").tolist()
+        counts = ours.all_reduce(torch.tensor(signals, device=trainer.device, dtype=torch.int64), "sum").tolist()
         if any(counts):
             raise Stopped.by(counts, trainer.step_number)
 
@@ -212,9 +212,9 @@ def _pack_sample(**sides_2A: Tensor) -> bytes:
 
 
 class _LogSums:
-    """log of the sums over j != i of exp(s (x_i . y_j - d_i)) and exp(s (y_i . x_j - d_i)), added up part by part.
+    """Adds up log sum over j != i of exp(s (x_i . y_j - d_i)), and of exp(s (y_i . x_j - d_i)), part by part.
 
-    So neither all embeddings nor all similarities are ever held: memory is O(A * rows of a part).
+    It never holds all embeddings or similarities: memory is O(A * rows of a part).
 
     Args:
         anchors: Parts that hold the anchors i, the first pairs in rank.
@@ -242,7 +242,7 @@ class _LogSums:
 
 
 def _batches(shard_sizes: Sequence[int], seed: int, global_batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Yield all pairs in global batches, anchors first; the last batch is filled up with the pairs before it."""
+    """Yield all positions in global batches, anchors first; pairs before it fill up the last one."""
     last = rest = np.empty(0, dtype=np.int64)
     for window in order.epoch_order(shard_sizes, seed=seed, epoch=_ANCHOR_EPOCH):
         rest = np.concatenate([rest, window])
@@ -254,6 +254,6 @@ def _batches(shard_sizes: Sequence[int], seed: int, global_batch_size: int) -> I
 
 
 def _draw_control(num_pairs: int, size: int, method: Method) -> Tensor:
-    """Draw ranks of random pairs, (K,) in ascending order, for an estimate that learns nothing."""
+    """Return the ranks of random pairs, (K,), ascending, for an estimate that learns nothing."""
     generator = method.env.generator("random control")
     return torch.randperm(num_pairs, generator=generator)[: min(size, num_pairs - 1)].sort().values

@@ -1,4 +1,4 @@
-"""The two towers as a run uses them: in its precision, on its processes, with batch norm over the parts that it names.
+"""Encode with the towers as a run does: in its precision, on its processes, with batch norm over the parts it names.
 
 Shape suffixes: B rows of this process, C channels, H height, W width, T tokens, D embedding.
 """
@@ -21,13 +21,13 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Encoder:
-    """Encodes rows of this process; in a group of processes, gradients are averaged over them.
+    """Encodes rows of this process; gradients are averaged over processes.
 
     Args:
-        towers: The model, on its device. Its batch norms may be replaced: see `batch_norm.share`.
+        towers: The model, on its device; `batch_norm.share` may replace its batch norms.
         spec: The run.
-        execution: How it is carried out.
-        device: Where the towers are.
+        execution: Its settings for this process.
+        device: The device of the towers.
         collectives: The processes.
     """
 
@@ -46,13 +46,13 @@ class Encoder:
     def encode(self, image_BCHW: Tensor, tokens_BT: Tensor, *, moves_statistics: bool = True) -> tuple[Tensor, Tensor]:
         """Encode any number of rows on the device.
 
-        Rows go through the towers in parts as large as batch norm sees in training; a model without batch norm takes
-        a process's whole batch at once.
+        Rows go through the towers in parts of the size that batch norm sees in training; without batch norm, of the
+        size of a process's batch.
 
         Args:
             image_BCHW: uint8 pixels.
             tokens_BT: Token ids.
-            moves_statistics: Let the first part enter batch norm's running statistics; others never do.
+            moves_statistics: Let the first part enter batch norm's running statistics; the others never do.
 
         Returns:
             Unit-norm float32 embeddings of images and texts, (B, D) each.
@@ -74,6 +74,6 @@ class Encoder:
         return self.encode(image_BCHW, tokens_BT, moves_statistics=False)
 
     def without_reduction(self) -> AbstractContextManager[None]:
-        """Keep gradients of a backward pass on this process: they are averaged with those of the next pass."""
+        """Keep the gradients of a backward pass on this process, to be averaged with those of the next pass."""
         is_parallel = isinstance(self.module, DistributedDataParallel)
         return self.module.no_sync() if is_parallel else contextlib.nullcontext()  # type: ignore[operator]

@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from engine.data.loader import Batch, build_loader
 from engine.schema.base import parse
 from engine.schema.record import Divergence, Record
 from engine.schema.run import Execution, RunSpec
-from engine.stop import Stopped, StopRequest
+from engine.stop import Stopped, stop_signals_noted
 from engine.training import checkpoint, diagnostics, outcome
 from engine.training.reporting import Reporter
 from engine.training.trainer import NUM_INDICES, Trainer, Votes
@@ -30,25 +30,25 @@ from engine.training.trainer import NUM_INDICES, Trainer, Votes
 def train(spec: RunSpec, execution: Execution) -> Record:
     """Train a run to its end in this process (one of several under `torchrun`), and write its record.
 
-    Returns at once if the run is done already, and waits while another job is at it: a run is never trained twice.
+    Returns at once if the run is done. Waits while another job trains it: a run is never trained twice.
 
     Raises:
-        Stopped: If a signal asked for it; on every process, after the step was saved. A measurement is given up for it.
-        ValueError: If the spec, the data or the checkpoint cannot be used as they are.
+        Stopped: On every process, if a signal asked for it and the step is saved. A measurement is given up for it.
+        ValueError: If the spec, the data or the checkpoint cannot be used.
     """
     device = distributed.choose_device(execution.device)
     torch.set_num_threads(execution.threads)
     # The first process waits for its turn before it joins the others: a collective must not wait for a training.
     is_first_process = os.environ.get("RANK", "0") == "0"
-    with _only_trainer(spec.run_id) if is_first_process else contextlib.nullcontext():
+    with _lock(spec.run_id) if is_first_process else contextlib.nullcontext():
         collectives = distributed.start(device)
         if is_first_process:
             files.remove_temporaries(paths.run(spec.run_id))
             outcome.restore_record(spec)
         done = torch.tensor(float(paths.record(spec.run_id).exists()), device=device)
         if not collectives.broadcast(done):
-            with StopRequest() as request:
-                _train(Trainer(spec, execution, device, collectives), request)
+            with stop_signals_noted() as signals:
+                _train(Trainer(spec, execution, device, collectives), signals)
         elif is_first_process:
             checkpoint.remove_checkpoints(paths.checkpoints(spec.run_id))
     path = paths.record(spec.run_id)
@@ -56,24 +56,25 @@ def train(spec: RunSpec, execution: Execution) -> Record:
 
 
 @contextlib.contextmanager
-def _only_trainer(run_id: str) -> Iterator[None]:
+def _lock(run_id: str) -> Iterator[None]:
+    """Wait until no other process trains the run, and keep others waiting."""
     path = paths.run(run_id) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stderr.write(f"{run_id}: another process is at it; waiting for it to end\n")
+            sys.stderr.write(f"{run_id}: another process trains it; waiting for that to end\n")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _train(trainer: Trainer, request: StopRequest) -> None:
+def _train(trainer: Trainer, signals: Sequence[bool]) -> None:
     trainer.resume()
     is_first_process = trainer.collectives.rank == 0
     attempt = outcome.add_attempt(trainer) if is_first_process else None
     with contextlib.closing(_batches(trainer)) as batches, Reporter(trainer.spec, attempt) as reporter:
-        divergence = _take_steps(trainer, request, reporter, batches)
+        divergence = _take_steps(trainer, signals, reporter, batches)
     if is_first_process:
         outcome.write_record(trainer, divergence)
         checkpoint.remove_checkpoints(paths.checkpoints(trainer.spec.run_id))
@@ -81,7 +82,7 @@ def _train(trainer: Trainer, request: StopRequest) -> None:
 
 
 def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
-    """This process's batches from where the trainer is to the end of the run."""
+    """Return this process's batches from the trainer's step to the end of the run."""
     return build_loader(
         trainer.dataset,
         seed=trainer.spec.seed,
@@ -95,19 +96,19 @@ def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
 
 
 def _take_steps(
-    trainer: Trainer, request: StopRequest, reporter: Reporter, batches: Iterator[Batch]
+    trainer: Trainer, signals: Sequence[bool], reporter: Reporter, batches: Iterator[Batch]
 ) -> Divergence | None:
-    """Go from where the trainer is to the end of the run, or to where it diverges."""
+    """Take all steps from the trainer's to the end of the run, or until it diverges."""
     spec, execution, collectives = trainer.spec, trainer.execution, trainer.collectives
     last_save = time.monotonic()
 
     def vote(batch: Batch) -> Votes:
         # The first process's clock decides for all.
         is_time_to_save = collectives.rank == 0 and time.monotonic() - last_save >= 60 * execution.save_every_min
-        return Votes(tuple(request.seen), is_time_to_save, len(batch.replaced))
+        return Votes(tuple(signals), is_time_to_save, len(batch.replaced))
 
     if trainer.step_number and diagnostics.is_missing(trainer):
-        diagnostics.measure_normalizers(trainer, request.seen)
+        diagnostics.measure_normalizers(trainer, signals)
     for step in range(trainer.step_number, spec.num_steps):
         is_last = step + 1 == spec.num_steps
         is_logged = (step + 1) % execution.log_every_steps == 0 or is_last
@@ -132,7 +133,7 @@ def _take_steps(
             outcome.export_weights(trainer)
         try:
             if diagnostics.is_due(trainer):
-                diagnostics.measure_normalizers(trainer, request.seen)
+                diagnostics.measure_normalizers(trainer, signals)
             elif any(votes.stop) and not is_last:
                 raise Stopped.by(votes.stop, step + 1)
         except Stopped:
@@ -145,9 +146,10 @@ def _take_steps(
 
 
 def read_spec(path: Path) -> RunSpec:
-    """Load a run's spec and check that it lies in the folder of its own id.
+    """Load a run's spec and check that its folder has its id.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is no valid spec, or its content was changed by hand.
     """
     if not path.exists():

@@ -26,7 +26,7 @@ def schedule_factor(step: int, *, num_steps: int, spec: OptimizerSpec) -> float:
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to vectors, normalisations and biases. Source: open_clip 3.3.0."""
+    """Tell if weight decay applies: not to vectors, normalisations and biases. Source: open_clip 3.3.0."""
     return parameter.ndim >= 2 and not any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves: its attempts, the weights of its milestones, its record."""
+"""Write what a run leaves: its attempts, the weights of its milestones, its record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.training.trainer import Trainer
 
 
 def add_attempt(trainer: Trainer) -> Attempt:
-    """Write down that a run starts, or goes on, where its trainer is now (first process only)."""
+    """Write down an attempt that starts where the trainer is now (first process only)."""
     run_id = trainer.spec.run_id
     attempt = Attempt(
         first_step=trainer.step_number,
@@ -37,14 +37,14 @@ def add_attempt(trainer: Trainer) -> Attempt:
 
 
 def read_attempts(run_id: str) -> tuple[Attempt, ...]:
-    """Return every start of a run so far, in order."""
+    """Return the attempts of a run so far, in order."""
     path = paths.attempts(run_id)
     lines = files.read_text(path).splitlines() if path.exists() else []
     return tuple(parse(Attempt, line, str(path)) for line in lines)
 
 
 def export_weights(trainer: Trainer) -> None:
-    """Write the model of the milestone that a trainer is at (first process only)."""
+    """Write the weights of the milestone that the trainer has reached (first process only)."""
     if trainer.collectives.rank == 0:
         towers = trainer.towers if trainer.averaged is None else cast(Towers, trainer.averaged.module)
         folder = paths.weights(trainer.spec.run_id, trainer.samples_seen)
@@ -53,7 +53,7 @@ def export_weights(trainer: Trainer) -> None:
 
 
 def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
-    """Describe what came out of a run, from its trainer and from what it has written."""
+    """Return the record of a run, from its trainer and its files."""
     spec, reached = trainer.spec, trainer.samples_seen
     run_id, folder = spec.run_id, paths.run(spec.run_id)
     weights = {n: paths.weights(run_id, n) / WEIGHTS_FILE for n in spec.milestones if n <= reached}
@@ -92,9 +92,9 @@ def write_record(trainer: Trainer, divergence: Divergence | None) -> None:
 
 
 def restore_record(spec: RunSpec) -> None:
-    """Put back the record of a run that is finished: a workflow that runs a rule again removes its output first.
+    """Put back the record of a finished run: a workflow removes the output of a rule before it runs the rule again.
 
-    Only if it is of this spec and of these data, and if its weights are still there.
+    Only if the record is of this spec and these data, and the weights are still there.
     """
     path, index = paths.outcome(spec.run_id), paths.index(spec.dataset.name)
     if paths.record(spec.run_id).exists() or not path.exists() or not index.exists():

@@ -1,4 +1,4 @@
-"""Where numbers come from: asked once, when a run starts, so that it describes the code that runs."""
+"""Describe the origin of a run's numbers. Asked once, when a run starts: later the files may have changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def provenance(*, dataset_sha256: str, device: torch.device, world_size: int) ->
 
 
 def _version(package: str) -> str | None:
-    # Of what training does not import, such as the scheduler's packages, it must not need anything.
+    # Training runs without packages that it does not import, such as the scheduler's.
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

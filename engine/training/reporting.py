@@ -1,5 +1,4 @@
-"""Metrics as means over processes, `metrics.jsonl`, clocks by phase, and what a person sees while training: a bar on a
-terminal, lines in a log.
+"""Report a run: metrics as means over processes, `metrics.jsonl`, clocks, peak memory, a bar or lines for a person.
 
 Shape suffixes: B local batch, D embedding.
 """
@@ -34,24 +33,23 @@ from engine.schema.run import RunSpec
 from engine.stop import Stopped
 
 RECENT_SEC = 30.0
-"""A rate is one of so many seconds: it follows when a neighbour takes the machine, or leaves it."""
+"""Span of a rate: short enough to follow when other work takes the machine, or leaves it."""
 LOG_LINE_SEC = 15.0
-"""Plain lines in a log are at least so far apart."""
-
-
+"""Least time between lines in a log."""
 MAX_METRICS = 128
-"""So many may be logged in a step, beside the engine's own."""
+"""Metrics that a method may log in a step."""
 _DIGEST_BITS = 20
 
 
 def pack_metrics(metrics: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    """Return metrics as a vector whose sum over processes `mean_metrics` reads.
+    """Return metrics as a vector, for `mean_metrics` to read its sum over processes.
 
-    Its length, (2 + MAX_METRICS,), float64, is that of every process, whatever each has logged: none waits for more.
+    Its length, (2 + MAX_METRICS,), float64, does not depend on the metrics: no process waits for numbers that another
+    does not send.
 
     Args:
         metrics: Scalars by name, on any device, in any order; `mean_metrics` refuses too many.
-        device: Where the vector is needed.
+        device: The device of the vector.
     """
     names = sorted(metrics)
     digest = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:4], "big") >> (32 - _DIGEST_BITS)
@@ -69,15 +67,15 @@ def mean_metrics(metrics: Mapping[str, Tensor], sums: Tensor, world_size: int) -
     """Return the means of metrics over processes, in the order of `metrics`.
 
     Args:
-        metrics: This process's, as given to `pack_metrics`.
+        metrics: The metrics of this process, as given to `pack_metrics`.
         sums: The sum of `pack_metrics` over processes.
-        world_size: Their number.
+        world_size: Number of processes.
 
     Raises:
         ValueError: On every process, if they logged different names, or too many.
     """
     digests, squares, *values = sums.tolist()
-    # Equal in all processes exactly when their variance is zero.
+    # Digests are equal on all processes if and only if their variance is zero.
     if int(digests) ** 2 != world_size * int(squares):
         raise ValueError(
             f"processes logged different metrics, this one {', '.join(metrics) or 'none'}: in one step a method's "
@@ -90,9 +88,9 @@ def mean_metrics(metrics: Mapping[str, Tensor], sums: Tensor, world_size: int) -
 
 
 def embedding_moments(image_BD: Tensor, text_BD: Tensor) -> Tensor:
-    """Return the mean and the second moment of unit embeddings of both sides as a vector, (2 (1 + D) D,), float64.
+    """Return mean and second moment of unit embeddings of both sides as one vector, (2 (1 + D) D,), float64.
 
-    Processes can average it. Takes B D^2 products: for logged steps only.
+    Its mean over processes is that of the global batch. Takes B D^2 products: for logged steps only.
     """
     sides = (image_BD.detach(), text_BD.detach())
     moments = [torch.cat([x_BD.mean(dim=0, keepdim=True), x_BD.T @ x_BD / len(x_BD)]) for x_BD in sides]
@@ -100,10 +98,10 @@ def embedding_moments(image_BD: Tensor, text_BD: Tensor) -> Tensor:
 
 
 def embedding_spread(moments: Tensor, embed_dim: int) -> dict[str, float]:
-    """Return how far unit embeddings spread, as metrics for each side.
+    """Return the spread of unit embeddings as metrics of each side.
 
-    ``embedding/mean_norm_...`` is the norm of their mean, whose square is their mean cosine; 1 where all are equal.
-    ``embedding/effective_rank_...`` is 1 / mean cos^2 over all pairs: about how many directions they use, 1 to D.
+    ``embedding/mean_norm_...`` is the norm of their mean; its square is their mean cosine; 1 if all are equal.
+    ``embedding/effective_rank_...`` is 1 / mean cos^2 over all pairs: about the number of directions they use, 1 to D.
 
     Args:
         moments: `embedding_moments` of the global batch.
@@ -117,7 +115,7 @@ def embedding_spread(moments: Tensor, embed_dim: int) -> dict[str, float]:
 
 
 class Clock:
-    """Adds up seconds by phase. On a GPU only when `timing`, since reading a clock there means waiting for it."""
+    """Adds up seconds by phase; on a GPU only while `timing`, since reading a clock there is to wait for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -146,13 +144,13 @@ class Clock:
             self.total_sec[name] += self.now() - start
 
     def start_step(self, *, timing: bool) -> None:
-        """Begin a step; `timing` says whether its phases are measured."""
+        """Begin a step; on a GPU its phases are timed only with `timing`."""
         self.timing = timing or self._device.type == "cpu"
         self._before_step = dict(self.total_sec)
         self._step_start = self.now() if self.timing else 0.0
 
     def end_step(self) -> dict[str, float]:
-        """End a step; returns its seconds as ``time/<phase>_sec`` when it was timed."""
+        """End a step; returns its seconds as ``time/<phase>_sec`` if it was timed."""
         timed, self.timing = self.timing, True
         if not timed:
             return {}
@@ -164,12 +162,12 @@ class Clock:
 
     @property
     def median_step_sec(self) -> float | None:
-        """Median over the timed steps, the first ones (warm-up of caches and kernels) left out."""
+        """Median over the timed steps but the first five, which warm up caches and kernels."""
         steps = self.step_sec[5:] or self.step_sec
         return statistics.median(steps) if steps else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Totals so far, for a checkpoint."""
+        """Return the totals so far, for a checkpoint."""
         return {"total_sec": dict(self.total_sec), "step_sec": list(self.step_sec)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,15 +177,15 @@ class Clock:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let the peak memory of a GPU be that of what comes now. A process's own cannot be set back everywhere."""
+    """Start the peak memory of a GPU anew. That of a process on a CPU cannot be set back everywhere."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory: of the device on a GPU, resident memory of the process on a CPU, from its start on.
+    """Return the peak memory: of a GPU's allocator, or of the process on a CPU, resident, since its start.
 
-    On a CPU a checkpoint that was loaded is therefore in it, the file's pages included.
+    On a CPU that includes a checkpoint that was loaded, with the file's pages.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -195,7 +193,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` beyond `step`, and a last one that was cut off when a run was killed."""
+    """Drop lines of `metrics.jsonl` after `step`, and a last line that was cut off when a run was killed."""
     if not path.exists():
         return
     data = path.read_bytes()
@@ -208,7 +206,7 @@ def parse_lines(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Read lines of a `metrics.jsonl`.
 
     Raises:
-        ValueError: If one is no such line; names it.
+        ValueError: If a line is none of such a file; names it.
     """
     for line in lines:
         try:
@@ -225,7 +223,7 @@ def parse_lines(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 class RecentRate:
     """Steps per second over the last `RECENT_SEC`, or over the last step if that took longer.
 
-    The step that ends with the first mark is left out: it loads, allocates and compiles.
+    The rate leaves out the step that ends with the first mark: it loads, allocates and compiles.
     """
 
     def __init__(self) -> None:
@@ -233,7 +231,7 @@ class RecentRate:
 
     def mark(self, now_sec: float, step: int) -> None:
         """Note that `step` steps are done."""
-        # One mark in a second is enough; the newest counts.
+        # One mark per second is enough: the newest.
         if len(self._marks) > 1 and now_sec - self._marks[-2][0] < 1:
             self._marks.pop()
         self._marks.append((now_sec, step))
@@ -242,7 +240,7 @@ class RecentRate:
 
     @property
     def per_sec(self) -> float | None:
-        """None before the second mark."""
+        """The rate; None before the second mark."""
         if len(self._marks) < 2:
             return None
         (first_sec, first_step), (last_sec, last_step) = self._marks[0], self._marks[-1]
@@ -261,14 +259,14 @@ def format_duration(seconds: float) -> str:
 
 
 class Reporter:
-    """Writes `metrics.jsonl` and shows how far a run is; for a ``with`` block, so that no error leaves a bar behind.
+    """Writes `metrics.jsonl` and shows the progress of a run; a context manager, so that no error leaves a bar behind.
 
-    A bar on a terminal, plain lines with the same facts in a log; in both a first line (what is trained, on what, from
-    where) and a last one.
+    A terminal shows a bar, a log gets lines with the same facts. Both get a first line (the run, its data, its device,
+    its first step) and a last one.
 
     Args:
         spec: The run.
-        attempt: This start of it; None in all processes but the first, which then say and write nothing.
+        attempt: This start of it; None in all processes but the first, which then show and write nothing.
     """
 
     def __init__(self, spec: RunSpec, attempt: Attempt | None) -> None:
@@ -294,7 +292,7 @@ class Reporter:
         return self
 
     def step(self, step: int, metrics: dict[str, Any] | None) -> None:
-        """Report that `step` steps are done; `metrics` is the line to write, if any."""
+        """Report that `step` steps are done; `metrics` are those of a logged step."""
         if self._file is None:
             return
         now_sec = time.perf_counter()
@@ -302,7 +300,7 @@ class Reporter:
         self._rate.mark(now_sec, step)
         if metrics is None:
             return
-        # JSON has no NaN: what is not finite becomes null.
+        # JSON has no NaN: values that are not finite become null.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         line = json.dumps({"unix_sec": round(time.time(), 3), **finite}) + "\n"
         with files.explain_full_disk(paths.metrics(self._spec.run_id), num_bytes=len(line)):
@@ -340,7 +338,7 @@ class Reporter:
         try:
             self._file.close()
         except OSError:
-            # What could not be written cannot be at the end either; the first error says more.
+            # The rest cannot be written after an error either; the first error says more.
             if error is None:
                 raise
         if self._bar is not None:

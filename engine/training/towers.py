@@ -1,4 +1,4 @@
-"""The two encoders, from open_clip by name; offline. Export to and from open_clip's ``local-dir:`` format."""
+"""Build the two encoders from open_clip by name, offline; export and load them as open_clip's ``local-dir:``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from engine.imports import hidden, late
 from engine.schema.base import unknown_name
 from engine.versions import ROOT
 
-# All take long to import. `need_libraries` imports the first two for the models that have an encoder from there;
-# torchvision, which open_clip imports, asks the last for functions that it calls when something is compiled.
+# All take long to import. `need_libraries` imports the first two for models that have an encoder from them. open_clip
+# imports torchvision, which calls functions of the last two only when it compiles.
 with hidden("transformers", "timm"), late("torch._dynamo", "torch._dynamo.utils"):
     import open_clip
 
@@ -32,13 +32,13 @@ _LIBRARIES = (
     ("transformers", "hf_model", "text_cfg", "hf_model_name"),
     ("timm", "timm_model", "vision_cfg", "timm_model_name"),
 )
-"""A library, the module of open_clip that uses it, and the entry of a model's config that asks for it."""
+"""A library, the module of open_clip that uses it, and the two keys of a model's config that ask for it."""
 
 open_clip.add_model_config(CONFIGS)
 
 
 class Towers(nn.Module):
-    """Image and text encoder of an open_clip model, without its temperature (that belongs to the method)."""
+    """The image and text encoder of an open_clip model, without its temperature, which belongs to the method."""
 
     mean: Tensor
     std: Tensor
@@ -91,7 +91,7 @@ def build_towers(name: str, *, seed: int) -> Towers:
 
 
 def outline(name: str) -> Towers:
-    """Build a model without its weights: shapes only, which takes no memory, whatever its size."""
+    """Build a model of any size without its weights: shapes only, which take no memory."""
     if name not in open_clip.list_models():
         raise ValueError(unknown_name("model", name, open_clip.list_models()))
     need_libraries(open_clip.get_model_config(name))
@@ -100,7 +100,7 @@ def outline(name: str) -> Towers:
 
 
 def embed_dim(towers: Towers) -> int:
-    """Width of the embeddings."""
+    """Return the width of the embeddings."""
     projection = towers.clip.text_projection
     return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
 
@@ -116,10 +116,10 @@ def export(towers: Towers, name: str, folder: Path, *, logit_scale: Tensor, logi
 
     Args:
         towers: The encoders.
-        name: The open_clip model name they were built from.
-        folder: Where to write; the weights are written last and atomically.
+        name: The name of their open_clip model.
+        folder: The folder to write; the weights are written last and atomically.
         logit_scale: 1 / temperature, stored as its logarithm, as open_clip does.
-        logit_bias: The method's bias, or None.
+        logit_bias: The method's bias; None without one.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in towers.clip.state_dict().items()}
     state["logit_scale"] = logit_scale.detach().float().cpu().log().reshape(())
@@ -143,7 +143,8 @@ def load_export(folder: Path) -> tuple[Any, Any, Any]:
         The open_clip model in eval mode, its evaluation transform, its tokenizer.
 
     Raises:
-        FileNotFoundError: If the folder lacks weights or config: open_clip itself would go on with random weights.
+        FileNotFoundError: If the folder lacks weights or config; open_clip itself would go on with random weights.
+        ValueError: If open_clip has other weights after loading than those in the file.
     """
     for file in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / file).exists():
@@ -161,7 +162,7 @@ def load_export(folder: Path) -> tuple[Any, Any, Any]:
 
 
 def need_libraries(config: Mapping[str, Any] | None) -> None:
-    """Let open_clip import the libraries that a model's encoders are from; call before building a model.
+    """Let open_clip import the libraries of a model's encoders; call this before building a model.
 
     Args:
         config: open_clip's config of the model; None imports all of them.
@@ -169,12 +170,12 @@ def need_libraries(config: Mapping[str, Any] | None) -> None:
     for library, module_name, part, key in _LIBRARIES:
         module = importlib.import_module(f"open_clip.{module_name}")
         if getattr(module, library) is None and (config is None or key in config.get(part, {})):
-            importlib.reload(module)  # in its place: classes made from it find what they lacked
+            importlib.reload(module)  # in place: classes that were made from it find the library, too
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep open_clip from warning that a new model has random weights, which is what we ask for."""
+    """Keep open_clip from warning that a new model has random weights: it is meant to."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""One training run in one process: its state, one step of it, saving and resuming. It knows no method by name."""
+"""Hold the state of a run in one process: take a step, save, resume. No method is known by name."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from engine.training.towers import build_towers, embed_dim, tokenizer
 NUM_INDICES = 100
 """Positions that a record lists: of the first pairs of the run, and of the batch at which it diverged."""
 _FEW_SAMPLES = 10_000
-"""A fraction of fewer samples than this says little: some broken ones may come first."""
+"""Least number of samples that a fraction of replaced ones is taken of: the first may well be broken."""
 _MAX_SKIPPED_IN_A_ROW = 20
-"""So many mean divergence. Fewer may well be a run's first steps: the loss scale starts at 2^16, and each halves it."""
+"""Skipped steps in a row that mean divergence. The first steps may skip some: each halves a loss scale of 2^16."""
 _MIN_LOSS_SCALE = 1.0
 
 
 class Votes(NamedTuple):
-    """What one process asks of all of them after a step; added up over processes, what they do."""
+    """Requests of one process after a step; their sums over processes decide what all of them do."""
 
     stop: tuple[int, ...] = (0,) * len(STOP_SIGNALS)
     """Processes that got each of `STOP_SIGNALS`."""
@@ -54,26 +54,26 @@ class Votes(NamedTuple):
 
 
 class StepOutcome(NamedTuple):
-    """What a step gave."""
+    """Metrics of a step, and what follows it."""
 
     metrics: dict[str, float]
-    """Means over all processes; empty if the step was not timed, or not taken."""
+    """Means over all processes; empty if the step was not timed or does not count."""
     votes: Votes
-    """Of all processes together."""
+    """Sums over all processes."""
     divergence: str | None = None
-    """Why training has diverged, if it has: then the step does not count."""
+    """The reason if training has diverged; the step then does not count."""
 
 
 class Trainer:
-    """A run in this process."""
+    """The state of a run in this process, and the steps that move it."""
 
     def __init__(self, spec: RunSpec, execution: Execution, device: torch.device, collectives: Collectives) -> None:
         self.spec, self.execution, self.device, self.collectives = spec, execution, device, collectives
-        # cuDNN would round what is called fp32 to TF32.
+        # cuDNN would round fp32 to TF32.
         torch.backends.cudnn.allow_tf32 = spec.precision != "fp32"
         index_path = paths.index(spec.dataset.name)
         index = _read_index(index_path, spec.dataset)
-        # Convolutions run faster with channels innermost, on CPUs and on GPUs; for other layers it changes nothing.
+        # With channels innermost, convolutions are faster on CPUs and on GPUs; other layers do not change.
         self.towers = build_towers(spec.model.name, seed=spec.seed)
         self.towers.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         cache_gib = execution.cache_gib if execution.cache_decoded else 0.0
@@ -116,7 +116,7 @@ class Trainer:
     # One step ---------------------------------------------------------------------------------------------------
 
     def progress(self) -> Progress:
-        """Return where training stands."""
+        """Return the place of the next step."""
         return Progress(self.step_number, self.steps_per_epoch, self.spec.num_steps, self.spec.global_batch_size)
 
     @property
@@ -131,7 +131,7 @@ class Trainer:
         are encoded once without gradient for the loss, and again for their share of it (GradCache, arXiv:2101.06983).
 
         Returns:
-            This process's part of the loss, and the features it was computed of.
+            This process's part of the loss, and the features that it was computed from.
         """
         num_parts = self.execution.accumulation_steps
         image_parts = batch.image_BCHW.to(self.device, non_blocking=True).chunk(num_parts)
@@ -178,13 +178,13 @@ class Trainer:
         return Features(gather(image_BD), gather(text_BD), gather(extra.index_B.to(self.device)))
 
     def seed_draws(self, part: int | Literal["extra"]) -> None:
-        """Let what draws from torch's own generator (dropout) depend on the step and the part of the batch.
+        """Seed torch's own generator (dropout) with the step and the part of the batch.
 
-        Not on what came before: it draws the same after a restart, and in both passes over a part.
+        So it draws the same numbers after a restart, and in both passes over a part.
         """
         purpose = f"part {part} on process {self.collectives.rank}"
         seed = self.method.env.generator(purpose, self.step_number).initial_seed()
-        # Not torch.manual_seed: on a CPU it spends a quarter of a millisecond on GPUs that are not in use.
+        # Without a GPU, torch.manual_seed would spend a quarter of a millisecond on GPUs.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -192,13 +192,12 @@ class Trainer:
     def step(self, batch: Batch, vote: Callable[[], Votes] = Votes, *, timing: bool) -> StepOutcome:
         """Take one optimiser step, and agree with the other processes on what comes after it.
 
-        If the loss or its gradient was not finite on some process, no parameter has moved on any, though the method
-        may have updated its own running state. In fp16 a gradient that is not finite skips the step, until it has done
-        so too often.
+        If the loss or its gradient is not finite on some process, no parameter moves on any, though the method may have
+        updated its own state. In fp16 such a gradient skips the step; too many skipped steps are divergence.
 
         Args:
             batch: This process's rows.
-            vote: Asked as late as possible, so that a signal is obeyed after the step it fell into.
+            vote: Returns this process's votes; called late, so that a signal is obeyed after the step it arrived in.
             timing: Return metrics.
 
         Raises:
@@ -248,9 +247,9 @@ class Trainer:
         return StepOutcome(metrics, votes)
 
     def _move(self, progress: Progress, *, is_loss_bad: bool, is_gradient_bad: bool) -> str | None:
-        """Move all parameters, or let fp16 skip the step; returns why training has diverged, if so.
+        """Move all parameters, or let fp16 skip the step; returns the reason if training has diverged.
 
-        What is bad is so on all processes: they do the same.
+        All processes are told the same, and do the same.
         """
         if is_loss_bad or (is_gradient_bad and not self.scaler.is_enabled()):
             return "the loss or its gradient is not finite"
@@ -266,13 +265,13 @@ class Trainer:
         return divergence
 
     def _count_skipped(self, *, is_skipped: bool) -> str | None:
-        """Count the steps that fp16 skips; returns why training has diverged, if so."""
+        """Count the steps that fp16 skips; returns the reason if they mean divergence."""
         if not is_skipped:
             self.num_skipped_in_a_row = 0
             return None
         self.num_skipped += 1
         self.num_skipped_in_a_row += 1
-        # Only here: on a GPU, to read it is to wait.
+        # Read only now: on a GPU, to read it is to wait.
         scale = self.scaler.get_scale()
         if scale < _MIN_LOSS_SCALE:
             return f"the loss scale of fp16 fell to {scale:g}, below {_MIN_LOSS_SCALE:g}: the gradient is not finite"
@@ -287,10 +286,10 @@ class Trainer:
             self.first_indices += indices[: NUM_INDICES - len(self.first_indices)]
 
     def count_replaced(self, num_replaced: int, batch: Batch) -> None:
-        """Add what a step replaced, over all processes.
+        """Count the samples of a step that were replaced, on all processes.
 
         Raises:
-            ValueError: On every process, if it is more than the execution allows of what was seen.
+            ValueError: On every process, if they are a larger fraction of the samples than the execution allows.
         """
         if not num_replaced:
             return
@@ -324,7 +323,7 @@ class Trainer:
             raise full or files.DiskFullError("no room for a checkpoint: the first process says how much it needs")
 
     def _state(self) -> dict[str, Any]:
-        """All that a checkpoint holds."""
+        """Return the content of a checkpoint."""
         return {
             "fingerprint": fingerprint(self.spec),
             "dataset_sha256": self.dataset.index.sha256,
@@ -341,7 +340,11 @@ class Trainer:
         }
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that verifies, if there is one; the first process chooses it for all."""
+        """Go on from the newest checkpoint that verifies, if any; the first process chooses it for all.
+
+        Raises:
+            ValueError: If the checkpoint cannot be used, or belongs to another spec or other data.
+        """
         folder = paths.checkpoints(self.spec.run_id)
         newest = checkpoint.newest_step(folder) if self.collectives.rank == 0 else None
         step = int(self.collectives.broadcast(torch.tensor(newest or 0, device=self.device)))
@@ -355,7 +358,7 @@ class Trainer:
         self.towers.load_state_dict(state["towers"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
-        # Parameters and buffers are copied; extra state and AdamW's may be kept as they are given.
+        # Loading copies parameters and buffers, but may keep the tensors of extra state and of AdamW.
         for key in state["method"]:
             if key.endswith("_extra_state"):
                 state["method"][key] = checkpoint.copy_to(self.device, state["method"][key])
@@ -366,7 +369,7 @@ class Trainer:
         self.step_number, self.first_indices = step, state["first_indices"]
         self.num_replaced = state["num_replaced"]
         self.num_skipped, self.num_skipped_in_a_row = state["num_skipped"], state["num_skipped_in_a_row"]
-        # What was copied and is not needed any more is no part of training.
+        # Copies that are no longer needed are no part of training.
         forget_peak_memory(self.device)
 
 

@@ -46,7 +46,7 @@ def alternatives(config_class: type[BaseModel]) -> dict[str, list[Any]]:
 
 
 def is_valid(name: str, options: Options) -> bool:
-    """Whether a method takes these options together."""
+    """Tell if a method takes these options together."""
     try:
         resolve_config(name, options)
     except ValueError:
@@ -102,7 +102,7 @@ def train(method: Method, steps: range) -> list[dict[str, Tensor]]:
 
 
 def saved(method: Method) -> Any:
-    """The method's state as it comes back from a file."""
+    """Return a method's state as it comes back from a file."""
     file = io.BytesIO()
     torch.save(method.state_dict(), file)
     file.seek(0)
@@ -118,7 +118,7 @@ def tensors(state: Any) -> list[Tensor]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two nested states are equal bit for bit; NaN equals NaN."""
+    """Tell if two nested states are equal bit for bit; NaN equals NaN."""
     if isinstance(a, Tensor):
         return a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
     if isinstance(a, dict):

@@ -1,4 +1,4 @@
-"""Which device a process takes, and what it says when the one that was asked for is not there."""
+"""A process takes the device that was asked for, or says why it is not there."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What a user can mend is one sentence with the file's name, whatever raised it; a bug keeps its traceback."""
+"""An error that a user can mend is one sentence with the file's name; a bug keeps its traceback."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What is hidden from an import is found again behind it, and functions that come late are the real ones."""
+"""Modules hidden from an import are found again behind it, and functions that come late are the real ones."""
 
 import subprocess
 import sys

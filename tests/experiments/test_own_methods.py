@@ -102,9 +102,9 @@ def test_a_copy_that_was_changed_or_removed_is_refused(mine):
     spec = runs()["dcl"].method
     copy = paths.method(spec.source.sha256)
     edit(copy, ".mean() / 2", ".mean()")
-    assert f"{copy} has been changed and is not what the run was to execute" in built(spec).stderr
+    assert f"{copy} was changed since the run was made" in built(spec).stderr
     copy.unlink()
-    assert f"its file was kept as {copy}, which is gone: expand the suite again" in built(spec).stderr
+    assert f"the copy of its file, {copy}, is gone: expand the suite again" in built(spec).stderr
 
 
 def test_a_method_may_build_on_one_of_ours(mine):

@@ -1,1 +1,1 @@
-"""What tests share: small data, methods and models, stand-ins for the world outside, ways to run and to kill."""
+"""Shared by tests: small data, methods and models, stand-ins for the world outside, ways to run and to kill."""

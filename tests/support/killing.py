@@ -83,7 +83,7 @@ UPDATES = {
         "new epoch": Phase("baselines.amorlip:AmorLIP._start_epoch"),
     },
 }
-"""What methods do to their own state in a step."""
+"""Phases in which methods change their own state in a step."""
 
 WRITING = {
     "log": Phase(LINE),
@@ -128,7 +128,7 @@ class Kill:
     kept: float = 0.5
     rank: int = 0
     with_others: bool = True
-    """Whether other processes are killed at once, too, or left to find out."""
+    """Kill the other processes at once, too; otherwise they are left to find out."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class KillAfter:
 
 
 def phases(method: str) -> dict[str, Phase]:
-    """All phases of a method's run."""
+    """Return all phases of a method's run."""
     found = STARTING | TRAINING | UPDATES.get(method, {}) | WRITING | ENDING
     return {
         name: replace(phase, place=phase.place.format(method=method_place(method))) for name, phase in found.items()

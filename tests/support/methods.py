@@ -19,7 +19,7 @@ def method_names() -> tuple[str, ...]:
 
 
 def source(name: str) -> MethodSource | None:
-    """Where a method comes from, as its runs say it; a copy is kept below the working directory."""
+    """Return the source of a method for its runs; keep a copy of it below the working directory."""
     return registry.keep(CHECKED) if CHECKED is not None and name in method_names() else None
 
 

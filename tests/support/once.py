@@ -1,4 +1,4 @@
-"""What takes long to make is made once in a test run, whatever the number of its workers."""
+"""Make things that take long once in a test run, whatever the number of its workers."""
 
 import fcntl
 import shutil

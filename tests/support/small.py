@@ -38,7 +38,7 @@ def make_method(
 
 
 def progress_of(method: Method, step: int) -> Progress:
-    """Where a run of the method's environment stands at a step."""
+    """Return the place of a step in a run of the method's environment."""
     env = method.env
     return Progress(step, env.steps_per_epoch, env.num_steps, env.global_batch_size)
 

@@ -24,8 +24,8 @@ from engine.training.loop import train
 
 FOLDER = Path("jobs")
 WORK = """
-import os, pathlib, signal, time
-from engine.stop import Stopped, StopRequest
+import os, pathlib, time
+from engine.stop import Stopped, stop_signals_noted
 
 def main(argv):
     "Count to a number in hundredths of a second, from what was saved; save when told to stop."
@@ -33,14 +33,13 @@ def main(argv):
     first = int(saved.read_text()) if saved.exists() else 0
     with starts.open("a") as file:
         file.write(f"{first}\\n")
-    with StopRequest() as request:
+    with stop_signals_noted() as seen:
         for step in range(first, int(argv[0])):
             time.sleep(0.01)
             pathlib.Path("step").write_text(str(step + 1))
-            if any(request.seen):
+            if any(seen):
                 saved.write_text(str(step + 1))
-                number = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)[request.seen.index(True)]
-                raise Stopped(number, step + 1)
+                raise Stopped.by(seen, step + 1)
     print("counted")
     output.write_text(os.environ["NEUCLIP_JOB_ID"])
 """

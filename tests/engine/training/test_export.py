@@ -1,4 +1,4 @@
-"""What a run exports is used by stock tools: open_clip's loader and clip_benchmark's command."""
+"""Stock tools use an export: open_clip's loader and clip_benchmark's command."""
 
 import json
 import os

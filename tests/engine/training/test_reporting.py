@@ -166,7 +166,7 @@ def test_a_second_process_says_that_it_waits_for_the_first(root):
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [sys.executable, "-m", "engine.train", str(path)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert "another process is at it; waiting for it to end" in process.stderr.readline()
+        assert "another process trains it; waiting for that to end" in process.stderr.readline()
     assert "from the start" in process.stderr.readline()
     assert process.wait() == 0
     process.stderr.close()

@@ -1,4 +1,4 @@
-"""What a step computes: precisions, clipping, metrics, compiled encoders, draws of random numbers."""
+"""A step computes as it should: precisions, clipping, metrics, compiled encoders, draws of random numbers."""
 
 import json
 import math

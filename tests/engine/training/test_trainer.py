@@ -1,4 +1,4 @@
-"""What a run may ask of its trainer: averaged weights, batch norm in parts, an end between two steps."""
+"""A trainer averages weights, sees batch norm in parts, stops between two steps, and resumes."""
 
 import os
 import signal
