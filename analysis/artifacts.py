@@ -66,7 +66,7 @@ def literal(form: Form, name: str, constant: str, default: tuple[str, ...]) -> t
 
 @functools.cache  # the workflow asks for every suite
 def _constants(path: Path) -> dict[str, ast.expr]:
-    """What a module gives names to."""
+    """Return the names that a module defines."""
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     return {
         target.id: node.value

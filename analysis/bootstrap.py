@@ -1,4 +1,4 @@
-"""How sure a result is of a set's samples: the same model, had the set been drawn once more. Not the noise of seeds."""
+"""Resample a set's samples: how far one model's result would move on another draw. Not the noise of seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several tables fill their cells with: a column of scores, ranked and marked."""
+"""Fill cells that several tables share: a column of scores, ranked and marked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several figures draw: curves with bands over seeds, intervals, legends, and the word that there is nothing."""
+"""Draw parts that several figures share: curves with bands over seeds, intervals, legends, and a note for no data."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ PAPER: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("paper.yaml").re
 
 
 class PaperScores(NamedTuple):
-    """What the paper's methods reach on what a suite reproduces."""
+    """Hold the scores of the paper's methods on the data that a suite reproduces."""
 
     score: str
     """The average they belong to; only an average over all its sets has this name."""
@@ -56,7 +56,7 @@ def by_method(section: str, columns: str) -> Table:
 
 
 def ablation() -> Table:
-    """What the paper's variants of NeuCLIP reach."""
+    """Return the scores of the paper's variants of NeuCLIP."""
     part = PAPER["ablation"]
     return Table(
         title=part["title"],

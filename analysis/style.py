@@ -1,4 +1,4 @@
-"""How everything looks: names, colours and markers of methods, sizes, and the matplotlib style sheet.
+"""Set the look of tables and figures: names, colours and markers of methods, sizes, matplotlib's style sheet.
 
 The only place with display names. A method keeps its colour whatever else is drawn with it.
 """
@@ -33,7 +33,7 @@ Dashes = tuple[int, tuple[float, ...]] | Literal["-"]
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method looks; marker and dashes tell it from others in grey."""
+    """Give a method its name, colour, marker and dashes; the last two tell methods apart in grey."""
 
     name: str
     color: str

@@ -1,4 +1,4 @@
-"""What a table is, before any format."""
+"""Define a table, before any format."""
 
 from __future__ import annotations
 

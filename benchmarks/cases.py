@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: methods, batches, alternating timings, and the files they write."""
+"""Share what benchmarks need: methods, batches, alternating timings, and the files they write."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def alternate(contestants: dict[str, Callable[[], Any]], rounds: int, device: to
 
 @dataclass(frozen=True)
 class MemoryTrace:
-    """What torch's allocator held on the CPU while something ran; times in nanoseconds."""
+    """Record what torch's allocator held on the CPU while a block ran; times in nanoseconds."""
 
     times: list[int]
     levels: list[int]

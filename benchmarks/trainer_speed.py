@@ -46,7 +46,7 @@ _PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16"}
 
 @dataclass(frozen=True)
 class Job:
-    """What both sides train, and how they take turns of `settle` unmeasured steps and `steps` measured ones."""
+    """A training for both sides, in turns of `settle` unmeasured steps and `steps` measured ones."""
 
     folder: Path
     spec: RunSpec

@@ -51,13 +51,13 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        """Whether the bound is kept; NaN keeps none."""
+        """Tell whether the bound is kept; NaN keeps none."""
         return self.value <= self.bound
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What check 1 found: UNIFIED - RGCL where all alphas lie `shift` nats above their optimum."""
+    """Result of check 1: UNIFIED - RGCL where all alphas lie `shift` nats above their optimum."""
 
     measures: list[Measure]
     temperature: float
@@ -67,7 +67,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Convergence:
-    """What check 2 found: (step, value) over the whole set, of RGCL by how it was minimised, and of UNIFIED."""
+    """Result of check 2: (step, value) over the whole set, of RGCL by how it was minimised, and of UNIFIED."""
 
     measures: list[Measure]
     rgcl: dict[str, list[tuple[int, float]]]
@@ -76,7 +76,7 @@ class Convergence:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What check 3 found: estimates minus exact values in nats, by estimator, the best last."""
+    """Result of check 3: estimates minus exact values in nats, by estimator, the best last."""
 
     measures: list[Measure]
     errors: dict[str, Tensor]

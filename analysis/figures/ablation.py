@@ -1,4 +1,4 @@
-"""What each change to a method does: the averages of every variant beside the main run of the same method."""
+"""Compare the averages of every variant with those of the same method's main run."""
 
 from __future__ import annotations
 

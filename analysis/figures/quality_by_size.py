@@ -1,4 +1,4 @@
-"""What methods reach with smaller and larger batches, and with less data."""
+"""Draw scores against the batch size and against the amount of data."""
 
 from __future__ import annotations
 

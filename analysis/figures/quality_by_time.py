@@ -1,4 +1,4 @@
-"""What a method reaches in how much training time. Measured, so never twice the same."""
+"""Draw scores against training time. Time is measured, so never twice the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much NeuCLIP's result and step time depend on the network's updates, restarts and size."""
+"""Draw NeuCLIP's scores and step time against the network's updates, restarts and size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by phase. Measured, so never twice the same."""
+"""Draw the time of a training step by phase. It is measured, so never twice the same."""
 
 from __future__ import annotations
 

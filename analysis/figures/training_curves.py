@@ -1,4 +1,4 @@
-"""How training went: scores where there are several milestones, temperature, gradient norm, each method's own loss."""
+"""Draw training: scores over milestones, temperature, gradient norm, each method's own loss."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Curve(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """What the drawing shows, in words."""
+        """Say in words what the drawing shows."""
         if not self.paths:
             return f"{self.name}: no finite value"
         gaps = f", {self.num_left_out} values that are not finite" if self.num_left_out else ""

@@ -61,7 +61,7 @@ def _cell(item: str | Cell) -> Markup:
 
 
 def _sort_key(item: str | Cell) -> str:
-    """What a column is sorted by: all digits of a number; what has none comes last."""
+    """Return a cell's sorting key: all digits of a number; text without one comes last."""
     if isinstance(item, str):
         return item
     return "" if item.value is None or math.isnan(item.value) else repr(float(item.value)).replace("inf", "Infinity")

@@ -119,7 +119,7 @@ def _is_later(name: str) -> bool:
 
 
 def _summary(name: str) -> str:
-    """What a figure shows: the first line of its module's docstring."""
+    """Return a figure's summary: the first line of its module's docstring."""
     text = ast.get_docstring(ast.parse(artifacts.source("figure", name).read_text(encoding="utf-8"))) or name
     return text.splitlines()[0].split(" (`docs/")[0].rstrip(".") + "."
 

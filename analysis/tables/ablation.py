@@ -1,4 +1,4 @@
-"""What each change to a method does: every variant beside the main run of the same method."""
+"""Compare every variant with the main run of the same method."""
 
 from __future__ import annotations
 

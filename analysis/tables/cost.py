@@ -1,4 +1,4 @@
-"""What a step costs, where the time goes, and how much memory it takes. Measured, so never twice the same."""
+"""Show the cost of a step: time by phase, and memory. It is measured, so never twice the same."""
 
 from __future__ import annotations
 

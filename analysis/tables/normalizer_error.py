@@ -1,4 +1,4 @@
-"""How far each method's log-normalizers are from the exact ones at the end of training."""
+"""Compare each method's log-normalizers with the exact ones at the end of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each method's error of the log-normalizers grows with the difficulty, beside the paper's."""
+"""Show how each method's error of log-normalizers grows with the difficulty, beside the paper's."""
 
 from __future__ import annotations
 
