@@ -1,1 +1,1 @@
-"""From results to tables and figures. Reads what the engine wrote, never trains."""
+"""Turns results into tables, figures and reports. Reads what the engine wrote; never trains."""

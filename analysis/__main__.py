@@ -1,22 +1,22 @@
-"""Command line: collect results, write a table, a figure or the report, show, check and compare what there is."""
+"""Command line: collect results, write tables, figures and reports, print, check and compare them."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table as Grid
+from rich.markdown import Markdown
 
 from analysis import artifacts, collect, comparison, frame, rendering, staleness
 from analysis.report import content, page
-from analysis.table import panels
 from engine import errors, files, paths
 
 CELL_WIDTH = 16
-"""Columns of the terminal that one of the table takes, about."""
+"""Characters that a column of the table takes in the terminal, about."""
 
 EPILOG = """\
 examples:
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check() -> int:
-    """Print what is out of date; status 1 if anything is."""
+    """Print the names of files that are out of date; return 1 if there are any."""
     lines = staleness.stale()
     print("\n".join(lines) or "every collected frame, table and figure shows what the records say")
     return 1 if lines else 0
@@ -108,16 +108,9 @@ def show(places: list[Path]) -> None:
     console = Console()
     for file in collected:
         table = rendering.build_table(frame.read(file), "main_results")
-        console.print(f"\n[bold]{file.stem}[/]: {table.title}")
-        for columns in panels(table, max(1, console.width // CELL_WIDTH - table.num_keys)):
-            grid = Grid(*[table.header[i] for i in columns])
-            for number, i in enumerate(columns):
-                grid.columns[number].justify = "left" if i < table.num_keys else "right"
-            for row in table.rows:
-                grid.add_row(*(rendering.to_terminal(row[i]) for i in columns))
-            console.print(grid)
-        for note in table.notes:
-            console.print(note, style="dim", markup=False)
+        alone = dataclasses.replace(table, title=f"{file.stem}: {table.title}", reference=None)
+        columns = max(1, console.width // CELL_WIDTH - table.num_keys)
+        console.print(Markdown(rendering.to_markdown(alone, columns=columns)))
         for folder in (paths.tables(file.stem), paths.figures(file.stem)):
             for sidecar in sorted(folder.glob("*.json")):
                 forms = sorted(other.suffix[1:] for other in folder.glob(f"{sidecar.stem}.*"))

@@ -1,11 +1,11 @@
-"""Finds tables and figures by file name. Standard library only: Snakemake imports this while it reads its rules.
+"""Finds tables and figures by file name. Imports the standard library only: Snakemake needs this to read its rules.
 
 A table is ``tables/<id>.py`` with ``build(frame)``, a figure ``figures/<id>.py`` with ``build(frame, width)``, the
 width in inches. Each may say, as literals,
 
-- ``KINDS``: the kinds of rows it is drawn from (`build` gets no others); by default those of `rendering.DEFAULT_KINDS`;
-- ``SUITES``: patterns of the suites it is made for, e.g. ``("ablation_*",)``, or with ``!`` of those that it is not
-  made for; all suites by default.
+- ``KINDS``: the kinds of rows that `build` gets; by default `rendering.DEFAULT_KINDS`;
+- ``SUITES``: patterns of the suites it is made for, such as ``("ablation_*",)``; a pattern that begins with ``!`` names
+  suites that it is not made for. By default it is made for all.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Form = Literal["table", "figure"]
 HERE = Path(__file__).parent
 TABLE_SUFFIXES = (".csv", ".md", ".tex", ".json")
 IN_COLUMN = "_column"
-"""A figure is drawn as wide as a page, and once more as one of its two columns; then its file's name ends so."""
+"""End of the file name of a figure that is as wide as one of a page's two columns; the other is as wide as the page."""
 FIGURE_FORMATS = ("pdf", "svg", "png")
 FIGURE_SUFFIXES = (*(f"{end}.{form}" for end in ("", IN_COLUMN) for form in FIGURE_FORMATS), ".json")
 
 
 def tables(suite: str | None = None) -> tuple[str, ...]:
-    """Ids of all tables, or of those made for a suite."""
+    """Return the ids of all tables, or of those made for a suite."""
     return _find("table", suite)
 
 
 def figures(suite: str | None = None) -> tuple[str, ...]:
-    """Ids of all figures, or of those made for a suite."""
+    """Return the ids of all figures, or of those made for a suite."""
     return _find("figure", suite)
 
 
 def source(form: Form, name: str) -> Path:
-    """The file that defines an artefact."""
+    """Return the file that defines a table or a figure."""
     return HERE / f"{form}s" / f"{name}.py"
 
 
@@ -66,7 +66,7 @@ def literal(form: Form, name: str, constant: str, default: tuple[str, ...]) -> t
 
 @functools.cache  # the workflow asks for every suite
 def _constants(path: Path) -> dict[str, ast.expr]:
-    """What a module gives names to."""
+    """Return the names that a module defines."""
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     return {
         target.id: node.value
@@ -78,15 +78,15 @@ def _constants(path: Path) -> dict[str, ast.expr]:
 
 
 def sources_sha256(form: Form | None = None, name: str = "") -> str:
-    """Digest of the code that an artefact is drawn by: the package's own modules, and the artefact's file.
+    """Return the digest of the code that draws a table or a figure: this package's modules, and its own file.
 
-    Without arguments, of the package's own modules only. Another digest means: draw it again.
+    Without arguments, return the digest of this package's modules. When the digest changes, draw again.
     """
     return _digest([*_own(), *([source(form, name)] if form else [])])
 
 
 def report_sha256() -> str:
-    """Digest of the code that the report is written by, without that of what it shows."""
+    """Return the digest of the code that writes reports; tables and figures have their own."""
     report = sorted(path for path in (HERE / "report").rglob("*") if path.is_file() and path.suffix != ".pyc")
     return _digest([*_own(), *report])
 

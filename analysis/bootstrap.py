@@ -1,27 +1,27 @@
-"""How sure a result is of a set's samples: the same model, had the set been drawn once more. Not the noise of seeds."""
+"""Resamples an evaluation set: how far one model's score would move on other samples. Not the noise of seeds."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.stats import CONFIDENCE
 from engine.schema.evaluation import WORST_GROUP, Outcomes
 
 NUM_RESAMPLES = 1000
-CONFIDENCE = 0.95
 
 
 def draw(outcomes: Outcomes, metric: str, rng: np.random.Generator, num: int = NUM_RESAMPLES) -> NDArray[np.float64]:
-    """Draw a set's samples with replacement, within each stratum as many as it has.
+    """Draw a set's samples with replacement; each stratum keeps its number of samples.
 
     Args:
-        outcomes: What the model made of the samples.
+        outcomes: The model's outcomes on the samples.
         metric: The set's main metric.
-        rng: Where chance comes from.
-        num: How many times.
+        rng: Source of random numbers.
+        num: Number of resamples.
 
     Returns:
-        The metric of every draw, (num,).
+        The metric of every resample, (num,).
     """
     stratum_O, count_O = np.array(outcomes.stratum), np.array(outcomes.count)
     counts_RO = np.empty((num, len(count_O)), np.int64)
@@ -32,7 +32,7 @@ def draw(outcomes: Outcomes, metric: str, rng: np.random.Generator, num: int = N
 
 
 def metric_of(outcomes: Outcomes, metric: str, counts_RO: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the metric, (R,), of samples with each outcome so many times, (R, outcomes)."""
+    """Compute the metric, (R,), from the counts of each outcome in R resamples, (R, outcomes)."""
     outcome_OK, stratum_O = np.array(outcomes.outcome), np.array(outcomes.stratum)
     if metric == "mean_recall@1":
         captions_found_R, captions_R, images_R = (counts_RO @ outcome_OK).T
@@ -52,10 +52,10 @@ def metric_of(outcomes: Outcomes, metric: str, counts_RO: NDArray[np.int64]) -> 
 
 
 def half_width(draws: NDArray[np.float64]) -> float:
-    """Half the distance between the ends of the percentile interval.
+    """Return half the width of the percentile interval of resampled metrics.
 
-    An interval of this width around the score holds only where draws are spread about it: not for the lowest of several
-    groups, whose draws lie below.
+    An interval of this width around the score is right only where resamples lie on both sides of it. The lowest of
+    several groups is no such metric: its resamples lie below.
     """
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(high - low) / 2

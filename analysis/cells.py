@@ -1,4 +1,4 @@
-"""What several tables fill their cells with: a column of scores, ranked and marked."""
+"""Cells that several tables share: scores by method, ranked and marked."""
 
 from __future__ import annotations
 
@@ -6,33 +6,69 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import stats, style
-from analysis.table import Cell
+from analysis.table import Cell, Row, Table
 
 
 def by_method(rows: pd.DataFrame) -> dict[str, Cell]:
-    """Fill one column, the final scores of the main runs of one setting on one set: a cell per method, in percent."""
-    summary = stats.summarize(rows, ["method"]).set_index("method")
-    tests = stats.paired_differences(rows, ["name"], first=style.OURS).set_index("baseline")
-    # What is printed is ranked: means that look the same share a place.
+    """Fill a column with final scores in percent, one cell per method; all rows are of one setting and score."""
+    summary = rows.groupby("method")["value"].agg(["size", "count", "mean", stats.half_width])
+    tests = stats.paired_differences(rows, first=style.OURS)
+    # Ranked as printed: means that look the same share a place.
     printed = (100 * summary["mean"]).round(1)
     places = sorted(printed.dropna().unique(), reverse=True)
     cells = {}
-    for row in summary.reset_index().to_dict("records"):
-        method, n, runs = row["method"], row["n"], row["num_runs"]
-        cell = Cell(100 * row["mean"], 100 * row["half_width"], n)
-        if n < runs:
-            statuses = rows.loc[rows["method"] == method, "status"].unique()
-            cell = cell.but(remark=f"(n = {n})" if n else statuses[0] if len(statuses) == 1 else "absent")
-        if len(summary) > 1 and printed[method] in places[:2]:
-            cell = cell.but(emphasis="best" if printed[method] == places[0] else "second")
-        if method in tests.index and tests["p_holm"][method] < stats.SIGNIFICANCE:
-            cell = cell.but(mark="*" if tests["mean"][method] > 0 else "†")
-        cells[str(method)] = cell
+    for method, runs, n, mean, half_width in summary.itertuples(name=None):
+        statuses = rows.loc[rows["method"] == method, "status"].unique()
+        why = statuses[0] if len(statuses) == 1 else "absent"
+        place = places.index(printed[method]) if len(summary) > 1 and n else None
+        is_marked = method in tests.index and tests["p_holm"][method] < stats.SIGNIFICANCE
+        cells[str(method)] = Cell(
+            100 * mean,
+            100 * half_width,
+            n,
+            emphasis="best" if place == 0 else "second" if place == 1 else "",
+            mark="" if not is_marked else "*" if tests["mean"][method] > 0 else "†",
+            remark="" if n == runs else f"(n = {n})" if n else why,
+        )
     return cells
 
 
+def by_score(frame: pd.DataFrame, key: str, *, title: str, size: str = "") -> Table:
+    """Build a table with one row per setting and score of the final models, one column per method, in percent.
+
+    Args:
+        frame: Rows of one kind, averages or evaluation sets.
+        key: Name of the scores' column.
+        title: What the scores are.
+        size: Name of a column with `num_samples`; without it there is none.
+    """
+    frame = tidy.main_runs(tidy.final_scores(frame))
+    methods = tidy.methods(frame)
+    rows: list[Row] = []
+    for label, part in tidy.settings(frame):
+        for score in tidy.scores(part):
+            of_score = part[part["name"] == score.name]
+            column = by_method(of_score)
+            sizes = [Cell(int(of_score["num_samples"].max()), form="d")] if size else []
+            shown = (column.get(method, Cell(None)) for method in methods)
+            rows.append((label, score.title, *sizes, *shown, Cell(100 * score.chance)))
+    sizes_header = (size,) if size else ()
+    return Table(
+        title=f"{title} in %, mean ± half-width of the 95 % interval over seeds",
+        header=("Setting", key, *sizes_header, *(style.method(method).name for method in methods), "Chance"),
+        rows=tuple(rows),
+        num_keys=2,
+        notes=notes(frame, key.lower()),
+    )
+
+
+def mean(values: pd.Series, form: str = ".1f") -> Cell:
+    """Return the mean of runs with its interval."""
+    return Cell(float(values.mean()), stats.half_width(values), int(values.count()), form)
+
+
 def notes(frame: pd.DataFrame, column: str) -> tuple[str, ...]:
-    """Explain cells of `by_method`; `column` is what each of its columns is called."""
+    """Explain the cells of `by_method`; `column` is the word for one of its columns."""
     return (
         f"{tidy.describe(frame)}. Best mean in bold, the second set off. n is given where it is not the number of "
         "runs; a single run has no interval.",

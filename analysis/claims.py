@@ -1,4 +1,4 @@
-"""What may be said of a suite's results, in plain sentences that follow from the tests' outcomes and nothing else."""
+"""Sentences on a suite's results. They follow from the outcomes of tests alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
 
     Args:
         frame: The tidy frame of one suite.
-        averaged: The evaluation sets in the suite's first average. Over them, methods are compared set by set, in the
-            suites that the table `across_sets` is made for: in others, sets are few or share pictures.
+        averaged: The evaluation sets in the suite's first average. Methods are compared set by set over them, in suites
+            that have the table `across_sets`. In other suites, sets are few or share pictures.
 
     Returns:
         Sentences: by setting over seeds, over sets and of variants, then diverged runs and holes. Never empty.
@@ -33,7 +33,8 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
     title = scores[0].title
     of_score = final[(final["kind"] == scores[0].kind) & (final["name"] == scores[0].name)]
     suite = frame["suite"].iloc[0]
-    sets = final[(final["kind"] == "eval") & final["name"].isin(averaged if _compares_sets(suite) else ())]
+    compared = averaged if "across_sets" in artifacts.tables(suite) else ()
+    sets = final[(final["kind"] == "eval") & final["name"].isin(compared)]
     methods = tidy.methods(tidy.main_runs(final))
     sentences: list[str] = []
     for label, rows in tidy.settings(of_score):
@@ -45,17 +46,13 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
     return (*sentences, *_lost(frame))
 
 
-def _compares_sets(suite: str) -> bool:
-    return "across_sets" in artifacts.tables(suite)
-
-
 def _over_seeds(rows: pd.DataFrame, title: str, methods: list[str]) -> Iterator[str]:
-    """Compare ours with each baseline of the suite, seed by seed."""
+    """Compare NeuCLIP with each baseline of the suite, seed by seed."""
     baselines = [name for name in methods if name != style.OURS]
     if style.OURS not in set(rows["method"]) or not baselines:
         yield f"No statement on {title}: no runs of {OURS if baselines else 'baselines'} to compare."
         return
-    tests = stats.paired_differences(rows, ["name"], first=style.OURS).set_index("baseline")
+    tests = stats.paired_differences(rows, first=style.OURS)
     for name in baselines:
         baseline = style.method(name).name
         if name in tests.index:
@@ -71,7 +68,7 @@ def _comparison(baseline: str, title: str, test: pd.Series) -> str:
         return f"No statement on {both}: they share no seed that has a score."
     if n == 1:
         return f"One seed: no statement on {both} (the difference of this seed is {mean:+.1f} points)."
-    # What is worse is so by a positive number of points, and its interval with it.
+    # "Worse by 1.2 points": the sign is in the word, so difference and interval are turned around.
     sign = -1 if p < stats.SIGNIFICANCE and mean < 0 else 1
     low, high = sorted((sign * mean - half_width, sign * mean + half_width))
     found = f"95 % interval {low:.1f} to {high:.1f}, n = {n} seeds"
@@ -87,14 +84,14 @@ def _comparison(baseline: str, title: str, test: pd.Series) -> str:
 
 
 def _over_sets(rows: pd.DataFrame) -> Iterator[str]:
-    """Compare ours with each baseline set by set, where there are sets enough for a test."""
-    tests = stats.set_differences(stats.by_set(rows, ["name"])[tidy.methods(rows)], first=style.OURS)
-    for test in tests.dropna(subset=["p_holm"]).to_dict("records"):
+    """Compare NeuCLIP with each baseline set by set, where there are enough sets for a test."""
+    tests = stats.set_differences(stats.by_set(rows)[tidy.methods(rows)], first=style.OURS)
+    for baseline, test in tests.dropna(subset=["p_holm"]).to_dict("index").items():
         counts = f"better on {test['wins']}, equal on {test['ties']}, worse on {test['losses']}"
         apart = "a significant" if test["p_holm"] < stats.SIGNIFICANCE else "no significant"
-        baseline = style.method(test["baseline"]).name
         yield (
-            f"Over {test['num_sets']} evaluation sets {OURS} is {counts} against {baseline}: "
+            f"Over {test['num_sets']} evaluation sets {OURS} is {counts} against "
+            f"{style.method(str(baseline)).name}: "
             f"{apart} difference (median {100 * test['median']:+.1f} points, Wilcoxon's signed-rank test, sets taken "
             f"as independent, Holm-corrected {style.p_value(test['p_holm'])})."
         )
@@ -109,8 +106,7 @@ def _variants(rows: pd.DataFrame, title: str) -> Iterator[str]:
         variants = [variant for variant in tidy.variants(part) if variant]
         if not variants or len(variants) == part["variant"].nunique():
             continue  # nothing varies, or there is no main run to compare with
-        tests = stats.paired_differences(part.assign(method=part["variant"]), ["name"], first="")
-        tested = tests.dropna(subset=["p_holm"]).set_index("baseline")
+        tested = stats.paired_differences(part.assign(method=part["variant"]), first="").dropna(subset=["p_holm"])
         if tested.empty:
             untested.append(f"{len(variants)} of {style.method(method).name}")
             continue

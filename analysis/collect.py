@@ -1,4 +1,4 @@
-"""From the engine's JSON files to one checked tidy frame. Refuses holes and anything that does not fit together."""
+"""Collects the engine's JSON files into one tidy frame. Refuses results that are missing or contradict each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,19 @@ from analysis.frame import COLUMNS
 from engine import files, paths
 from engine.schema.base import ModelT, canonical_json, fingerprint, parse
 from engine.schema.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
-from engine.schema.record import Record
+from engine.schema.record import Provenance, Record
 from engine.schema.suite import ExpandedSuite, SuiteRun
 
 MAX_CURVE_POINTS = 400
-"""Longer logs are averaged in bins: a figure shows no more, and single steps would alias with periodic restarts."""
+"""Longer logs are averaged in bins. A figure shows no more points, and every n-th step would alias with restarts."""
 MAX_ROUNDING = 1e-6
-"""Between a score and the same of its counted outcomes; scores are means in float32."""
+"""Largest difference between a score and the one computed from its outcomes; scores are means in float32."""
 MAX_ANCHORS = 512
-"""Anchors of a run whose log-normalizers a figure shows, on each side."""
+"""Anchors of a run and side that a figure of log-normalizers shows."""
 
 Row = dict[str, Any]
 Seen = dict[tuple[str, str], tuple[str | None, Path]]
-"""For what all runs must share: its digest, and the file that said so first."""
+"""Digests that all runs must share, each with the file that named it first."""
 
 
 class CollectError(ValueError):
@@ -42,7 +42,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
     """Collect all results of an expanded suite.
 
     Args:
-        suite_path: The suite's file; results are found beside it as `engine.paths` says.
+        suite_path: The suite's file. Results lie where `engine.paths` says.
 
     Returns:
         The tidy frame, columns as in `analysis.frame.COLUMNS`.
@@ -55,7 +55,14 @@ def collect(suite_path: Path) -> pd.DataFrame:
     _refuse_holes(suite)
     rows: list[Row] = []
     seen: Seen = {}
-    missing = _missing_sets(suite)
+    # Sets that were not on disk when some run was evaluated: averages leave them out for all runs or for none.
+    missing = frozenset(
+        name
+        for run in suite.runs
+        for milestone in run.spec.milestones
+        for name in suite.evaluation.sets
+        if _result(run, milestone, name).status == "missing"
+    )
     num_seeds = Counter(_place(run) for run in suite.runs)
     for run in suite.runs:
         path = paths.record(run.spec.run_id)
@@ -78,10 +85,9 @@ def collect(suite_path: Path) -> pd.DataFrame:
 
 
 def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
-    # A run that went on elsewhere names all places: its times are a mixture.
+    # A run that went on elsewhere names all its commits and devices: its times are a mixture.
     origins = [attempt.provenance for attempt in record.attempts]
-    commits = (f"{o.commit}+{o.dirty_sha256[:8]}" if o.dirty_sha256 else o.commit for o in origins)
-    # What makes times compare: with other threads a device is another one.
+    # Times compare only with the same number of processes and threads, so these belong to the device.
     devices = (
         (f"{o.world_size} x " if o.world_size > 1 else "")
         + o.device
@@ -98,7 +104,7 @@ def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
         "model": run.spec.model.name,
         "global_batch_size": run.spec.global_batch_size,
         "seed": run.spec.seed,
-        "commit": ", ".join(dict.fromkeys(commits)),
+        "commit": ", ".join(dict.fromkeys(map(commit, origins))),
         "device": ", ".join(dict.fromkeys(devices)),
         "title": "",
         "metric": "",
@@ -109,18 +115,6 @@ def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
     }
 
 
-def _missing_sets(suite: ExpandedSuite) -> frozenset[str]:
-    """Name the sets that were not on disk when some run was evaluated: averages leave them out for all or for none."""
-    found = set()
-    for run in suite.runs:
-        for milestone in run.spec.milestones:
-            for name in suite.evaluation.sets:
-                result = _load(EvalResult, paths.eval_result(run.spec.run_id, milestone, name))
-                if result.status == "missing":
-                    found.add(name)
-    return frozenset(found)
-
-
 def _score_rows(
     evaluation: Evaluation, run: SuiteRun, record: Record, seen: Seen, missing: frozenset[str]
 ) -> Iterator[Row]:
@@ -128,7 +122,7 @@ def _score_rows(
         results = {}
         for name in evaluation.sets:
             path = paths.eval_result(run.spec.run_id, milestone, name)
-            results[name] = result = _load(EvalResult, path)
+            results[name] = result = _result(run, milestone, name)
             _check_result(result, run, record, milestone, name, evaluation.sets[name], path)
             _agree(seen, ("card of", name), result.card_sha256, path)
             _agree(seen, ("evaluator of", name), canonical_json(dict(result.evaluator)), path)
@@ -171,7 +165,7 @@ def _score_rows(
 
 
 def _place(run: SuiteRun) -> tuple[object, ...]:
-    """What runs share that differ in their seed only."""
+    """Return what runs have in common that differ in their seed only."""
     spec = run.spec
     return spec.method.name, run.variant, spec.dataset, spec.model.name, spec.global_batch_size
 
@@ -179,37 +173,42 @@ def _place(run: SuiteRun) -> tuple[object, ...]:
 def _sampling_rows(evaluation: Evaluation, run: SuiteRun) -> Iterator[Row]:
     """Resample the final model's sets: the only interval that a run without further seeds can have.
 
-    Averages have none: sets that show the same pictures would have to be drawn together, and results do not say which.
+    Averages have none. Sets that show the same pictures would have to be resampled together, and results do not say
+    which sets do.
     """
     end = run.spec.samples_seen
     for name, card in evaluation.sets.items():
-        result = _load(EvalResult, paths.eval_result(run.spec.run_id, end, name))
+        result = _result(run, end, name)
         if result.outcomes is None or card.metric in WORST_GROUP:
-            continue  # The lowest of several groups is lower still in a resample, by more than its spread.
-        # Of each run drawn alike, whatever else the suite has.
+            continue  # A resample's lowest group is lower than the set's, by more than the interval.
+        # The same resamples for a run, whatever other runs the suite has.
         seed = int.from_bytes(hashlib.sha256(f"{run.spec.run_id}/{name}".encode()).digest()[:8], "big")
         draws = bootstrap.draw(result.outcomes, card.metric, np.random.default_rng(seed))
         value = bootstrap.half_width(draws)
         yield {"kind": "sampling", "samples_seen": end, "name": name, "metric": "half_width", "value": value}
 
 
+def _rows(kind: str, samples_seen: int, values: Mapping[str, Any]) -> Iterator[Row]:
+    for name, value in values.items():
+        yield {"kind": kind, "samples_seen": samples_seen, "name": name, "value": value}
+
+
 def _normalizer_rows(record: Record) -> Iterator[Row]:
     for entry in record.normalizer_error:
-        for name, value in entry.model_dump(exclude={"samples_seen", "sample_sha256"}).items():
-            yield {"kind": "normalizer", "samples_seen": entry.samples_seen, "name": name, "value": value}
+        yield from _rows("normalizer", entry.samples_seen, entry.model_dump(exclude={"samples_seen", "sample_sha256"}))
 
 
 def _log_normalizer_rows(record: Record) -> Iterator[Row]:
-    """Give estimates and exact values of the final model's first anchors; `metric` is the number of the anchor."""
+    """Give estimates and exact values for the first anchors of the final model; `metric` numbers the anchors."""
     for entry in record.normalizer_error:
         if entry.samples_seen != record.spec.samples_seen or entry.sample_sha256 is None:
             continue
         path = paths.log_normalizers(record.run_id, entry.samples_seen)
         content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() != entry.sample_sha256:
+            what = "its digest is not the one in the record" if content else "is missing"
             raise CollectError(
-                f"{path}: is {'another file than' if content else 'missing, and'} the record says; put it back, or "
-                f"remove {paths.run(record.run_id)} and run snakemake again"
+                f"{path}: {what}; put the file back, or remove {paths.run(record.run_id)} and run snakemake again"
             )
         for name, values in sorted(safetensors.numpy.load(content).items()):
             for side, of_side in zip(("image", "text"), values.astype(float), strict=True):
@@ -230,7 +229,7 @@ def _train_rows(run: SuiteRun) -> Iterator[Row]:
         shown = line[:80].decode(errors="replace")
         try:
             entry = json.loads(line.decode())
-            # A resumed run repeats steps: the last line holds.
+            # A resumed run repeats steps: the last line counts.
             steps[int(entry["step"])] = {**entry, "samples_seen": int(entry["samples_seen"])}
         except (ValueError, KeyError, TypeError) as error:
             raise CollectError(
@@ -254,16 +253,14 @@ def _cost_rows(record: Record) -> Iterator[Row]:
     costs: dict[str, float | None] = {f"clock_sec/{clock}": seconds for clock, seconds in record.clock_sec.items()}
     costs |= {"median_step_sec": record.median_step_sec, "peak_memory_bytes": record.peak_memory_bytes}
     costs["num_processes"] = record.provenance.world_size
-    for name, value in costs.items():
-        yield {"kind": "cost", "samples_seen": record.samples_seen, "name": name, "value": value}
+    return _rows("cost", record.samples_seen, costs)
 
 
 def _option_rows(run: SuiteRun) -> Iterator[Row]:
-    """Give the method's numeric options, so that figures can have them as axes; "never" is an infinite period."""
-    for name, value in run.spec.method.config.items():
-        number = math.inf if value == "never" else value
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            yield {"kind": "option", "samples_seen": run.spec.samples_seen, "name": name, "value": number}
+    """Give the method's numeric options, for the axes of figures; "never" becomes an infinite period."""
+    options = {name: math.inf if value == "never" else value for name, value in run.spec.method.config.items()}
+    numbers = {name: value for name, value in options.items() if type(value) in (int, float)}
+    return _rows("option", run.spec.samples_seen, numbers)
 
 
 def _signature_rows(record: Record) -> Iterator[Row]:
@@ -272,6 +269,15 @@ def _signature_rows(record: Record) -> Iterator[Row]:
             step = getattr(signature, metric)
             seen = step * record.spec.global_batch_size
             yield {"kind": "signature", "samples_seen": seen, "name": signature.name, "metric": metric, "value": step}
+
+
+def commit(origin: Provenance) -> str:
+    """Name a commit, with a digest of changes that were not committed."""
+    return f"{origin.commit}+{origin.dirty_sha256[:8]}" if origin.dirty_sha256 else origin.commit
+
+
+def _result(run: SuiteRun, milestone: int, name: str) -> EvalResult:
+    return _load(EvalResult, paths.eval_result(run.spec.run_id, milestone, name))
 
 
 def _load(model: type[ModelT], path: Path) -> ModelT:
@@ -284,7 +290,7 @@ def _load(model: type[ModelT], path: Path) -> ModelT:
 
 
 def _refuse_doubles(suite: ExpandedSuite) -> None:
-    """Refuse runs that tables could not tell apart: they would be taken for seeds of one another."""
+    """Refuse runs that a table cannot tell apart: it would take them for seeds."""
     seen: dict[tuple[object, ...], str] = {}
     for run in suite.runs:
         place = (*_place(run), run.spec.seed)
@@ -355,7 +361,7 @@ def _check_result(
 
 
 def _agree(seen: Seen, key: tuple[str, str], found: str | None, path: Path) -> None:
-    """Refuse to compare runs whose data or tools differ under one name."""
+    """Refuse runs that name the same data or tool and have different digests of it."""
     first, where = seen.setdefault(key, (found, path))
     if first != found:
         raise CollectError(

@@ -1,12 +1,11 @@
-"""What differs between two results folders (two commits, two clusters) beyond the noise of seeds.
+"""Compares two results folders (of two commits, two clusters) and says what differs beyond the noise of seeds.
 
-Reads what both have collected. Numbers of the same suite, setting, method, variant and seed make a pair, whatever
-the runs' ids; where the folders share no seed, means are compared unpaired.
+Reads the collected frames of both. Numbers of the same suite, setting, method, variant and seed make a pair; the runs'
+ids may differ. Where the folders share no seed, means are compared unpaired.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +27,9 @@ COSTS = ("median_step_sec", "peak_memory_bytes")
 FACTS = ("lock_sha256", "dataset_sha256", "world_size", "threads", "python", "platform")
 VERDICTS = {
     "differs": "beyond the noise of seeds",
-    "within noise": "not more than seeds differ",
-    "too few seeds": f"differs, and fewer than {stats.MIN_PAIRS_TO_TEST} seeds tell nothing about noise",
-    "equal": "every pair of seeds to the last bit",
+    "within noise": "no more than seeds differ",
+    "too few seeds": f"differs, but fewer than {stats.MIN_PAIRS_TO_TEST} seeds do not show how large noise is",
+    "equal": "every pair of seeds, to the last bit",
     "other device": "times and memory of different devices, not compared",
 }
 
@@ -47,7 +46,7 @@ class Comparison(NamedTuple):
     outcomes: pd.DataFrame
     """Runs that finished on one side and diverged on the other: the columns of a run, `status_a`, `status_b`."""
     provenance: dict[str, tuple[list[str], list[str]]]
-    """What both sides say of code, data, devices and versions, where it differs."""
+    """Code, data, devices and versions of A and B, where they differ."""
 
 
 def compare(a: Path, b: Path) -> Comparison:
@@ -58,44 +57,34 @@ def compare(a: Path, b: Path) -> Comparison:
         ValueError: If they have no run in common.
     """
     frames = (_load(a), _load(b))
-    runs = tuple(frame[[*RUN, "run_id", "finished"]].drop_duplicates(RUN) for frame in frames)
-    both = runs[0].merge(runs[1], on=RUN, how="outer", suffixes=("_a", "_b"), indicator="side")
     if not frames[0].merge(frames[1], on=CELL).size:
         raise ValueError(f"{a} and {b} have no setting in common: compare folders of the same suites")
-    missing = both[both["side"] != "both"]
-    missing = missing.assign(missing_in=missing["side"].map({"left_only": "B", "right_only": "A"}).astype(str))
-    outcomes = both[(both["side"] == "both") & (both["finished_a"] != both["finished_b"])]
-    outcomes = outcomes.rename(columns={"finished_a": "status_a", "finished_b": "status_b"})
+    statuses = [frame.drop_duplicates(RUN).set_index(RUN)["finished"] for frame in frames]
+    runs = pd.concat(statuses, axis=1, keys=["status_a", "status_b"]).reset_index()
+    missing = runs[runs["status_a"].isna() | runs["status_b"].isna()]
+    both = runs.dropna(subset=["status_a", "status_b"])
     return Comparison(
         (str(a), str(b)),
         _differences(*frames),
-        missing[[*RUN, "missing_in"]].reset_index(drop=True),
-        outcomes[[*RUN, "status_a", "status_b"]].reset_index(drop=True),
+        missing[RUN].assign(missing_in=missing["status_a"].isna().map({True: "A", False: "B"})),
+        both[both["status_a"] != both["status_b"]],
         _provenance((a, b), frames),
     )
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """Return all of it for programs; NaN is None."""
-
-    def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-        return [
-            {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-            for row in frame.to_dict("records")
-        ]
-
+    frames = {name: getattr(comparison, name) for name in ("differences", "missing", "outcomes")}
     return {
         "a": comparison.folders[0],
         "b": comparison.folders[1],
-        "differences": records(comparison.differences),
-        "missing": records(comparison.missing),
-        "outcomes": records(comparison.outcomes),
+        **{name: rows.astype(object).where(rows.notna(), None).to_dict("records") for name, rows in frames.items()},
         "provenance": {name: {"a": a, "b": b} for name, (a, b) in comparison.provenance.items()},
     }
 
 
 def report(comparison: Comparison) -> str:
-    """Return what a person wants to see as Markdown: what differs, all averages, what is missing, where from."""
+    """Write the comparison as Markdown: differences, averages, missing runs, origins."""
     differences = comparison.differences
     counts = Counter(differences["verdict"])
     lines = [f"# A: {comparison.folders[0]}, B: {comparison.folders[1]}", f"{len(differences)} numbers compared:"]
@@ -116,7 +105,7 @@ def report(comparison: Comparison) -> str:
 
 
 def _load(folder: Path) -> pd.DataFrame:
-    """Read the final numbers of all suites of a folder; `finished` says how each run ended."""
+    """Read the final numbers of all suites in a folder; column `finished` has the status of each run."""
     files = sorted((folder / "collected").glob("*.parquet"))
     if not files:
         raise FileNotFoundError(
@@ -139,7 +128,7 @@ def _differences(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     both = a[kept].merge(b[kept], on=columns, how="outer", suffixes=("_a", "_b"), sort=False)
     rows = []
     for keys, group in both.groupby([*CELL, *QUANTITY], sort=False):
-        # What only one side has would move its mean: pairs alone are compared, where there are any.
+        # A seed that only one side has would move that side's mean: compare pairs only, where there are any.
         pairs = group.dropna(subset=["value_a", "value_b"])
         group = pairs if len(pairs) else group
         values_a, values_b = group["value_a"].dropna(), group["value_b"].dropna()
@@ -154,7 +143,7 @@ def _differences(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare(group: pd.DataFrame, a: pd.Series, b: pd.Series, *, kind: str) -> dict[str, Any]:
-    """Compare one quantity; the verdict is empty where the test decides."""
+    """Compare one quantity; the verdict is empty if the test has to decide."""
     change = (group["value_b"] - group["value_a"]).dropna()
     n, p, verdict = len(change), float("nan"), ""
     rounded = change.round(12)
@@ -165,7 +154,7 @@ def _compare(group: pd.DataFrame, a: pd.Series, b: pd.Series, *, kind: str) -> d
     elif (n or min(len(a), len(b))) < stats.MIN_PAIRS_TO_TEST:
         verdict = "too few seeds"
     elif n and rounded.nunique() == 1:
-        # All by the same amount: seeds add no noise at all. What differs in its last bits only was summed otherwise.
+        # All pairs differ by the same amount, so seeds add no noise. A difference in the last bits is rounding.
         verdict = "differs" if rounded.any() else "within noise"
     else:
         p = stats.paired_t_test(change) if n else stats.welch_t_test(a, b)
@@ -181,7 +170,7 @@ def _compare(group: pd.DataFrame, a: pd.Series, b: pd.Series, *, kind: str) -> d
 
 
 def _on_one_device(group: pd.DataFrame, *, paired: bool) -> bool:
-    """Tell whether times compare: each pair's, or without pairs all, are of one device, and no run moved."""
+    """Tell whether times compare: no run moved, and each pair (without pairs: all runs) has one device."""
     devices = pd.concat([group["device_a"], group["device_b"]]).dropna()
     alike = (group["device_a"] == group["device_b"]).all() if paired else devices.nunique() == 1
     return bool(alike) and not devices.str.contains(", ").any()
@@ -190,7 +179,7 @@ def _on_one_device(group: pd.DataFrame, *, paired: bool) -> bool:
 def _difference_table(rows: pd.DataFrame) -> Table:
     lines = []
     for row in rows.to_dict("records"):
-        # Scores are fractions, shown in percent as everywhere; the rest is shown in its own unit.
+        # Scores are fractions, shown in percent; other numbers keep their unit.
         factor = 100 if row["kind"] in ("average", "eval") else 1
         form = ".2f" if factor > 1 else three_digits(row["mean_a"])
         setting = [style.setting(column, row[column]) for column in ("dataset", "model", "global_batch_size")]
@@ -229,7 +218,7 @@ def _provenance(
 
 
 def _facts(folder: Path, frame: pd.DataFrame) -> dict[str, set[str]]:
-    """Collect what the runs say; of runs whose records are not in the folder, only what is in the frame."""
+    """Collect facts from the records; runs without a record in the folder give only what the frame has."""
     facts: dict[str, set[str]] = {name: set(frame[name].unique()) for name in ("commit", "device")}
     for run_id in frame["run_id"].unique():
         path = folder / paths.record(run_id).relative_to(paths.RESULTS)

@@ -1,11 +1,11 @@
-"""What several figures draw: curves with bands over seeds, intervals, legends, and the word that there is nothing."""
+"""Parts that several figures share: layout, curves with bands over seeds, intervals, axes, legends, captions."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from analysis import frame as tidy
 from analysis import stats, style
@@ -21,13 +22,13 @@ from analysis.rendering import short
 
 DASHED = (0, (3, 2))
 LETTERS_PER_IN = 17.5
-"""Letters of 7 points that fit an inch, and somewhat less than that."""
+"""Letters of 7 points per inch, a cautious estimate."""
 LINE_IN = 0.125
-"""Height of a line of such letters."""
+"""Height of a line of text of 7 points, inches."""
 MAX_IN = 8.0
-"""Height of all panels together: with legend and caption they fit a page."""
+"""Height of all panels together, inches; leaves room for legend and caption on a page."""
 MAX_PLAIN_RATIO = 1e3
-"""Largest over smallest value of a logarithmic axis up to which numbers are written out."""
+"""Largest ratio of the ends of a logarithmic axis at which its numbers are written out, without powers of ten."""
 MEAN_AND_INTERVAL = "Marker: mean; bar: its 95 % interval (t, cut at the edge); dots: seeds."
 MEAN_AND_BAND = "Line: mean over seeds; band: lowest to highest seed."
 
@@ -35,7 +36,7 @@ Item = TypeVar("Item")
 
 
 class Arrangement(NamedTuple, Generic[Item]):
-    """Panels on a page, line by line."""
+    """Panels of a figure, laid out line by line."""
 
     panels: list[Item]
     columns: int
@@ -43,21 +44,35 @@ class Arrangement(NamedTuple, Generic[Item]):
     """Width of a panel with its labels, inches."""
     height_in: float
     left_out: str
-    """A sentence for the caption; empty if there was room for all."""
+    """A sentence for the caption; empty if all panels have room."""
 
-    def draw(self, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-        """Return an empty figure, and the axes of all panels; those of a line's first are every `columns`-th."""
+    def draw(self, *, sharey: bool = False, ylabel: str = "") -> tuple[Figure, list[Axes]]:
+        """Return an empty figure and the axes of all panels; `ylabel` stands at the first of each line."""
         figure = Figure(figsize=(self.panel_in * self.columns, self.height_in))
-        return figure, grid(figure, len(self.panels), self.columns, sharey=sharey)
+        all_axes = grid(figure, len(self.panels), self.columns, sharey=sharey)
+        for axes in all_axes[:: self.columns]:
+            axes.set_ylabel(ylabel)
+        return figure, all_axes
 
 
 def arrange(
     panels: Sequence[Item], width: float, *, panel_in: float, line_in: float, what: str, in_tables: bool = True
 ) -> Arrangement[Item]:
-    """Put as many panels beside each other as are at least `panel_in` wide, in as many lines as a page is high."""
-    columns = min(max(1, int(width / panel_in)), len(panels))
+    """Lay out panels that are at least `panel_in` wide, in lines of `line_in`, and leave out those beyond a page."""
+    columns = max(1, min(int(width / panel_in), len(panels)))
     kept, left_out = fit(panels, columns * max(1, int(MAX_IN / line_in)), what, in_tables=in_tables)
     return Arrangement(kept, columns, width / columns, line_in * math.ceil(len(kept) / columns), left_out)
+
+
+def arrange_scores(
+    panels: list[tuple[str, tidy.Score, pd.DataFrame]], width: float, *, line_in: float
+) -> Arrangement[tuple[str, tidy.Score, pd.DataFrame]]:
+    """Arrange panels of one score each; if not all fit, keep those of the first score."""
+    shown = arrange(panels, width, panel_in=2.2, line_in=line_in, what="settings")
+    if shown.left_out:
+        panels = [panel for panel in panels if panel[1].name == panels[0][1].name]
+        shown = arrange(panels, width, panel_in=2.2, line_in=line_in, what="settings")
+    return shown
 
 
 def grid(part: Figure | SubFigure, count: int, columns: int, *, sharey: bool = False) -> list[Axes]:
@@ -69,9 +84,9 @@ def grid(part: Figure | SubFigure, count: int, columns: int, *, sharey: bool = F
 
 
 def fit(items: Sequence[Item], most: int, what: str, *, in_tables: bool = True) -> tuple[list[Item], str]:
-    """Keep what fits a page; returns it, and a sentence for the caption if something is left out.
+    """Keep the first `most` items; returns them, and a sentence for the caption if some are left out.
 
-    `in_tables` says that a table has the numbers of all.
+    `in_tables` says that a table has the numbers of all items.
     """
     left_out = len(items) - most
     elsewhere = ", but in the tables" if in_tables else ""
@@ -80,7 +95,7 @@ def fit(items: Sequence[Item], most: int, what: str, *, in_tables: bool = True) 
 
 
 def nothing(reason: str, width: float) -> Figure:
-    """Return a figure that says why it shows nothing: an empty one could be an error."""
+    """Return a figure that says why there is nothing to show. An empty one could be an error."""
     lines = textwrap.wrap(reason, int(width * LETTERS_PER_IN))
     figure = Figure(figsize=(width, 0.3 + LINE_IN * len(lines)))
     figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=style.MUTED)
@@ -90,14 +105,12 @@ def nothing(reason: str, width: float) -> Figure:
 def curve(axes: Axes, rows: pd.DataFrame, method: str, *, x: str = "samples_seen", marked: bool = False) -> None:
     """Draw the mean of `value` over seeds, and a band from the lowest to the highest seed.
 
-    A diverged run would make the mean jump where it ends: it is left out, and drawn as a thin line up to a cross.
+    The mean would jump where a diverged run ends. Such runs are left out of it, and drawn as thin lines up to a cross.
     """
-    look = style.method(method)
+    look, lines = style.method(method), style.lines(method)
     diverged = rows["run_id"].isin(rows.loc[rows["status"] == "diverged", "run_id"])
     seeds = rows[~diverged].groupby(x)["value"].agg(["mean", "min", "max"]).dropna()
-    marker = look.marker if marked else ""
-    lines = {"color": look.color, "linestyle": look.dashes, **style.emphasis(method)}
-    axes.plot(seeds.index, seeds["mean"], marker=marker, label=look.name, **lines)
+    axes.plot(seeds.index, seeds["mean"], marker=look.marker if marked else "", label=look.name, **lines)
     if (seeds["max"] > seeds["min"]).any():
         axes.fill_between(seeds.index, seeds["min"], seeds["max"], color=look.color, alpha=0.15, linewidth=0)
     for _, run in rows[diverged].dropna(subset=["value"]).groupby("run_id"):
@@ -107,26 +120,22 @@ def curve(axes: Axes, rows: pd.DataFrame, method: str, *, x: str = "samples_seen
 
 def interval(axes: Axes, y: float, mean: float, half_width: float, method: str) -> None:
     """Draw a mean with a bar for its interval, in a row of a dot plot."""
-    look, emphasis = style.method(method), style.emphasis(method)["zorder"]
+    look, zorder = style.method(method), style.lines(method)["zorder"]
     if not math.isnan(half_width):
         ends = [mean - half_width, mean + half_width]
-        axes.plot(ends, [y, y], color=look.color, alpha=0.25, linewidth=4.5, solid_capstyle="butt", zorder=emphasis)
-    axes.plot(
-        mean,
-        y,
-        linestyle="",
-        marker=look.marker,
-        markersize=5.5 if method == style.OURS else 4.5,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-        color=look.color,
-        label=look.name,
-        zorder=emphasis + 1,
-    )
+        axes.plot(ends, [y, y], color=look.color, alpha=0.25, linewidth=4.5, solid_capstyle="butt", zorder=zorder)
+    markers(axes, mean, y, method, size=5.5 if method == style.OURS else 4.5, edge=0.6, zorder=zorder + 1)
+
+
+def markers(axes: Axes, x: ArrayLike, y: ArrayLike, method: str, *, size: float, edge: float, zorder: float) -> None:
+    """Draw a method's markers, with a white edge."""
+    look = style.method(method)
+    edges: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": edge}
+    axes.plot(x, y, look.marker, color=look.color, markersize=size, label=look.name, zorder=zorder, **edges)
 
 
 def seeds_and_interval(axes: Axes, y: float, values: pd.Series, method: str) -> None:
-    """Draw the mean of `values`, its 95 % interval, and below it a dot for each of several values."""
+    """Draw the mean of `values`, its 95 % interval, and a dot below for each value if there are several."""
     values = values.dropna()
     if len(values):
         interval(axes, y, float(values.mean()), stats.half_width(values), method)
@@ -137,14 +146,12 @@ def seeds_and_interval(axes: Axes, y: float, values: pd.Series, method: str) -> 
 def label_rows(axes: Axes, labels: list[str], values: pd.Series, ours: list[int]) -> None:
     """Set up a dot plot with one labelled row per method, bottom to top; the rows in `ours` stand out.
 
-    The axis covers `values` and somewhat more than as much again on both sides: room for every interval from three
-    seeds on, while those from two, many times as wide, are cut and squeeze nothing.
+    The axis extends the range of `values` by 1.2 times on both sides. Intervals over three or more seeds fit. Those
+    over two seeds are many times wider: they are cut, so that they squeeze nothing else.
     """
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(-1.05, len(labels) - 0.4)
-    axes.tick_params(axis="y", length=0)
+    name_rows(axes, labels)
     axes.spines["left"].set_visible(False)
-    axes.grid(visible=False, axis="y")
+    axes.set_ylim(-1.05, len(labels) - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10]))
     for y in ours:
         axes.axhspan(y - 0.5, y + 0.5, color=style.method(style.OURS).color, alpha=0.07, linewidth=0, zorder=0)
@@ -155,8 +162,15 @@ def label_rows(axes: Axes, labels: list[str], values: pd.Series, ours: list[int]
     axes.set_xlim(max(left, low - reach), min(right, high + reach))
 
 
+def name_rows(axes: Axes, labels: list[str]) -> None:
+    """Label rows at 0, 1, ... of the y axis, without ticks and lines."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+
+
 def mark_labels(axes: Axes, ours: list[int]) -> None:
-    """Let the labels of some rows stand out."""
+    """Print the labels of our rows bold and in our colour."""
     for tick in axes.get_yticklabels():
         if tick.get_position()[1] in ours:
             tick.set(fontweight="bold", color=style.method(style.OURS).color)
@@ -168,19 +182,19 @@ def wrapped(labels: Sequence[str], width: float) -> list[str]:
 
 
 def title(axes: Axes, text: str, panel_in: float) -> None:
-    """Put a title above a panel, broken into lines that are no wider than the panel; bold letters are wide."""
+    """Put a title above a panel, broken into lines that are no wider than it."""
     axes.set_title(_balanced(text, max(10, int(0.75 * panel_in * LETTERS_PER_IN))))
 
 
 def _balanced(text: str, longest: int) -> str:
-    """Break a text into as few lines as `longest` allows, and those into like lengths."""
+    """Break a text into as few lines as `longest` allows, all about as long."""
     count = len(textwrap.wrap(text, longest, break_long_words=False))
     tries = (textwrap.wrap(text, length, break_long_words=False) for length in range(1, longest + 1))
     return "\n".join(next(lines for lines in tries if len(lines) <= count))
 
 
 def chance(axes: Axes, level: float) -> None:
-    """Mark what guessing scores: by a line, or by its value at the edge when that is far from the data."""
+    """Mark the score of guessing: a line, or its value at the edge if it is far from the data."""
     if math.isnan(level):
         return
     low, high = axes.get_xlim()
@@ -191,10 +205,9 @@ def chance(axes: Axes, level: float) -> None:
         axes.axvline(level, color=style.MUTED, linestyle=DASHED, linewidth=0.8, label="chance", zorder=1)
         margin = 0.04 * (high - low)
         axes.set_xlim(min(low, level - margin), max(high, level + margin))
-    elif is_right:
-        text, x = f"chance {level:.1f} \N{RIGHTWARDS ARROW}", high
     else:
-        text, x = f"\N{LEFTWARDS ARROW} chance {level:.1f}", low
+        to_right, to_left = f"chance {level:.1f} \N{RIGHTWARDS ARROW}", f"\N{LEFTWARDS ARROW} chance {level:.1f}"
+        text, x = (to_right, high) if is_right else (to_left, low)
     # Towards the middle, where there is room.
     axes.annotate(
         text,
@@ -222,7 +235,7 @@ def row_number(axes: Axes, y: float, text: str, method: str) -> None:
 
 
 def samples_axis(axes: Axes) -> None:
-    """Count samples seen from 0, in k, M and G."""
+    """Label an axis of samples seen from 0, in k, M and G."""
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
@@ -230,7 +243,7 @@ def samples_axis(axes: Axes) -> None:
 
 
 def log_axis(axes: Axes, name: str) -> None:
-    """Make an axis logarithmic; over few decades with plain numbers at 1, 2 and 5. Call it after drawing."""
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 over few decades. Call it after drawing."""
     axes.set(**{f"{name}scale": "log"})
     axis = axes.xaxis if name == "x" else axes.yaxis
     low, high = axis.get_view_interval()
@@ -240,24 +253,23 @@ def log_axis(axes: Axes, name: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def size_axis(axes: Axes, values: pd.Series, label: str) -> None:
+    """Mark each size on a logarithmic x axis, in k, M and G."""
+    sizes = sorted(values.unique())
+    axes.set_xticks(sizes, [EngFormatter(sep="", places=1)(size).replace(".0", "") for size in sizes])
+    axes.set_xlabel(label)
+
+
 def method_handles(frame: pd.DataFrame) -> list[Artist]:
-    """Return what stands for each method of the frame in a legend, ours first."""
+    """Return the legend's entries for the methods of the frame, ours first."""
     return [
-        Line2D(
-            [],
-            [],
-            label=style.method(name).name,
-            color=style.method(name).color,
-            linestyle=style.method(name).dashes,
-            marker=style.method(name).marker,
-            linewidth=style.emphasis(name)["linewidth"],
-        )
+        Line2D([], [], label=style.method(name).name, marker=style.method(name).marker, **style.lines(name))
         for name in reversed(tidy.methods(frame))
     ]
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Put one legend above all panels, in lines of like length, and make the figure higher by it."""
+    """Put one legend above all panels, in lines about as long, and make the figure higher for it."""
     widths = [0.6 + len(str(handle.get_label())) / LETTERS_PER_IN for handle in handles]
     is_one_line = sum(widths) <= figure.get_figwidth()
     most = len(handles) if is_one_line else max(1, int(figure.get_figwidth() / max(widths)))
@@ -268,9 +280,9 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def caption(figure: Figure, frame: pd.DataFrame, *sentences: str, over_seeds: str) -> None:
-    """Say below all panels which runs are shown and how, and make the figure higher by it.
+    """Write the caption below all panels: the runs, then sentences; make the figure higher for it.
 
-    `over_seeds` is said only if there are several. Empty sentences are left out.
+    `over_seeds` is written only if there are several seeds. Empty sentences are left out.
     """
     said = [f"Runs: {tidy.describe(frame)}.", *sentences, over_seeds if frame["seed"].nunique() > 1 else ""]
     text = " ".join(filter(None, said)).replace(" %", "\N{NO-BREAK SPACE}%")
@@ -280,7 +292,7 @@ def caption(figure: Figure, frame: pd.DataFrame, *sentences: str, over_seeds: st
 
 
 def timed(frame: pd.DataFrame) -> list[tidy.Setting]:
-    """Split a frame by setting, device and commit, as panels: times of different devices or code do not compare."""
+    """Split a frame into panels by setting, device and commit: times of different devices or code do not compare."""
     mixed = [column for column in ("device", "commit") if frame[column].nunique() > 1]
     return [
         tidy.Setting(", ".join(filter(None, [label, *(short(str(rows[name].iloc[0])) for name in mixed)])), rows)
@@ -290,7 +302,7 @@ def timed(frame: pd.DataFrame) -> list[tidy.Setting]:
 
 
 def where_timed(frame: pd.DataFrame) -> str:
-    """Say for the caption where times are from, and that those of several panels of `timed` do not compare."""
+    """Name the device for the caption, or say that the panels of `timed` do not compare."""
     device = f"On {frame['device'].iloc[0]}." if frame["device"].nunique() == 1 else ""
     is_mixed = frame["device"].nunique() > 1 or frame["commit"].nunique() > 1
     return f"{device} {'Panels differ in device or commit and do not compare.' if is_mixed else ''}".strip()

@@ -1,4 +1,4 @@
-"""The tidy frame: its columns, its file, and the few selections that tables and figures share.
+"""The tidy frame: its columns, its file, and selections that tables and figures share.
 
 One row is one number of one run. `analysis.collect` fills the frame, tables and figures only read it.
 Averages and sets keep the suite's order, which is the order to show.
@@ -46,15 +46,15 @@ COLUMNS = {
     "status": "str",
 }
 _DAMAGE = (pa.ArrowException, ValueError, KeyError, TypeError)
-"""What a damaged file makes pandas and pyarrow raise: its description of columns is JSON."""
+"""Errors of pandas and pyarrow on a damaged file, whose description of columns is JSON."""
 SETTING = ["dataset", "model", "global_batch_size"]
 
 
 class Setting(NamedTuple):
-    """What methods are compared on, and the rows that belong to it."""
+    """A data set, model and batch size on which methods are compared, with its rows."""
 
     label: str
-    """Only what differs between the frame's settings; empty when there is one."""
+    """Names what differs between the frame's settings; empty if there is one."""
     rows: pd.DataFrame
 
 
@@ -80,30 +80,25 @@ def read(path: Path) -> pd.DataFrame:
         FileNotFoundError: If it is not there.
         ValueError: If the file is damaged, or its columns are not those of a tidy frame.
     """
-    data = path.read_bytes()
+    data, again = path.read_bytes(), f"collect the suite again: python -m analysis collect SUITE_JSON --out {path}"
     try:
         frame = pd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
     except (*_DAMAGE, OSError) as error:
-        raise ValueError(
-            f"{path}: damaged, or no parquet ({str(error).strip().splitlines()[0]}); "
-            f"collect the suite again: python -m analysis collect SUITE_JSON --out {path}"
-        ) from None
+        found = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: damaged, or no parquet ({found}); {again}") from None
     if list(frame.columns) != list(COLUMNS):
-        differing = sorted(set(frame.columns) ^ set(COLUMNS))
-        raise ValueError(
-            f"{path}: not a tidy frame of this version (columns that differ: {', '.join(differing) or 'order'}); "
-            f"collect the suite again: python -m analysis collect SUITE_JSON --out {path}"
-        )
+        differing = ", ".join(sorted(set(frame.columns) ^ set(COLUMNS))) or "order"
+        raise ValueError(f"{path}: not a tidy frame of this version (columns that differ: {differing}); {again}")
     return frame
 
 
 def digest(frame: pd.DataFrame) -> str:
-    """SHA-256 of the rows as text, so that it does not depend on the version of the parquet writer."""
+    """Return the SHA-256 of the rows as text: bytes of a parquet file depend on the version of its writer."""
     return hashlib.sha256(frame.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def final_scores(frame: pd.DataFrame) -> pd.DataFrame:
-    """Averages and main metrics of the final models."""
+    """Select the averages and main metrics of final models."""
     return frame[frame["kind"].isin(["average", "eval"]) & frame["is_main"] & frame["is_final"]]
 
 
@@ -124,7 +119,7 @@ def settings(frame: pd.DataFrame) -> list[Setting]:
 
 
 def describe(frame: pd.DataFrame) -> str:
-    """Say what all runs of the frame share: data set, model, batch size, and how many seeds there are."""
+    """Say in words what all runs share: data set, model, batch size, and the number of seeds."""
     if frame.empty:
         return "none"
     shared = [style.setting(column, frame[column].iloc[0]) for column in SETTING if frame[column].nunique() == 1]
@@ -140,17 +135,17 @@ def main_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def methods(frame: pd.DataFrame) -> list[str]:
-    """Name the methods in the frame, in the order to show."""
+    """List the methods in the frame, in the order to show."""
     return style.ordered(frame["method"].unique())
 
 
 def curves(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """Name the pairs of method and variant in the frame, in the order to show."""
+    """List the pairs of method and variant in the frame, in the order to show."""
     return [(method, variant) for method in methods(frame) for variant in variants(frame[frame["method"] == method])]
 
 
 def variants(frame: pd.DataFrame) -> list[str]:
-    """Name the variants in the frame: the main run first, numbers in labels by size."""
+    """List the variants in the frame: the main run first, then by label, numbers in labels by size."""
 
     def key(label: str) -> list[tuple[bool, float, str]]:
         return [
@@ -161,9 +156,7 @@ def variants(frame: pd.DataFrame) -> list[str]:
 
 
 def moved(frame: pd.DataFrame) -> pd.Series:
-    """Tell of each row whether its run went on elsewhere or with other code: its times are a mixture, and compare with
-    no others.
-    """
+    """Tell for each row whether its run moved to another device or commit: its times are a mixture."""
     return frame["device"].str.contains(", ") | frame["commit"].str.contains(", ")
 
 

@@ -1,4 +1,4 @@
-"""Tables as LaTeX that fits the page: widths and heights are estimated here, and tested with pdflatex."""
+"""Writes tables as LaTeX that fits a page. Widths and heights are estimates, tested with pdflatex."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from analysis.table import NO_VALUE, Cell, Row, Table, panels
+from analysis.table import NO_VALUE, Cell, Row, Table, panels, show
 
 TEXT_PT, COLUMN_PT, HEIGHT_PT = 397.0, 234.0, 640.0
-"""The text of ICLR's and NeurIPS' pages, and the column of ICML's; printer's points, 72.27 per inch."""
+"""Width of the text of ICLR and NeurIPS, of a column of ICML, and height of a page; points, 72.27 per inch."""
 LINE_PT, GAP_PT = 11.0, 8.0
-"""Distance of lines, in the size `small` of a class of 10 pt, and of columns."""
+"""Distance of lines and of columns at the size `small` of a class of 10 pt."""
 FOOTNOTE_SIZE = 8 / 9
-"""Width of a letter in the size `footnotesize`, over that in `small`."""
+"""Width of a letter at the size `footnotesize`, relative to `small`."""
 HEAD_LINES = 4
-"""Lines that rules and distances of one tabular take."""
+"""Height of the rules and spaces of a tabular, in lines."""
 
 
 def to_latex(table: Table) -> str:
     """Return floats of booktabs tabulars; the preamble needs only ``\\usepackage{booktabs}``.
 
-    A table that fits a narrow column is a ``table``, others are a ``table*`` as wide as the text, and those that do not
-    fit it are smaller. Columns that then do not fit beside each other follow in panels below, rows and panels that do
-    not fit a page in further floats.
+    A table that fits a column is a ``table``. Others are a ``table*`` as wide as the text, in smaller letters if they
+    do not fit it. Columns that still do not fit follow in panels below; rows that do not fit a page, in further floats.
     """
     whole = _width(table, range(len(table.header)))
     width, environment = (COLUMN_PT, "table") if whole <= COLUMN_PT else (TEXT_PT, "table*")
@@ -53,7 +52,7 @@ def to_latex(table: Table) -> str:
 
 
 def _floats(table: Table, stacked: list[list[int]], max_lines: int) -> Iterator[list[str]]:
-    """Yield the tabulars of each float; at least one float, which has the notes."""
+    """Yield the tabulars of each float, at least one float: the last has the notes."""
     tabulars: list[str] = []
     num_lines = 0
     for columns in stacked:
@@ -91,7 +90,7 @@ def _tabular(table: Table, columns: list[int], rows: Iterable[Row]) -> str:
 
 
 def _panels(table: Table, width: float) -> list[list[int]]:
-    """Split the columns into as few panels as fit the width, with like numbers of columns."""
+    """Split the columns into as few panels as fit the width, of about equal width."""
     num_others = len(table.header) - table.num_keys
     for count in range(1, num_others + 1):
         split = list(panels(table, math.ceil(num_others / count)))
@@ -101,26 +100,22 @@ def _panels(table: Table, width: float) -> list[list[int]]:
 
 
 def _width(table: Table, columns: Iterable[int]) -> float:
-    """Estimate how wide columns are beside each other, in points."""
+    """Estimate the width of columns beside each other, in points."""
 
     def letters(text: str) -> float:
         return sum(2.8 if one in " .,:;ijlft'()-" else 7.2 if one.isupper() or one in "mw%±&" else 4.9 for one in text)
 
     return sum(
-        GAP_PT + max(letters(text) for text in (*_head(table, i), *(_shown(row[i]) for row in table.rows)))
+        GAP_PT + max(letters(text) for text in (*_head(table, i), *(show(row[i]) for row in table.rows)))
         for i in columns
     )
 
 
 def _head(table: Table, column: int) -> list[str]:
-    """Break a title into lines that are hardly wider than the column's cells."""
-    longest = max((len(_shown(row[column])) for row in table.rows), default=0)
+    """Break a title into lines that are about as wide as the column's cells."""
+    longest = max((len(show(row[column])) for row in table.rows), default=0)
     title = table.header[column]
     return textwrap.wrap(title, max(longest, 10), break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _shown(item: str | Cell) -> str:
-    return item if isinstance(item, str) else f"{item.text()}{item.mark} {item.remark}".strip() or NO_VALUE
 
 
 def _cell(item: str | Cell) -> str:
@@ -133,7 +128,7 @@ def _cell(item: str | Cell) -> str:
     return f"{number} {_escape(item.remark)}".strip() or "--"
 
 
-# Those that look like Latin letters have no commands.
+# Greek letters that look like Latin ones have no command.
 _GREEK = (
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
     "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
@@ -169,7 +164,7 @@ _COMMANDS = (
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
-        # A row that begins with one of these would be taken for an argument of the line break before it.
+        # At the start of a row, LaTeX would read one of these as an argument of the line break before.
         "[": "{[}",
         "*": "{*}",
         NO_VALUE: "--",
@@ -179,7 +174,7 @@ _COMMANDS = (
     }
 )
 _ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
-"""Accents that LaTeX can put on a letter of any font."""
+"""Accents that LaTeX can put on letters of any font."""
 
 
 def _escape(text: str) -> str:
@@ -188,7 +183,7 @@ def _escape(text: str) -> str:
 
 
 def _plain(character: str, text: str) -> str:
-    """Return what LaTeX sets as it is: ASCII, and the letters of Latin-1 and Latin Extended-A that every font has."""
+    """Return a character that LaTeX prints as it is: ASCII, and letters of Latin-1 and Latin Extended-A."""
     parts = unicodedata.normalize("NFD", character)
     has_accent = parts[0].isascii() and set(parts[1:]) <= set(_ACCENTS) and ord(character) < 0x180
     if character.isprintable() and (has_accent or character in "ßæÆøØłŁœŒ"):

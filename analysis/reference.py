@@ -1,4 +1,4 @@
-"""The paper's own numbers (`paper.yaml`), as tables to print below ours."""
+"""The paper's numbers (`paper.yaml`), as tables to print below ours."""
 
 from __future__ import annotations
 
@@ -15,64 +15,37 @@ PAPER: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("paper.yaml").re
 
 
 class PaperScores(NamedTuple):
-    """What the paper's methods reach on what a suite reproduces."""
+    """Scores of the paper's methods on the data that a suite reproduces."""
 
     score: str
-    """The average they belong to; only an average over all its sets has this name."""
+    """Name of the average; it has this name only if it is over all its sets."""
     values: dict[str, float]
     """By method, in percent."""
 
 
 def of_suite(frame: pd.DataFrame) -> PaperScores | None:
     """Return the paper's scores if all rows are of a suite that reproduces one of its columns."""
-    part = PAPER["results"]
-    suites = [style.DATASETS.get(suite) for suite in frame["suite"].unique()]
-    if len(suites) != 1 or suites[0] not in part["datasets"]:
+    suites = [style.DATASETS.get(suite, "") for suite in frame["suite"].unique()]
+    if len(suites) != 1 or suites[0] not in PAPER["results"]["columns"]:
         return None
-    column = part["datasets"].index(suites[0])
-    return PaperScores(part["score"], {method: values[column] for method, values in part["methods"].items()})
+    return PaperScores(PAPER["results"]["score"], column("results", suites[0]))
 
 
-def increase(change: str) -> dict[str, float]:
-    """Return by method how much the paper's error of the log-normalizers grows by a change of the setting."""
-    part = PAPER["normalizer_error"]
-    column = part["changes"].index(change)
-    return {method: values[column] for method, values in part["methods"].items()}
+def column(section: str, name: str) -> dict[str, float]:
+    """Return one column of a section of `paper.yaml`, by method."""
+    place = PAPER[section]["columns"].index(name)
+    return {method: values[place] for method, values in PAPER[section]["rows"].items()}
 
 
-def by_method(section: str, columns: str) -> Table:
-    """Return a section of `paper.yaml` that gives each method one number per column."""
+def table(section: str) -> Table:
+    """Return a section of `paper.yaml`."""
     part = PAPER[section]
-    form = ".2f" if section == "results" else ".1f"
     return Table(
         title=part["title"],
-        header=("Method", *part[columns]),
+        header=(part.get("key", "Method"), *part["columns"]),
         rows=tuple(
-            (style.method(name).name, *(Cell(value, form=form) for value in part["methods"][name]))
-            for name in style.ordered(part["methods"])
+            (style.method(name).name, *(Cell(value, form=part.get("form", ".2f")) for value in values))
+            for name, values in part["rows"].items()
         ),
-        notes=tuple(filter(None, [f"Source: {PAPER['source']}.", part.get("note")])),
-    )
-
-
-def ablation() -> Table:
-    """What the paper's variants of NeuCLIP reach."""
-    part = PAPER["ablation"]
-    return Table(
-        title=part["title"],
-        header=("Variant", "Average"),
-        rows=tuple((name, Cell(value, form=".2f")) for name, value in part["rows"]),
-        notes=(f"Source: {PAPER['source']}. {part['note']}",),
-    )
-
-
-def npn_share() -> Table:
-    """The time that the paper's normalizer network takes."""
-    part = PAPER["cost"]
-    low, high = (Cell(value, form=".2f") for value in part["range"])
-    return Table(
-        title=part["title"],
-        header=("Method", "Lowest", "Highest"),
-        rows=((style.method(style.OURS).name, low, high),),
-        notes=(f"Source: {PAPER['source']}. {part['note']}",),
+        notes=tuple(note.format(source=PAPER["source"]) for note in part["notes"]),
     )

@@ -1,6 +1,6 @@
-"""Writes artefacts: a `Table` as CSV, Markdown and LaTeX, a figure as PDF, SVG and PNG, each with its sidecar.
+"""Writes tables as CSV, Markdown and LaTeX, and figures as PDF, SVG and PNG, each with a sidecar on its origin.
 
-Same rows, same bytes: nothing here writes a time, a host or a version of its own.
+The same rows give the same bytes: no file has a time, a host or a version of a program in it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich import markup
 
 from analysis import artifacts, style
 from analysis.frame import digest
 from analysis.latex import to_latex
-from analysis.table import NO_VALUE, Cell, Table, panels
+from analysis.table import MAX_COLUMNS, Cell, Table, panels, show, without_empty_keys
 from engine import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # not for tables, which do without it in half the time
 
 DEFAULT_KINDS = ("eval", "average", "train", "normalizer")
-"""Without costs, which never repeat."""
+"""Scores, logs and errors; not measured times, which never repeat."""
 
 
 def short(commits: str) -> str:
@@ -38,9 +37,9 @@ def short(commits: str) -> str:
 
 
 def build_table(frame: pd.DataFrame, name: str) -> Table:
-    """Build a table from the rows it may see, and say at its end what it was made from."""
+    """Build a table from its kinds of rows, and note at its end which runs they are of."""
     rows = select("table", name, frame)
-    table: Table = importlib.import_module(f"analysis.tables.{name}").build(rows)
+    table = without_empty_keys(importlib.import_module(f"analysis.tables.{name}").build(rows))
     commits = map(short, sorted(rows["commit"].unique()))
     origin = f"Suite {', '.join(rows['suite'].unique())}; {rows['run_id'].nunique()} runs; commit {', '.join(commits)}."
     missing = () if table.rows else ("Nothing to show: this suite has no rows for this table.",)
@@ -56,18 +55,20 @@ def write_table(frame: pd.DataFrame, name: str, folder: Path) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
+@style.paper
 def build_figure(frame: pd.DataFrame, name: str, width: float = style.PAGE_IN) -> Figure:
-    """Build a figure of some width in inches from the rows it may see."""
+    """Build a figure from its kinds of rows; `width` is in inches."""
     figure: Figure = importlib.import_module(f"analysis.figures.{name}").build(select("figure", name, frame), width)
     return figure
 
 
 @style.paper
 def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
-    """Write a figure as wide as a page, ``<name>.pdf``, ``.svg``, ``.png``, and as one of its two columns,
-    ``<name>_column.pdf``, ``.svg``, ``.png``, with its sidecar ``<name>.json``.
+    """Write a figure in two widths, with its sidecar ``<name>.json``.
+
+    As wide as a page: ``<name>.pdf``, ``.svg``, ``.png``. As wide as one of two columns: ``<name>_column.pdf``, ...
     """
-    # The keys by which each format would tell the time or the version of the program.
+    # Metadata that would hold a time or a version of a program.
     stamps = {"pdf": ("CreationDate", "Creator", "Producer"), "svg": ("Date", "Creator"), "png": ("Software",)}
     for end, width in {"": style.PAGE_IN, artifacts.IN_COLUMN: style.COLUMN_IN}.items():
         figure = build_figure(frame, name, width)
@@ -79,7 +80,7 @@ def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
 
 
 def to_csv(table: Table) -> str:
-    """Return the table for programs: interval, n and mark in columns of their own, no panels, no reference."""
+    """Write the table as CSV: interval, n and mark are columns of their own; the reference is left out."""
     extras: dict[str, Callable[[Cell], str]] = {
         "half_width": lambda c: _plain(c.half_width),
         "n": lambda c: _plain(c.n),
@@ -92,8 +93,8 @@ def to_csv(table: Table) -> str:
     for title, column in zip(table.header, columns, strict=False):
         titles.append(title)
         texts.append([item if isinstance(item, str) else _plain(item.value) for item in column])
-        for extra, show in extras.items():
-            shown = ["" if isinstance(item, str) else show(item) for item in column]
+        for extra, write in extras.items():
+            shown = ["" if isinstance(item, str) else write(item) for item in column]
             if any(shown):
                 titles.append(f"{title} {extra}")
                 texts.append(shown)
@@ -102,30 +103,21 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def to_markdown(table: Table, level: int = 3) -> str:
-    """Return the table for GitHub and the report."""
+def to_markdown(table: Table, level: int = 3, columns: int = MAX_COLUMNS) -> str:
+    """Write the table as Markdown, with at most so many columns of numbers beside each other."""
     parts = [f"{'#' * level} {_escape_markdown(table.title)}"]
-    for columns in panels(table):
-        head = [_escape_markdown(table.header[i]) for i in columns]
-        rule = [":--" if i < table.num_keys else "--:" for i in columns]
-        body = [[_markdown(row[i]) for i in columns] for row in table.rows]
+    for panel in panels(table, columns):
+        head = [_escape_markdown(table.header[i]) for i in panel]
+        rule = [":--" if i < table.num_keys else "--:" for i in panel]
+        body = [[_markdown(row[i]) for i in panel] for row in table.rows]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body]))
     parts += [_escape_markdown(note) for note in table.notes]
     text = "\n\n".join(parts) + "\n"
     return text + ("\n" + to_markdown(table.reference, level + 1) if table.reference else "")
 
 
-def to_terminal(item: str | Cell) -> str:
-    """Return a cell in rich's markup."""
-    if isinstance(item, str):
-        return markup.escape(item)
-    text = item.text()
-    text = {"best": f"[bold]{text}[/]", "second": f"[underline]{text}[/]"}.get(item.emphasis, text)
-    return f"{text}{item.mark} {item.remark}".strip() or NO_VALUE
-
-
 def select(form: artifacts.Form, name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Select what an artefact may see, so that its sidecar's digest covers exactly what it was drawn from."""
+    """Select the kinds of rows that a table or figure is drawn from; its sidecar has their digest."""
     known = artifacts.tables() if form == "table" else artifacts.figures()
     if name not in known:
         where = artifacts.source(form, name)
@@ -151,11 +143,7 @@ def _plain(value: float | None) -> str:
 
 
 def _markdown(item: str | Cell) -> str:
-    if isinstance(item, str):
-        return _escape_markdown(item)
-    text = item.text()
-    text = {"best": f"**{text}**", "second": f"_{text}_"}.get(item.emphasis, text)
-    return f"{text}{_escape_markdown(item.mark)} {item.remark}".strip() or NO_VALUE
+    return show(item, best="**{}**", second="_{}_", escape=_escape_markdown)
 
 
 def _escape_markdown(text: str) -> str:

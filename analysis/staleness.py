@@ -1,4 +1,4 @@
-"""Which collected frames, tables and figures no longer show what the records say."""
+"""Finds collected frames, tables and figures that no longer show what the records say."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engine import files, paths
 
 
 def stale() -> list[str]:
-    """Name everything that is out of date, of every suite that was collected before.
+    """List all files that are out of date, of every collected suite.
 
     Returns:
-        One line per file; says what to do.
+        One line per file, which says what to do.
 
     Raises:
         FileNotFoundError: If nothing was collected yet.
@@ -27,11 +27,11 @@ def stale() -> list[str]:
 
 
 def of_suite(suite: str) -> dict[Path, str]:
-    """Collect a suite once more, and compare digests.
+    """Collect a suite once more, and compare digests with its files.
 
     Returns:
-        By the collected frame's path, or that of a table or figure without its suffix: why it is out of date, and
-        what to do. What is up to date is not in it.
+        Why a file is out of date and what to do, by its path; tables and figures by their path without suffix. Files
+        that are up to date are not in it.
     """
     file = paths.collected(suite)
     try:

@@ -1,13 +1,11 @@
-"""Means, intervals, paired differences over seeds and over evaluation sets, ranks. Pure functions, nothing drawn.
+"""Intervals, paired differences over seeds and over evaluation sets, ranks: pure functions of frames.
 
-On frames with named columns. `docs/statistics.md` says what each is for. What tests something imports scipy.stats by
-itself: that takes half a second, and most tables and figures test nothing.
+`docs/statistics.md` explains when each is used. Tests import scipy.stats where they need it: the import takes half a
+second, and most tables and figures test nothing.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,25 +15,25 @@ from scipy.special import stdtrit
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 MIN_PAIRS_TO_TEST = 3
-"""With two pairs a t test has one degree of freedom and says next to nothing."""
+"""With two pairs a t test has one degree of freedom and almost no power."""
 MIN_SETS_TO_TEST = 6
-"""Below six differences no two-sided signed-rank test can reach the level of significance: 2 / 2**5 > 0.05."""
+"""With five differences a two-sided signed-rank test cannot reach p = 0.05: its least p is 2 / 2**5."""
 
 
 class Ranks(NamedTuple):
-    """Mean ranks of methods over evaluation sets, and how far apart they must be."""
+    """Mean ranks of methods over evaluation sets, with a test of their differences."""
 
     mean: pd.Series
-    """By method that has scores, 1 is the best; ties share the mean of their ranks."""
+    """By method that has scores; 1 is the best, and ties share the mean of their ranks."""
     num_sets: int
     p: float
-    """Friedman's test that all methods are alike; NaN for fewer than three methods or too few sets."""
+    """Of Friedman's test that all methods are equal; NaN for fewer than three methods or too few sets."""
     critical_difference: float
-    """Nemenyi's: means this far apart differ; NaN where `p` is."""
+    """Nemenyi's: mean ranks that are this far apart differ; NaN where `p` is."""
 
 
 def half_width(values: pd.Series) -> float:
-    """Half the width of the mean's 95 % t interval; NaN for fewer than two values."""
+    """Return half the width of the mean's 95 % t interval; NaN for fewer than two values."""
     values = values.dropna()
     n = len(values)
     if n < 2:
@@ -43,125 +41,80 @@ def half_width(values: pd.Series) -> float:
     return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * values.std(ddof=1) / np.sqrt(n))
 
 
-def summarize(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Summarize `value` over the runs of each group.
-
-    Args:
-        frame: One row per run and group, with columns `value` and `status`.
-        by: Columns that make a group; groups keep their order of appearance.
-
-    Returns:
-        Columns `by`, then `num_runs`, `n` (runs with a value), `mean`, `sd` (sample), `half_width` (95 %) and
-        `num_diverged`.
-    """
-    groups = frame.groupby(list(by), sort=False, dropna=False)
-    return groups.agg(
-        num_runs=("value", "size"),
-        n=("value", "count"),
-        mean=("value", "mean"),
-        sd=("value", "std"),
-        half_width=("value", half_width),
-        num_diverged=("status", lambda status: int((status == "diverged").sum())),
-    ).reset_index()
-
-
-def paired_differences(frame: pd.DataFrame, by: Sequence[str], *, first: str) -> pd.DataFrame:
+def paired_differences(frame: pd.DataFrame, *, first: str) -> pd.DataFrame:
     """Compare method `first` with every other one, seed by seed.
 
     Seeds share data order and initialisation, so their difference cancels what both runs have in common. Seeds
-    that lack either value are left out. Holm's correction runs over the baselines of one group.
+    that lack either value are left out. Holm's correction runs over the baselines.
 
     Args:
-        frame: One row per method, seed and group, with columns `method`, `seed` and `value`.
-        by: Columns that make a group; groups keep their order of appearance.
+        frame: Values of one score in one setting: one row per method and seed, with columns `method`, `seed`, `value`.
         first: The method that the others are subtracted from.
 
     Returns:
-        Columns `by`, then `baseline`, `n` (pairs), `mean` (first minus baseline), `half_width` (95 %), `p` (paired
-        t test, two-sided; NaN for fewer than three pairs or identical differences) and `p_holm`.
+        One row per baseline, in order of appearance; columns `n` (pairs), `mean` (first minus baseline), `half_width`
+        (95 %), `p` (paired t test, two-sided; NaN for fewer than three pairs or identical differences) and `p_holm`.
     """
+    by_seed = frame.pivot(index="seed", columns="method", values="value")
+    baselines = [name for name in frame["method"].unique() if name != first and first in by_seed]
     rows = []
-    for keys, group in frame.groupby(list(by), sort=False, dropna=False):
-        table = group.pivot(index="seed", columns="method", values="value")
-        if first not in table:
-            continue
-        for baseline in [name for name in group["method"].unique() if name != first]:
-            difference = (table[first] - table[baseline]).dropna()
-            rows.append(
-                {
-                    **dict(zip(by, keys, strict=True)),
-                    "baseline": baseline,
-                    "n": len(difference),
-                    "mean": difference.mean(),
-                    "half_width": half_width(difference),
-                    "p": paired_t_test(difference),
-                }
-            )
-    result = pd.DataFrame(rows, columns=[*by, "baseline", "n", "mean", "half_width", "p"])
-    result["p_holm"] = result.groupby(list(by), sort=False, dropna=False)["p"].transform(holm)
-    return result
+    for baseline in baselines:
+        difference = (by_seed[first] - by_seed[baseline]).dropna()
+        rows.append((len(difference), difference.mean(), half_width(difference), paired_t_test(difference)))
+    result = pd.DataFrame(rows, index=baselines, columns=["n", "mean", "half_width", "p"])
+    return result.assign(p_holm=holm(result["p"]))
 
 
-def by_set(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+def by_set(frame: pd.DataFrame) -> pd.DataFrame:
     """Average `value` over seeds, for tests over evaluation sets.
 
     Args:
-        frame: One row per method, seed and set, with columns `method` and `value`.
-        by: Columns that make a set.
+        frame: One row per method, seed and set, with columns `method`, `name` and `value`.
 
     Returns:
         One row per set, one column per method, in order of appearance; NaN where a method has no value.
     """
-    means = frame.groupby([*by, "method"], sort=False)["value"].mean().unstack("method")
+    means = frame.groupby(["name", "method"], sort=False)["value"].mean().unstack("method")
     return means.reindex(columns=list(frame["method"].unique()))
 
 
 def set_differences(scores: pd.DataFrame, *, first: str) -> pd.DataFrame:
     """Compare method `first` with every other one, set by set.
 
-    A set counts once, whatever its number of images and seeds: this asks whether one method is the better one on
-    sets like these, not whether another training would come out alike. Sets that lack either value are left out.
+    A set counts once, whatever its number of images and seeds. The test asks whether one method is better on sets like
+    these, not whether another training would give the same result. Sets that lack either value are left out.
 
     Args:
-        scores: What `by_set` returns.
+        scores: The result of `by_set`.
         first: The method that the others are subtracted from.
 
     Returns:
-        Columns `baseline`, `num_sets`, `mean` and `median` (first minus baseline), `wins`, `ties`, `losses`, `p`
-        (Wilcoxon's signed-rank test, two-sided, equal sets left out; NaN for fewer than six others) and `p_holm`.
+        One row per baseline; columns `num_sets`, `mean` and `median` (first minus baseline), `wins`, `ties`, `losses`,
+        `p` (Wilcoxon's signed-rank test, two-sided, equal sets left out; NaN for fewer than six others) and `p_holm`.
     """
     from scipy import stats
 
+    baselines = [name for name in scores if name != first and first in scores]
     rows = []
-    for baseline in [name for name in scores if name != first and first in scores]:
-        # Scores are fractions of counts: what differs by less than this is equal, and was rounded otherwise.
+    for baseline in baselines:
+        # Scores are fractions of counts: smaller differences than this are rounding.
         difference = (scores[first] - scores[baseline]).dropna().round(12)
         apart = difference[difference != 0]
         p = float(stats.wilcoxon(apart).pvalue) if len(apart) >= MIN_SETS_TO_TEST else float("nan")
-        rows.append(
-            {
-                "baseline": baseline,
-                "num_sets": len(difference),
-                "mean": difference.mean(),
-                "median": difference.median(),
-                "wins": int((apart > 0).sum()),
-                "ties": len(difference) - len(apart),
-                "losses": int((apart < 0).sum()),
-                "p": p,
-            }
-        )
-    columns = ["baseline", "num_sets", "mean", "median", "wins", "ties", "losses", "p"]
-    result = pd.DataFrame(rows, columns=columns)
+        counts = (int((apart > 0).sum()), len(difference) - len(apart), int((apart < 0).sum()))
+        rows.append((len(difference), difference.mean(), difference.median(), *counts, p))
+    columns = ["num_sets", "mean", "median", "wins", "ties", "losses", "p"]
+    result = pd.DataFrame(rows, index=baselines, columns=columns)
     return result.assign(p_holm=holm(result["p"]))
 
 
 def rank(scores: pd.DataFrame) -> Ranks:
     """Rank methods on every set, and test whether mean ranks differ.
 
-    A method without any value, such as one whose runs all diverged, is not ranked; then sets with a hole are left out.
+    Methods without any value (all runs diverged) are not ranked. Then sets that lack a value are left out.
 
     Args:
-        scores: What `by_set` returns.
+        scores: The result of `by_set`.
 
     Returns:
         Mean ranks, Friedman's test and Nemenyi's critical difference
@@ -176,7 +129,7 @@ def rank(scores: pd.DataFrame) -> Ranks:
     num_sets, num_methods = ranks.shape
     p = difference = float("nan")
     if num_methods > 2 and num_sets >= MIN_SETS_TO_TEST:
-        # Without any order among the methods the statistic is 0 / 0.
+        # If all methods are equal on every set, the statistic is 0 / 0.
         if (ranks.nunique(axis=1) > 1).any():
             p = float(stats.friedmanchisquare(*(scores[name] for name in scores)).pvalue)
         else:
@@ -190,18 +143,17 @@ def alike(ranks: Ranks) -> list[tuple[str, ...]]:
     """List the largest groups of methods whose mean ranks lie within the critical difference, best first."""
     order = ranks.mean.sort_values(kind="stable")
     groups: list[tuple[str, ...]] = []
-    for start, end in itertools.combinations(range(len(order) + 1), 2):
-        names = tuple(order.index[start:end])
-        is_alike = order.iloc[end - 1] - order.iloc[start] < ranks.critical_difference
-        if len(names) > 1 and is_alike:
-            groups = [group for group in groups if not set(group) <= set(names)]
-            if not any(set(names) <= set(group) for group in groups):
-                groups.append(names)
+    last = 0
+    for start in range(len(order)):
+        end = start + int((order.iloc[start:] - order.iloc[start] < ranks.critical_difference).sum())
+        if end > max(last, start + 1):
+            groups.append(tuple(order.index[start:end]))
+            last = end
     return groups
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """Holm's step-down correction; NaN stays NaN and is not counted as a test."""
+    """Apply Holm's step-down correction; NaN stays NaN and is not counted as a test."""
     known = p.dropna().sort_values()
     factors = np.arange(len(known), 0, -1)
     corrected: pd.Series = (known * factors).cummax().clip(upper=1.0)
@@ -210,7 +162,7 @@ def holm(p: pd.Series) -> pd.Series:
 
 def paired_t_test(difference: pd.Series) -> float:
     """Return the two-sided p of a mean difference of zero; NaN for fewer than three or only equal differences."""
-    # 10/83 - 9/83 and 20/83 - 19/83 differ in their last bits: rounding is no spread.
+    # 10/83 - 9/83 and 20/83 - 19/83 differ in their last bits: that is rounding, not spread.
     difference = difference.round(12)
     if len(difference) < MIN_PAIRS_TO_TEST or difference.nunique() < 2:
         return float("nan")

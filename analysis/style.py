@@ -1,6 +1,6 @@
-"""How everything looks: names, colours and markers of methods, sizes, and the matplotlib style sheet.
+"""The look of tables and figures: names, colours and markers of methods, sizes, matplotlib's style sheet.
 
-The only place with display names. A method keeps its colour whatever else is drawn with it.
+Display names are here only. A method has the same colour in every figure.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ OURS = "neuclip"
 
 Draw = TypeVar("Draw", bound=Callable[..., object])
 Dashes = tuple[int, tuple[float, ...]] | Literal["-"]
-"""What matplotlib takes as `linestyle`: lengths of ink and gaps, in line widths."""
+"""Value of matplotlib's `linestyle`: lengths of dashes and gaps, in line widths."""
 
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method looks; marker and dashes tell it from others in grey."""
+    """Name, colour, marker and dashes of a method; marker and dashes tell methods apart in grey."""
 
     name: str
     color: str
@@ -41,7 +41,7 @@ class MethodStyle:
     dashes: Dashes
 
 
-# Okabe and Ito's palette, told apart with any colour vision; the order is that of tables, ours last.
+# Okabe and Ito's palette, for any colour vision. Tables have this order, with NeuCLIP last.
 KNOWN = {
     "openclip": MethodStyle("OpenCLIP", "#0072B2", "s", (0, (5, 1.5))),
     "fastclip": MethodStyle("FastCLIP", "#009E73", "^", (0, (4, 1.2, 1, 1.2))),
@@ -58,7 +58,7 @@ DATASETS = {"cc3m": "CC3M", "cc12m": "CC12M", "dfn14m": "DFN-14M", "dfn192m": "D
 
 
 def method(name: str) -> MethodStyle:
-    """Return the method's style; a new method gets one from its name alone, always the same."""
+    """Return the method's style; that of an unknown method follows from its name."""
     if name in KNOWN:
         return KNOWN[name]
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
@@ -68,13 +68,13 @@ def method(name: str) -> MethodStyle:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Sort methods: known baselines, new ones by name, ours last."""
+    """Sort methods: known baselines, unknown ones by name, NeuCLIP last."""
     known = list(KNOWN)
     return sorted(names, key=lambda name: (name == OURS, known.index(name) if name in known else len(known), name))
 
 
 def dataset(name: str) -> str:
-    """Display name of a training set, or of a part of one: ``cc3m-0.1`` is CC3M, 10 %."""
+    """Return the display name of a training set or of a part of one: ``cc3m-0.1`` is CC3M, 10 %."""
     whole, _, share = name.rpartition("-")
     if whole and re.fullmatch(r"0\.\d+", share):
         return f"{dataset(whole)}, {100 * float(share):g} %"
@@ -82,19 +82,19 @@ def dataset(name: str) -> str:
 
 
 def setting(column: str, value: object) -> str:
-    """Say in words what a run was trained on or with."""
+    """Write one column of a setting in words."""
     if column == "global_batch_size":
         return f"batch {value}"
     return dataset(str(value)) if column == "dataset" else str(value)
 
 
 def variant(name: str, label: str) -> str:
-    """Display name of a method's variant; the empty label is the method itself."""
+    """Return the display name of a method's variant; the empty label is the main run."""
     return f"{method(name).name}, {label}" if label else method(name).name
 
 
 def p_form(p: float) -> str:
-    """Return the format of a p value: three decimals, and more where they would round it across the level."""
+    """Return the format of a p value: three decimals, or more if rounding would lift it to the level."""
     if p < 0.001:
         return ".1e"
     digits = 3
@@ -109,10 +109,11 @@ def p_value(p: float) -> str:
 
 
 def paper(draw: Draw) -> Draw:
-    """Decorate a function that draws or saves: it runs under the style sheet and leaves no setting behind."""
+    """Decorate a function that draws or saves: it runs under the style sheet, and settings are restored."""
     return mpl.rc_context(fname=STYLE_SHEET)(draw)
 
 
-def emphasis(name: str) -> dict[str, Any]:
-    """Line width and drawing order: ours thicker and on top."""
-    return {"linewidth": 1.8, "zorder": 3.0} if name == OURS else {"linewidth": 1.1, "zorder": 2.0}
+def lines(name: str) -> dict[str, Any]:
+    """Return matplotlib's options for a method's lines; ours are thicker and on top."""
+    emphasis = {"linewidth": 1.8, "zorder": 3.0} if name == OURS else {"linewidth": 1.1, "zorder": 2.0}
+    return {"color": method(name).color, "linestyle": method(name).dashes, **emphasis}

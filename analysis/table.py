@@ -1,21 +1,23 @@
-"""What a table is, before any format."""
+"""Tables and their cells, before they are written in some format."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 MAX_COLUMNS = 6
-"""Number columns side by side; further ones follow in a panel below."""
+"""Columns of numbers side by side; more follow in panels below."""
+OPTIONAL_KEYS = ("Setting", "Commit")
+"""Key columns that are left out where no row has a text for them."""
 NO_VALUE = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number in the unit of its column, with what is to be said about it."""
+    """A number in the unit of its column, with interval, emphasis, mark and remark."""
 
     value: float | None
     half_width: float | None = None
@@ -23,18 +25,14 @@ class Cell:
     n: int | None = None
     """Runs behind the number; in the CSV only."""
     form: str = ".1f"
-    """Format of both numbers in Markdown and LaTeX; CSV has six digits."""
+    """Format of value and half-width; CSV has six digits instead."""
     emphasis: Literal["", "best", "second"] = ""
     mark: Literal["", "*", "†"] = ""
     remark: str = ""
-    """Shown behind the number, or in place of a missing one."""
-
-    def but(self, **changes: Any) -> Cell:
-        """Return a copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+    """Shown after the number, or in place of a missing one."""
 
     def text(self, plus_minus: str = " ± ") -> str:
-        """The number and its interval, empty if there is none."""
+        """Write the number and its interval; empty if there is no number."""
         if self.value is None or math.isnan(self.value):
             return ""
         text = format(self.value, self.form)
@@ -43,12 +41,27 @@ class Cell:
         return f"{text}{plus_minus}{format(self.half_width, self.form.lstrip('+'))}"
 
 
+def show(item: str | Cell, *, best: str = "{}", second: str = "{}", escape: Callable[[str], str] = str) -> str:
+    """Write a text or a cell in some markup.
+
+    Args:
+        item: The text or the cell.
+        best: Template for the number of the best cell.
+        second: Template for the number of the second cell.
+        escape: Writes text so that the markup shows it as it is.
+    """
+    if isinstance(item, str):
+        return escape(item)
+    number = {"best": best, "second": second}.get(item.emphasis, "{}").format(escape(item.text()))
+    return f"{number}{escape(item.mark)} {escape(item.remark)}".strip() or NO_VALUE
+
+
 Row = tuple[str | Cell, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, before any format: first the key columns (text), then numbers or text."""
+    """A table: first the key columns (text), then numbers or text."""
 
     title: str
     header: tuple[str, ...]
@@ -56,7 +69,18 @@ class Table:
     num_keys: int = 1
     notes: tuple[str, ...] = ()
     reference: Table | None = None
-    """Numbers of others, printed below and apart; not in the CSV."""
+    """A table of the paper's numbers, printed below; not in the CSV."""
+
+
+def without_empty_keys(table: Table) -> Table:
+    """Leave out the columns of `OPTIONAL_KEYS` in which no row has a text."""
+    kept = [i for i, name in enumerate(table.header) if name not in OPTIONAL_KEYS or any(row[i] for row in table.rows)]
+    return dataclasses.replace(
+        table,
+        header=tuple(table.header[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+        num_keys=sum(i < table.num_keys for i in kept),
+    )
 
 
 def three_digits(value: float) -> str:
@@ -67,7 +91,7 @@ def three_digits(value: float) -> str:
 
 
 def panels(table: Table, max_columns: int = MAX_COLUMNS) -> Iterator[list[int]]:
-    """Split the columns into panels of like width, each with all keys; yields the positions of columns."""
+    """Split the columns into panels of about equal width, each with all keys; yields the positions of columns."""
     keys, others = range(table.num_keys), range(table.num_keys, len(table.header))
     count = max(1, math.ceil(len(others) / max_columns))
     width = max(1, math.ceil(len(others) / count))

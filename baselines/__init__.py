@@ -1,4 +1,4 @@
-"""The methods NeuCLIP is compared with: one file each, found by name. Here, two of them as losses for other code."""
+"""The methods that NeuCLIP is compared with, one file each, found by name. Here: two of them as losses to import."""
 
 from __future__ import annotations
 

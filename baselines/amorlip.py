@@ -73,7 +73,7 @@ J being the norm of the derivative of new networks' log lambda in their weights 
 """
 
 MAX_LOSS = 2.0
-"""Nats squared, over both sides: above it the networks miss their targets by more than a factor of e, typically."""
+"""Nats squared, over both sides. Above it, networks typically miss their targets by more than a factor of e."""
 
 
 class AmorLIPTemperature(TemperatureConfig):
@@ -156,7 +156,7 @@ class AmorLIP(Method):
         fit_w_prev: bool = True
         """False: lambda is the averaged network's, targets are not mixed, and z becomes the averaging's decay."""
         lambda_loss_type: Literal["log_l2", "kl_div_asym", "js_div"] = "log_l2"
-        """What the networks minimise. The two divergences add `div_reg_coef` log_l2."""
+        """Loss of the networks, see `network_loss`. The two divergences add `div_reg_coef` log_l2."""
         div_reg_coef: float = Field(default=0.1, ge=0)
         num_updates: tuple[PositiveInt, ...] = Field(default=(3,), min_length=1)
         """Network steps per step (lambda_update_frequency), by equal blocks of epochs like `rho`."""
@@ -187,7 +187,7 @@ class AmorLIP(Method):
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=config.network_lr)
         self._networks_epoch = 0
         self._restart(step=0)
-        # Not used before it is set for the second epoch; set all the same, so that the state is never arbitrary.
+        # The second epoch is the first to use it; set it now, so that the state is never arbitrary.
         self.previous.load_state_dict(self.average.state_dict())
 
     @property
@@ -197,7 +197,7 @@ class AmorLIP(Method):
 
     @property
     def normalizer_eps(self) -> float:
-        """c / (G - 1): lambda holds the c-weighted positive."""
+        """See `Method.normalizer_eps`: c / (G - 1), as lambda holds the c-weighted positive."""
         return self.config.pos_coef / (self.env.global_batch_size - 1)
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
@@ -205,7 +205,7 @@ class AmorLIP(Method):
         return self.loss_at(features, self.temperature.scale, progress)
 
     def loss_at(self, features: Features, scale: Tensor, progress: Progress) -> LossOutput:
-        """Like `loss`, at a logit scale (scalar, with gradient) that anybody may own."""
+        """Compute `loss` at a given logit scale, a scalar with gradient."""
         epoch = progress.epoch
         are_new = self._start_epoch(progress) if progress.step_in_epoch == 0 else False
         log_sum_B2 = self._log_sums(features, scale)
@@ -242,7 +242,7 @@ class AmorLIP(Method):
         return _value_of_block(self.config.rho, epoch, self.env.num_epochs)
 
     def param_groups(self) -> list[ParamGroup]:
-        """The temperature; the networks have their own optimiser."""
+        """Return the temperature; the networks have their own optimiser."""
         return self.temperature.param_groups()
 
     def after_step(self, progress: Progress) -> None:
@@ -271,7 +271,7 @@ class AmorLIP(Method):
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Return log(lambda_i exp(-s d_i) / (G - 1)), where lambda is what the encoders' loss divides by."""
+        """Return log(lambda_i exp(-s d_i) / (G - 1)), with the lambda of the encoders' loss."""
         scale = self.temperature.scale
         if self.config.fit_w_prev:
             # The averaged networks become the previous ones when the coming step opens a new epoch.
@@ -287,11 +287,11 @@ class AmorLIP(Method):
         return {"optimizer": self.optimizer.state_dict(), "networks_epoch": self._networks_epoch}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take what `get_extra_state` returned."""
+        """Restore the state from `get_extra_state`."""
         # A copy, since Adam would keep and change the tensors that it is given.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         for moments in self.optimizer.state.values():
-            # A checkpoint may come mapped to the GPU, where each look at the count would make Adam wait.
+            # Keep the count on the CPU: on a GPU, Adam would wait for the device at each step.
             moments["step"] = moments["step"].cpu()
         self._networks_epoch = state["networks_epoch"]
 
@@ -376,7 +376,7 @@ def network_loss(
     div_reg_coef: float,
     global_batch_size: int,
 ) -> Tensor:
-    """Return what the networks minimise, summed over the two sides.
+    """Return the networks' loss, summed over the two sides.
 
     With l = log lambda, T = target, E_ij = exp(s S_ij) with the diagonal times c, C_i = sum_j E_ij:
 
@@ -384,7 +384,7 @@ def network_loss(
         kl_div_asym  1/G^2 sum_i C_i e^-l_i (T_i - l_i)                                  + div_reg_coef log_l2
         js_div       1/2 mean_ij [P log(P/M) + Q log(Q/M)], P = E e^-l, Q = E e^-T, M = (P + Q)/2    + the same
 
-    P/M does not depend on j, so that no pair needs a look: sum_j P_ij = C_i e^-l_i.
+    P/M does not depend on j, so the sum over pairs is known: sum_j P_ij = C_i e^-l_i.
 
     Args:
         kind: One of the three names.
@@ -420,5 +420,5 @@ def _positives(features: Features) -> Tensor:
 
 
 def _value_of_block(values: tuple[Number, ...], epoch: int, num_epochs: int) -> Number:
-    """Return the value of the block that an epoch lies in: equal blocks of whole epochs, the last takes the rest."""
+    """Return the value of an epoch's block: blocks have equally many whole epochs, and the last takes the rest."""
     return values[min(epoch // max(1, num_epochs // len(values)), len(values) - 1)]

@@ -50,11 +50,11 @@ TEMPERATURES: dict[str, dict[str, Any]] = {
     "v2": {"init": 0.03, "lr": 0.0133, "lr_schedule": "constant"},
     "v3": {"lr": 2e-4, "lr_schedule": "step_threshold"},
 }
-"""What each version's temperature options start from. Source: the authors' CC3M scripts."""
+"""Temperature options of each version. Source: the authors' CC3M scripts."""
 
 MAX_SHARE = 0.5
-"""Of the batch's samples without an average yet, which then is the batch's own g, or of eps in eps + u, which then
-does not depend on the sample: above it, most of what the method adds is not there."""
+"""Share of the batch's samples without an average yet, or of eps in eps + u. Above it, most weights are the batch's own
+g, or do not depend on the sample: the method adds little to a plain contrastive loss."""
 
 
 class FastCLIP(Method):
@@ -68,7 +68,7 @@ class FastCLIP(Method):
         """``log``: the authors' code of 2025 averages eps + g, with 1/G in g. ``2024``: it averages g, with 1/(G-1),
         and adds eps afterwards."""
         temperature: TemperatureConfig = TemperatureConfig()
-        """What is left out is as the authors set it for the version."""
+        """Options that are left out are those of the authors for the version."""
         temperature_gradient: Literal["authors", "consistent"] = "authors"
         """v3 only. ``authors``: their code, to which rho was tuned, counts A's part of the temperature gradient
         twice. ``consistent``: all gradients are those of T mean[log u1 + log u2] + 2 rho T."""
@@ -149,7 +149,7 @@ class FastCLIP(Method):
 
     @property
     def normalizer_eps(self) -> float:
-        """The one that is averaged along with g in the log form, at the weight that (G - 1)/G leaves it."""
+        """See `Method.normalizer_eps`. The log form averages eps along with g, whose weight is (G - 1)/G."""
         return self.config.eps / math.exp(self._log_mean_factor) if self.config.form == "log" else self.config.eps
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
@@ -159,7 +159,7 @@ class FastCLIP(Method):
         return self.loss_at(features, self.temperature.scale, progress)
 
     def loss_at(self, features: Features, scale: Tensor, progress: Progress) -> LossOutput:
-        """Like `loss`, at a logit scale that anybody may own: a scalar with gradient; one per sample and side in v2."""
+        """Compute `loss` at a given logit scale: a scalar with gradient, or in v2 one per sample and side."""
         index_B = features.index_B
         gamma = self.gamma(progress.epoch)
         visited_B1 = self.visited_N[index_B, None]
@@ -208,7 +208,7 @@ class FastCLIP(Method):
         return low + (1 - low) * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
 
     def param_groups(self) -> list[ParamGroup]:
-        """The global temperature of v0 and v3; v2 moves its own in `loss`."""
+        """Return the global temperature of v0 and v3; v2 moves its own in `loss`."""
         return [] if self._individual else self.temperature.param_groups()
 
     def after_step(self, progress: Progress) -> None:
@@ -255,7 +255,7 @@ class FastCLIP(Method):
         return log_u_B2[:, 0], log_u_B2[:, 1]
 
     def _log_estimate(self, log_g_B2: Tensor) -> Tensor:
-        """What is averaged: log g, or log(eps + (G - 1)/G g) in the log form."""
+        """Return the quantity to average: log g, or log(eps + (G - 1)/G g) in the log form."""
         if self.config.form == 2024:
             return log_g_B2
         return add_eps(log_g_B2 + self._log_mean_factor, self.config.eps)

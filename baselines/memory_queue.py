@@ -6,8 +6,8 @@ s = 1 / temperature, image i's part is (a text's the reverse)
 
     log[ 1 + sum_{j != i} exp(s (x_i . y_j - d_i)) + sum_{k in Q_i} exp(s (x_i . q_k - d_i)) ]
 
-and the loss is the mean over images and texts. What is in the queue is constant; once a step's sums are taken, its
-batch takes the place of the oldest. At step 0 the queue is empty, and the loss OpenCLIP's.
+and the loss is the mean over images and texts. The queue has no gradient. After a step's sums, its batch replaces the
+oldest one. At step 0 the queue is empty, and the loss OpenCLIP's.
 
 Shape suffixes: B local batch, G global batch, C chunk of anchors, K batches in the queue, O batch and queue (G + K G),
 D embedding.
@@ -85,7 +85,7 @@ class MemoryQueue(Method):
         return LossOutput(total, metrics)
 
     def param_groups(self) -> list[ParamGroup]:
-        """The temperature, at the encoders' learning rate unless told otherwise."""
+        """Return the temperature, by default at the encoders' learning rate."""
         return self.temperature.param_groups()
 
     def after_step(self, progress: Progress) -> None:
@@ -94,7 +94,7 @@ class MemoryQueue(Method):
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Return the mean over the batch's others and the queue, which is what the loss uses."""
+        """Return the mean over the other pairs of the batch and the queue, as the loss uses it."""
         ours = self.env.collectives
         image_GD, text_GD = ours.gather(features.image_BD), ours.gather(features.text_BD)
         log_sum_2B = self._log_sums(features, image_GD, text_GD, ours.gather(features.index_B), self.temperature.scale)
@@ -103,14 +103,14 @@ class MemoryQueue(Method):
         return log_mean_2B[0], log_mean_2B[1]
 
     def _is_negative(self, index_C: Tensor) -> Tensor:
-        """Which entries of the queue are other pairs than an anchor's own, (C, K G)."""
+        """Mark the entries of the queue that are other pairs than an anchor's own, (C, K G)."""
         past = self.index_KG.flatten()
         return (past != EMPTY) & (past != index_C[:, None])
 
     def _log_sums(
         self, features: Features, image_GD: Tensor, text_GD: Tensor, index_G: Tensor, scale: Tensor
     ) -> Tensor:
-        """Log of the sums over batch and queue of the local anchors, (2, B)."""
+        """Return the log of the local anchors' sums over batch and queue, (2, B)."""
         ours = self.env.collectives
         # Copies: the queue moves on before the backward pass computes the chunks again.
         image_OD, text_OD = (

@@ -72,7 +72,7 @@ class OpenCLIP(Method):
         return -(F.logsigmoid(-log_g1_B - log_others) + F.logsigmoid(-log_g2_B - log_others)).mean() / 2
 
     def param_groups(self) -> list[ParamGroup]:
-        """The temperature, at the encoders' learning rate unless told otherwise."""
+        """Return the temperature, by default at the encoders' learning rate."""
         return self.temperature.param_groups()
 
     def after_step(self, progress: Progress) -> None:

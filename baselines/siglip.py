@@ -1,4 +1,4 @@
-"""SigLIP: a logistic loss on every pair by itself, computed by open_clip's own `SigLipLoss`.
+"""SigLIP: a logistic loss on each pair, computed by open_clip's own `SigLipLoss`.
 
 Paper: SigLIP, arXiv:2303.15343, Section 3.2 and Algorithm 1; code: open_clip_torch 3.3.
 
@@ -97,7 +97,7 @@ class SigLIP(Method):
         return (torch.stack(sums).sum() - positive_B.sum()) / len(features.index_B)
 
     def param_groups(self) -> list[ParamGroup]:
-        """The temperature and the bias, each at its own learning rate, without weight decay."""
+        """Return the temperature and the bias, each at its own learning rate, without weight decay."""
         bias = [ParamGroup(params=[self.bias], lr=self.config.bias_lr)] if self.config.bias_learnable else []
         return self.temperature.param_groups() + bias
 

@@ -1,6 +1,6 @@
-"""Measurements of cost, side by side in one run: ``python -m benchmarks.<name> --help``; `docs/benchmarks.md`."""
+"""Benchmarks that measure contestants side by side in one run; see `docs/benchmarks.md`."""
 
 import os
 
-# Read when torch is loaded: its profiler reports every start and stop otherwise.
+# Torch's profiler reads this when torch is loaded; without it, it reports every start and stop.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: methods, batches, alternating timings, and the files they write."""
+"""Parts that benchmarks share: options, methods, batches, timing in turn, memory, printing and files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import datetime
 import gc
 import itertools
 import json
-import platform
+import resource
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import yaml
@@ -26,26 +25,39 @@ from torch.profiler import ProfilerActivity, profile
 from engine.distributed import choose_device
 from engine.method import Features, Method, MethodEnv, Progress
 from engine.registry import method_class, method_names, resolve_config
+from engine.training.provenance import provenance
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "methods": {"nargs": "+", "choices": method_names(), "default": method_names(), "metavar": "NAME"},
+    "set": {"nargs": "+", "default": [], "metavar": "METHOD.OPTION=VALUE", "help": "neuclip.num_prototypes=1024"},
+    "batch": {"nargs": "+", "type": int, "default": [256, 1024], "help": "B"},
+    "dim": {"nargs": "+", "type": int, "default": [256], "help": "D"},
+    "rounds": {"type": int, "help": "measured rounds (%(default)s)"},
+    "device": {"choices": ["cpu", "cuda"], "default": "cpu"},
+    "json": {"type": Path, "metavar": "FILE", "help": "also write what was measured, and where"},
+}
+"""Options that benchmarks share."""
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks share."""
+def parser(description: str | None, *names: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Return a parser with some of `OPTIONS`, and ``--json``.
+
+    Args:
+        description: The benchmark's docstring.
+        names: Names of options.
+        defaults: Defaults that replace those of `OPTIONS`.
+    """
     shared = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared.add_argument("--methods", nargs="+", choices=method_names(), default=method_names(), metavar="NAME")
-    shared.add_argument("--batch", nargs="+", type=int, default=[256, 1024], help="B")
-    shared.add_argument("--dim", nargs="+", type=int, default=[256], help="D")
-    shared.add_argument(
-        "--set", nargs="+", default=[], metavar="METHOD.OPTION=VALUE", help="options, e.g. neuclip.num_prototypes=1024"
-    )
-    shared.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    shared.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and where")
+    for name in (*names, "json"):
+        shared.add_argument(f"--{name}", **OPTIONS[name])
+    shared.set_defaults(**defaults)
     return shared
 
 
 def start(args: argparse.Namespace) -> torch.device:
-    """Return the device to measure on; one thread on the CPU, so that neighbours count least."""
+    """Return the device to measure on, and set torch to one thread, so that other processes disturb least."""
     torch.set_num_threads(1)
     return choose_device(args.device)
 
@@ -72,7 +84,7 @@ def make_features(batch: int, dim: int, device: torch.device) -> Features:
 
 
 def method_step(method: Method, features: Features) -> Callable[[], None]:
-    """Return a call that takes the method's loss and its gradients, a step later each time."""
+    """Return a call that computes the method's loss and its gradients, one step later each time."""
     env = method.env
     steps = iter(range(env.num_steps))
 
@@ -84,102 +96,108 @@ def method_step(method: Method, features: Features) -> Callable[[], None]:
     return step
 
 
-def alternate(contestants: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time calls in turn, after one unmeasured round, so that what disturbs the machine disturbs all alike.
+class Seconds(NamedTuple):
+    """Seconds by two clocks."""
+
+    wall: float
+    processor: float
+    """Of this process and of its child processes that have ended."""
+
+    def __sub__(self, begin: Seconds) -> Seconds:
+        return Seconds(self.wall - begin.wall, self.processor - begin.processor)
+
+    def on(self, device: torch.device) -> float:
+        """Return the seconds that count on a device: processor time on the CPU, wall time on a GPU."""
+        return self.processor if device.type == "cpu" else self.wall
+
+
+def now(device: torch.device = CPU) -> Seconds:
+    """Read both clocks; on CUDA wait for the device first."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    # os.times counts in hundredths of a second, and short turns take less.
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return Seconds(time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in used))
+
+
+def take_turns(
+    contestants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    unmeasured: int = 1,
+    before: Callable[[], None] = lambda: None,
+    device: torch.device = CPU,
+) -> dict[str, list[Seconds]]:
+    """Time calls in turn, so that other work on the machine disturbs all of them alike.
+
+    Args:
+        contestants: The calls, by name. The last begins every other round.
+        rounds: Rounds that are measured.
+        unmeasured: Rounds before those.
+        before: Called before each call; its time does not count.
+        device: Device of the calls.
 
     Returns:
-        Seconds per round, by name. CPU: processor time of this process. CUDA: wall time, synchronised.
+        Seconds per round, by name.
     """
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, call in contestants.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            begin = clock()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:
-                seconds[name].append(clock() - begin)
+    seconds: dict[str, list[Seconds]] = {name: [] for name in contestants}
+    for number in range(unmeasured + rounds):
+        for name in list(contestants)[:: -1 if number % 2 else 1]:
+            before()
+            begin = now(device)
+            contestants[name]()
+            if number >= unmeasured:
+                seconds[name].append(now(device) - begin)
     return seconds
 
 
-@dataclass(frozen=True)
-class MemoryTrace:
-    """What torch's allocator held on the CPU while something ran; times in nanoseconds."""
+def trace_memory(call: Callable[[], T], names: Collection[str]) -> tuple[dict[str, tuple[int, int]], T]:
+    """Run a call on the CPU, and measure the memory that torch's allocator holds in its spans (`record_function`).
 
-    times: list[int]
-    levels: list[int]
-    """Bytes held from the time beside it."""
-    spans: dict[str, tuple[int, int]]
-    """Begin and end of every `record_function` and operator; of the last, where a name occurs again."""
+    The profiler does not know the size of earlier allocations. So the call must make all that it uses.
 
-    def held(self, when: int) -> int:
-        """Return the bytes held just before a time."""
-        place = bisect.bisect_left(self.times, when)
-        return self.levels[place - 1] if place else 0
-
-    def peak(self, begin: int, end: int) -> int:
-        """Return the most bytes held at once between two times."""
-        inside = self.levels[bisect.bisect_left(self.times, begin) : bisect.bisect_right(self.times, end)]
-        return max([self.held(begin), *inside])
-
-
-def trace_memory(call: Callable[[], T]) -> tuple[MemoryTrace, T]:
-    """Run a call; returns every allocation and release in it, and its result.
-
-    What was held before it counts as nothing, so it should make all that it uses; the profiler does not know the size
-    of what was allocated earlier.
+    Returns:
+        For each name, the bytes held at the begin of its last span and the most bytes held in it. Then the call's
+        result.
     """
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted(
-        (event.start_ns(), number, event.nbytes()) for number, event in enumerate(events) if event.nbytes()
-    )
-    by_start = sorted(events, key=lambda event: event.start_ns())
-    trace = MemoryTrace(
-        times=[when for when, _, _ in changes],
-        levels=list(itertools.accumulate(size for _, _, size in changes)),
-        spans={event.name(): (event.start_ns(), event.end_ns()) for event in by_start},
-    )
-    return trace, result
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    times = [event.start_ns() for event in events if event.nbytes()]
+    held = list(itertools.accumulate((event.nbytes() for event in events if event.nbytes()), initial=0))
+    spans = {}
+    for event in events:
+        if event.name() in names:
+            first, last = bisect.bisect_left(times, event.start_ns()), bisect.bisect_right(times, event.end_ns())
+            spans[event.name()] = held[first], max(held[first : last + 1])
+    return spans, result
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """Return quartiles and median of the ratios round by round: (lower quartile, median, upper quartile)."""
+    """Divide round by round; returns the lower quartile, the median and the upper quartile of the ratios."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return low, middle, high
 
 
 def show_ratio(quartiles: tuple[float, float, float]) -> str:
-    """Write a median with its quartiles."""
+    """Write a ratio's median with its quartiles."""
     low, middle, high = quartiles
     return f"{middle:.3g} ({low:.3g}-{high:.3g})"
 
 
-def show_markdown(table: Table) -> None:
-    """Print a table as Markdown, however wide the terminal."""
+def show(table: Table) -> None:
+    """Print a table as Markdown, whatever the width of the terminal."""
     table.box = MARKDOWN
     Console(width=1000).print(table)
 
 
 def write_json(path: Path | None, args: argparse.Namespace, device: torch.device, rows: list[dict[str, Any]]) -> None:
-    """Write the rows beside the machine and the arguments they were measured with."""
+    """Write the rows with the date, the code, the machine and the arguments."""
     if path is None:
         return
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    machine = {"device": device.type, "gpu": gpu, "cpu": _cpu(), "threads": torch.get_num_threads()}
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
-    about = {"date": datetime.date.today().isoformat(), "machine": machine, "versions": versions}
+    origin = provenance(dataset_sha256="", device=device, world_size=1).model_dump(exclude={"dataset_sha256"})
     arguments = {key: value for key, value in vars(args).items() if key != "json"}
-    path.write_text(json.dumps({**about, "arguments": arguments, "rows": rows}, indent=1) + "\n")
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    about = {"date": datetime.date.today().isoformat(), "provenance": origin, "arguments": arguments}
+    path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")

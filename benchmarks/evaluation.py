@@ -1,35 +1,32 @@
-"""Time of evaluating one model on many sets, relative to clip_benchmark's command line, and whether metrics agree.
+"""Time to evaluate one model on many sets, relative to clip_benchmark's command line, and the agreement of metrics.
 
-Three ways, in turn (the last one first in every other round), each in processes of its own that start from nothing:
+Three ways take turns (in reverse order every other round), each in new processes:
 
 ours       one `python -m engine.evaluate` for all sets
 one call   one `clip_benchmark eval` for all sets
 per set    one `clip_benchmark eval` for each set
 
-All have the same weights (random ones of a named model), batches of 64, float32, threads and worker processes. CPU:
-processor time of all processes of a way, and wall time. Sets are named by their cards, where they have been built, or
-made up in DataComp's proportions.
+All have the same weights (random ones of a named model), batches of 64, float32, threads and worker processes. Both
+processor time (of all processes) and wall time are measured, on the CPU. Sets are named by their cards, if they have
+been built, or made up in DataComp's proportions.
 """
 
 from __future__ import annotations
 
-import argparse
-import io
+import functools
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import cases, shards
@@ -41,35 +38,28 @@ BASE = "ours"
 STOCK = ("one call", "per set")
 PHOTO_PX = 400
 RETRIEVAL_NAMES = ("flickr30k", "flickr8k", "mscoco_captions", "flickr30k-200", "crossmodal3600", "xtd10", "xtd200")
-"""clip_benchmark knows by these names, and only by names, that a set is for retrieval."""
+"""Names by which clip_benchmark knows that a set is for retrieval; it has no other sign."""
 
 
-def run(commands: list[list[str]], threads: int) -> tuple[float, float]:
-    """Run commands one after the other, each with so many threads.
-
-    Returns:
-        Processor and wall seconds, of all together.
+def run(commands: list[list[str]], threads: int) -> None:
+    """Run commands one after the other, with so many threads each.
 
     Raises:
-        RuntimeError: If one fails; with the end of what it said.
+        RuntimeError: If one fails; with the end of its error output.
     """
     limit = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment = os.environ | limit | {"HF_HUB_OFFLINE": "1"}
-    before, begin = os.times(), time.perf_counter()
     for command in commands:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    after = os.times()
-    processor = after.children_user + after.children_system - before.children_user - before.children_system
-    return processor, time.perf_counter() - begin
 
 
 def datacomp_like(num_pictures: int, folder: Path) -> list[EvalCard]:
     """Write twelve sets of made-up photographs, in the proportions of DataComp's 38.
 
-    Of its pictures 24 % are ImageNet's and its variants', 1 % retrieval's; it has half as many prompts as pictures,
-    nine tenths of them ImageNet's, which its variants repeat.
+    24 % of DataComp's pictures are of ImageNet and its variants, 1 % of retrieval. It has half as many prompts as
+    pictures; nine tenths of them are ImageNet's, which its variants repeat.
 
     Returns:
         Their cards.
@@ -92,15 +82,14 @@ def datacomp_like(num_pictures: int, folder: Path) -> list[EvalCard]:
         texts = {"classnames": classes, "zeroshot_classification_templates": templates}
         for stem, lines in (texts if classes else {"dataset_type": ["retrieval"]}).items():
             (path / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+        def sample(row: int, num_classes: int = len(classes)) -> dict[str, bytes]:
+            captions = b"\n".join(shards.caption(rng) for _ in range(5))
+            text = {"cls": str(row % num_classes).encode()} if num_classes else {"txt": captions}
+            return {"jpg": shards.picture(rng, PHOTO_PX), **text}
+
         for shard, rows in enumerate(np.array_split(np.arange(count), 4)):
-            with tarfile.open(path / "test" / f"{shard}.tar", "w") as archive:
-                for row in rows:
-                    captions = b"\n".join(shards.caption(rng) for _ in range(5))
-                    text = ("cls", str(row % len(classes)).encode()) if classes else ("txt", captions)
-                    for extension, content in (("jpg", shards.picture(rng, PHOTO_PX)), text):
-                        member = tarfile.TarInfo(f"{row:06d}.{extension}")
-                        member.size = len(content)
-                        archive.addfile(member, io.BytesIO(content))
+            shards.write_shard(path / "test" / f"{shard}.tar", rows, sample)
         task, metric = ("zeroshot_classification", "acc1") if classes else ("zeroshot_retrieval", "mean_recall@1")
         facts = {"task": task, "metric": metric, "images": count, "chance": 0.0, "licence": "none", "source": "made up"}
         sets.append(EvalCard.model_validate({"name": name, "title": name, "path": str(path), **facts}))
@@ -108,7 +97,7 @@ def datacomp_like(num_pictures: int, folder: Path) -> list[EvalCard]:
 
 
 def aliases(sets: list[EvalCard]) -> dict[str, str]:
-    """Name the sets so that clip_benchmark finds their tasks: ours to its."""
+    """Map our names of sets to names whose tasks clip_benchmark knows."""
     names = iter(RETRIEVAL_NAMES)
     return {card.name: next(names) if card.task == "zeroshot_retrieval" else card.name for card in sets}
 
@@ -150,7 +139,7 @@ def largest_difference(sets: list[EvalCard], ways: list[str], folder: Path) -> t
     """Compare every metric of clip_benchmark's ways with ours.
 
     Returns:
-        The largest absolute difference, and how many numbers were compared.
+        The largest absolute difference, and the number of metrics compared.
     """
     differences = []
     for card in sets:
@@ -163,57 +152,49 @@ def largest_difference(sets: list[EvalCard], ways: list[str], folder: Path) -> t
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cases.parser(__doc__, "rounds", rounds=3)
     parser.add_argument("--sets", nargs="+", default=[], metavar="NAME", help="cards of evaluation sets")
     parser.add_argument("--datacomp", type=int, metavar="N", help="N made-up photographs in DataComp's proportions")
     parser.add_argument("--ways", nargs="+", choices=STOCK, default=STOCK, help="of clip_benchmark, beside ours")
     parser.add_argument("--model", default="tiny-resnet", help="open_clip model")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of every process of every way")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode, in every way")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and where")
     args = parser.parse_args(argv)
     if not (args.sets or args.datacomp):
         parser.error("give --sets or --datacomp")
     sets = [cards.eval_set(name) for name in args.sets]
-    seconds: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export(
-            build_towers(args.model, seed=0),
-            args.model,
-            folder / "model",
-            logit_scale=torch.tensor(20.0),
-            logit_bias=None,
-        )
+        towers, scale = build_towers(args.model, seed=0), torch.tensor(20.0)
+        export(towers, args.model, folder / "model", logit_scale=scale, logit_bias=None)
         if args.datacomp:
             sets += datacomp_like(args.datacomp, folder / "datacomp")
         ways = commands(sets, folder / "model", folder, threads=args.threads, num_workers=args.workers)
-        for number in range(args.rounds):
-            for path in (folder / BASE).glob("*.json"):
-                path.unlink()
-            order = [BASE, *args.ways]
-            for way in order if number % 2 == 0 else reversed(order):
-                seconds.setdefault(way, []).append(run(ways[way], args.threads))
+
+        def ours() -> None:
+            # It skips sets that have results.
+            shutil.rmtree(folder / BASE, ignore_errors=True)
+            run(ways[BASE], args.threads)
+
+        turns = {BASE: ours} | {way: functools.partial(run, ways[way], args.threads) for way in args.ways}
+        seconds = cases.take_turns(turns, args.rounds, unmeasured=0)
         difference, compared = largest_difference(sets, args.ways, folder)
     rows: list[dict[str, Any]] = []
     title = f"{len(sets)} sets, {args.model}"
     table = Table("", "processor s", f"/ {BASE}", "wall s", f"/ {BASE}", title=title)
-    for way in (BASE, *args.ways):
+    for way in turns:
         row: dict[str, Any] = {"way": way}
         shown = []
-        for place, kind in enumerate(("processor", "wall")):
-            times = [time[place] for time in seconds[way]]
-            ratio = cases.ratio(times, [time[place] for time in seconds[BASE]])
-            row |= {f"{kind}_sec": times, f"{kind}_to_ours": ratio}
-            shown += [f"{statistics.median(times):.1f}", cases.show_ratio(ratio)]
+        for kind in cases.Seconds._fields[::-1]:
+            times, base = ([getattr(turn, kind) for turn in seconds[of]] for of in (way, BASE))
+            row |= {f"{kind}_sec": times, f"{kind}_to_ours": cases.ratio(times, base)}
+            shown += [f"{statistics.median(times):.1f}", cases.show_ratio(row[f"{kind}_to_ours"])]
         rows.append(row)
         table.add_row(way, *shown)
-    console = Console()
-    console.print(table)
-    console.print(f"largest difference of {compared} metrics: {difference:.1e}")
+    cases.show(table)
+    print(f"largest difference of {compared} metrics: {difference:.1e}")
     rows.append({"largest_difference": difference, "compared": compared})
-    cases.write_json(args.json, args, torch.device("cpu"), rows)
+    cases.write_json(args.json, args, cases.CPU, rows)
 
 
 if __name__ == "__main__":

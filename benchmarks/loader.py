@@ -1,24 +1,23 @@
 """Pairs per second of our loader beside a plain sequential webdataset reader, on the same shards.
 
-Both decode JPEGs with Pillow, crop and resize at random (torchvision, bicubic), tokenise and batch, with as many worker
-processes. They take turns; a ratio is the median over rounds, with quartiles: of wall time, and of processor time of
-this process and its workers, which neighbours on the machine disturb less. Then what our loader reads, in which order.
+Both decode JPEGs with Pillow, crop and resize at random (torchvision, bicubic), tokenise and batch, with as many
+worker processes. They take turns. Ratios are medians over rounds, with quartiles, of wall time and of processor time
+(of this process and its workers), which other work on the machine disturbs less. A second table describes our reads.
 
-cold   before each turn the shards leave the page cache, so that they come from the disk
-warm   they stay
+cold   the shards leave the page cache before each turn, and are read from the disk
+warm   the shards stay in the page cache
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import os
-import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,14 @@ from engine.schema.run import AugmentationSpec
 from engine.training.towers import tokenizer
 
 _SEQUENTIAL_BYTES = 2**12
-"""A read that begins no farther behind the end of the one before goes on from there: a header lies between."""
+"""Largest gap between two reads that count as sequential: a tar header lies between members."""
 
 Read = Callable[[int, int], int]
-"""Reads so many batches with so many workers, and returns the pairs that came."""
+"""Reads a number of batches with a number of workers; returns the number of pairs."""
 
 
 def our_loader(image_size: int, batch: int, model: str) -> Read:
-    """Return a call that reads the next batches of our order."""
+    """Return a call that reads the next batches in our loader's order."""
     index_path = paths.index(shards.DATASET)
     index, tokenize = read_index(index_path), tokenizer(model)
     turns = itertools.count()
@@ -78,7 +77,7 @@ def our_loader(image_size: int, batch: int, model: str) -> Read:
 
 
 def webdataset_reader(files: list[Path], image_size: int, batch: int, model: str) -> Read:
-    """Return a call that reads batches from the first shards on."""
+    """Return a call that reads batches, beginning with the first shard each time."""
     crop = RandomResizedCrop(image_size, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC)
     tokenize = tokenizer(model)
 
@@ -92,18 +91,18 @@ def webdataset_reader(files: list[Path], image_size: int, batch: int, model: str
             wds.split_by_worker,
             wds.tarfile_to_samples(),
             wds.map(decode),
-            wds.batched(batch, collation_fn=_collate, partial=False),
+            wds.batched(batch, partial=False),
         )
-        # Each worker reads its share of the shards, so the batches of a turn must be few enough for all to have them.
         loader = DataLoader(pipeline, batch_size=None, num_workers=num_workers, worker_init_fn=_start_worker)
-        return sum(len(tokens_BT) for _, tokens_BT in itertools.islice(loader, batches))
+        pairs = sum(len(tokens_BT) for _, tokens_BT in itertools.islice(loader, batches))
+        if pairs < batches * batch:
+            raise ValueError(
+                f"--batches {batches}: webdataset read {pairs} pairs of {batches * batch}, as each worker reads whole "
+                "batches from its share of the shards; give fewer batches, or more pairs"
+            )
+        return pairs
 
     return read
-
-
-def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    images, tokens = zip(*samples, strict=True)
-    return torch.stack(images), torch.stack(tokens)
 
 
 def _start_worker(worker: int) -> None:
@@ -117,32 +116,6 @@ def forget(files: list[Path]) -> None:
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-
-
-def _now() -> tuple[float, float]:
-    # Not os.times: its hundredths of a second are more than a short turn takes.
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-def take_turns(
-    readers: dict[str, Read], *, rounds: int, batches: int, num_workers: int, before: Callable[[], None]
-) -> dict[str, list[tuple[float, float]]]:
-    """Time readers in turn, after one unmeasured round; the one that begins changes from round to round.
-
-    Returns:
-        Wall seconds and processor seconds per pair, by name and round.
-    """
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
-    for number in range(rounds + 1):
-        for name in list(readers)[:: 1 if number % 2 else -1]:
-            before()
-            begin = _now()
-            pairs = readers[name](batches, num_workers)
-            end = _now()
-            if number:
-                seconds[name].append(((end[0] - begin[0]) / pairs, (end[1] - begin[1]) / pairs))
-    return seconds
 
 
 @contextlib.contextmanager
@@ -163,7 +136,7 @@ def recorded_reads() -> Iterator[list[tuple[int, int, int]]]:
 
 
 def read_pattern(reads: list[tuple[int, int, int]], files: int) -> dict[str, float]:
-    """Describe reads: jumps are from the end of a file's read to the begin of its next one."""
+    """Describe reads; a jump leads from the end of a read to the begin of the next one of the same file."""
     ends: dict[int, int] = {}
     jumps = []
     for inode, offset, size in reads:
@@ -182,20 +155,21 @@ def read_pattern(reads: list[tuple[int, int, int]], files: int) -> dict[str, flo
 
 
 def measure(args: argparse.Namespace, files: list[Path]) -> list[dict[str, Any]]:
-    """Measure both readers for every number of workers, cold and warm, and our reads for every batch size."""
+    """Measure both readers for every number of workers, cold and warm, and then the pattern of our reads."""
     rows: list[dict[str, Any]] = []
     ours = our_loader(args.image_size, args.batch, args.model)
     readers = {"ours": ours, "webdataset": webdataset_reader(files, args.image_size, args.batch, args.model)}
     for num_workers, cache in itertools.product(args.workers, args.cache):
-        before = (lambda: forget(files)) if cache == "cold" else (lambda: None)
-        seconds = take_turns(readers, rounds=args.rounds, batches=args.batches, num_workers=num_workers, before=before)
+        turns = {name: functools.partial(read, args.batches, num_workers) for name, read in readers.items()}
+        before = functools.partial(forget, files if cache == "cold" else [])
+        seconds = cases.take_turns(turns, args.rounds, before=before)
         row: dict[str, Any] = {"what": "speed", "workers": num_workers, "cache": cache}
-        for name, times in seconds.items():
-            row[f"{name}_pairs_per_sec"] = 1 / statistics.median(wall for wall, _ in times)
-        for number, clock in enumerate(("wall", "cpu")):
-            # Pairs per second relative to theirs: the inverse of the seconds.
-            theirs, mine = ([turn[number] for turn in seconds[name]] for name in ("webdataset", "ours"))
-            row[f"{clock}_ratio"] = cases.ratio(theirs, mine)
+        for name, measured in seconds.items():
+            row[f"{name}_pairs_per_sec"] = args.batches * args.batch / statistics.median(s.wall for s in measured)
+        # Pairs per second relative to theirs are the inverse of the seconds.
+        theirs, mine = seconds["webdataset"], seconds["ours"]
+        row["wall_ratio"] = cases.ratio([s.wall for s in theirs], [s.wall for s in mine])
+        row["cpu_ratio"] = cases.ratio([s.processor for s in theirs], [s.processor for s in mine])
         rows.append(row)
     with recorded_reads() as reads:
         ours(args.batches, 0)
@@ -205,7 +179,7 @@ def measure(args: argparse.Namespace, files: list[Path]) -> list[dict[str, Any]]
 
 def main(argv: list[str] | None = None) -> None:
     """Write shards into a temporary folder, measure, print two tables, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cases.parser(__doc__, "rounds", rounds=9)
     parser.add_argument("--pairs", type=int, default=16384, help="pairs in the shards")
     parser.add_argument("--shards", type=int, default=16, help="number of shards")
     parser.add_argument("--stored-size", type=int, default=256, help="height and width of the pictures in the shards")
@@ -215,9 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, help="batches per turn; default: an epoch")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="data loader processes")
     parser.add_argument("--cache", nargs="+", choices=["cold", "warm"], default=["cold", "warm"])
-    parser.add_argument("--rounds", type=int, default=9, help="measured rounds, after one that is not")
     parser.add_argument("--folder", help="where to write shards (several hundred MB); default: temporary")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and where")
     args = parser.parse_args(argv)
     args.batches = args.batches or args.pairs // args.batch
     args.json = args.json and args.json.absolute()
@@ -232,11 +204,9 @@ def main(argv: list[str] | None = None) -> None:
         speeds = (f"{row[f'{name}_pairs_per_sec']:.0f}" for name in ("ours", "webdataset"))
         ratios = (cases.show_ratio(row[f"{clock}_ratio"]) for clock in ("wall", "cpu"))
         table.add_row(str(row["workers"]), row["cache"], *speeds, *ratios)
-    cases.show_markdown(table)
-    pattern = rows[-1]
-    table = Table(
-        "reads", "mean KiB", "forward", "sequential", "mean jump, MiB", title=f"window: {order.WINDOW_SHARDS}"
-    )
+    cases.show(table)
+    pattern, title = rows[-1], f"window: {order.WINDOW_SHARDS}"
+    table = Table("reads", "mean KiB", "forward", "sequential", "mean jump, MiB", title=title)
     table.add_row(
         f"{pattern['reads']:.0f}",
         f"{pattern['mean_read_bytes'] / 2**10:.1f}",
@@ -244,8 +214,8 @@ def main(argv: list[str] | None = None) -> None:
         f"{pattern['sequential_share']:.3f}",
         f"{pattern['mean_jump_bytes'] / 2**20:.2f}",
     )
-    cases.show_markdown(table)
-    cases.write_json(args.json, args, torch.device("cpu"), rows)
+    cases.show(table)
+    cases.write_json(args.json, args, cases.CPU, rows)
 
 
 if __name__ == "__main__":

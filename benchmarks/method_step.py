@@ -1,11 +1,11 @@
 """Time of each method's loss and its gradients, relative to OpenCLIP's and to an encoder step of a named model.
 
-All are timed in turn in one process; a ratio is the median over rounds, with quartiles. CPU: one thread, processor
-time. CUDA: wall time, synchronised.
+All take turns in one process. Ratios are medians over rounds, with quartiles. CPU: one thread, processor time. CUDA:
+wall time, synchronised.
 
 encoder step   both encoders forward and backward on B pairs, and AdamW
-npn            NeuCLIP's T_u updates of m prototypes per side: the closed form that the method uses, relative to the
-               same updates by plain autograd and torch.optim.Adagrad
+npn            NeuCLIP's T_u updates of m prototypes per side, by plain autograd and torch.optim.Adagrad, relative to
+               the closed form that the method uses
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import argparse
 import itertools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -37,13 +36,13 @@ BASE = "openclip"
 
 
 def encoder_step(model: str, batch: int, device: torch.device) -> Callable[[], None]:
-    """Return a call that encodes a batch, passes gradients back and moves the encoders."""
+    """Return a call that encodes a batch, computes gradients and moves the encoders."""
     towers = build_towers(model, seed=0).to(device)
     adamw = torch.optim.AdamW((p for p in towers.parameters() if p.requires_grad), fused=True)
     generator = torch.Generator().manual_seed(0)
     shape = (batch, 3, towers.image_size, towers.image_size)
     image_BCHW = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    # As the trainer stores them.
+    # The layout of the trainer.
     image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last).to(device)
     towers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = (batch, towers.clip.context_length)
@@ -61,7 +60,7 @@ def encoder_step(model: str, batch: int, device: torch.device) -> Callable[[], N
 def npn_updates(
     features: Features, num_prototypes: int, num_updates: int
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Return two calls that train new prototypes from one start and return them: closed form, and plain autograd."""
+    """Return two calls that train and return new prototypes from one start: in closed form, and by plain autograd."""
     sides = (features.image_BD.detach(), features.text_BD.detach())
     embedding_2GD, positive_G = torch.stack(sides), (sides[0] * sides[1]).sum(dim=1)
     scale = torch.tensor(1 / 0.07, device=positive_G.device)
@@ -94,6 +93,14 @@ def npn_updates(
     return closed, plain
 
 
+def time_calls(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Time calls in turn; returns the seconds of every round, by name."""
+    turns = cases.take_turns(contestants, rounds, device=device)
+    return {name: [seconds.on(device) for seconds in measured] for name, measured in turns.items()}
+
+
 def measure_methods(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Time all methods and the encoder step for every size."""
     rows = []
@@ -103,7 +110,7 @@ def measure_methods(args: argparse.Namespace, device: torch.device) -> list[dict
             options = cases.options_of(name, args.set)
             method = cases.make_method(name, batch=batch, dim=dim, options=options, device=device)
             contestants[name] = cases.method_step(method, cases.make_features(batch, dim, device))
-        seconds = cases.alternate(contestants, args.rounds, device)
+        seconds = time_calls(contestants, args.rounds, device)
         for name, times in seconds.items():
             to_base, to_encoder = (cases.ratio(times, seconds[other]) for other in (BASE, "encoder step"))
             row = {"what": name, "batch": batch, "dim": dim, "median_sec": statistics.median(times)}
@@ -119,7 +126,7 @@ def measure_npn(args: argparse.Namespace, device: torch.device) -> list[dict[str
         features = cases.make_features(batch, dim, device)
         closed, plain = npn_updates(features, num_prototypes, num_updates)
         difference = float((closed() - plain()).abs().max())
-        seconds = cases.alternate({"closed": closed, "plain": plain}, args.rounds, device)
+        seconds = time_calls({"closed": closed, "plain": plain}, args.rounds, device)
         row = {"what": "npn", "batch": batch, "dim": dim, "prototypes": num_prototypes, "updates": num_updates}
         row |= {"median_sec": statistics.median(seconds["closed"]), "largest_difference": difference}
         rows.append(row | {"plain_to_closed": cases.ratio(seconds["plain"], seconds["closed"])})
@@ -128,11 +135,10 @@ def measure_npn(args: argparse.Namespace, device: torch.device) -> list[dict[str
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print two tables, write the file."""
-    parser = cases.parser(__doc__)
+    parser = cases.parser(__doc__, "methods", "set", "batch", "dim", "rounds", "device", rounds=9)
     parser.add_argument("--model", default="tiny-resnet", help="open_clip model of the encoder step")
     parser.add_argument("--prototypes", nargs="+", type=int, default=[1024], help="m of the npn comparison")
     parser.add_argument("--updates", nargs="+", type=int, default=[10], help="T_u of the npn comparison")
-    parser.add_argument("--rounds", type=int, default=9, help="measured rounds, after one that is not")
     args = parser.parse_args(argv)
     device = cases.start(args)
     methods, npn = measure_methods(args, device), measure_npn(args, device)
@@ -142,14 +148,13 @@ def main(argv: list[str] | None = None) -> None:
     for row in methods:
         cells = [row["what"], row["batch"], row["dim"], f"{1e3 * row['median_sec']:.1f}"]
         table.add_row(*map(str, cells), *(cases.show_ratio(row[key]) for key in ("to_openclip", "to_encoder")))
-    console = Console()
-    console.print(table)
+    cases.show(table)
     table = Table("B", "D", "m", "T_u", "closed ms", "plain / closed", "largest difference", title="npn")
     for row in npn:
         cells = [row[key] for key in ("batch", "dim", "prototypes", "updates")] + [f"{1e3 * row['median_sec']:.1f}"]
         ratio = cases.show_ratio(row["plain_to_closed"])
         table.add_row(*map(str, cells), ratio, f"{row['largest_difference']:.1e}")
-    console.print(table)
+    cases.show(table)
     cases.write_json(args.json, args, device, methods + npn)
 
 

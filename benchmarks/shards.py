@@ -1,9 +1,10 @@
-"""Shards of made-up pairs to measure with, in the format of real ones, and the run specs that train on them."""
+"""Shards of made-up pairs in the format of real ones, and run specs that train on them."""
 
 from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,9 @@ from engine.schema.run import CaptionSource, DatasetSpec, RunSpec
 DATASET = "made-up"
 FOLDER = Path("shards")
 _WORDS = (
-    "a",
-    "the",
-    "of",
-    "in",
-    "on",
-    "with",
-    "red",
-    "blue",
-    "old",
-    "small",
-    "dog",
-    "house",
-    "tree",
-    "street",
-    "hand",
-    "light",
-)
+    "a", "the", "of", "in", "on", "with", "red", "blue",
+    "old", "small", "dog", "house", "tree", "street", "hand", "light",
+)  # fmt: skip
 
 
 def write_shards(pairs: int, image_size: int, num_shards: int) -> list[Path]:
@@ -43,7 +30,7 @@ def write_shards(pairs: int, image_size: int, num_shards: int) -> list[Path]:
     Args:
         pairs: Pairs in all.
         image_size: Height and width of a picture.
-        num_shards: Shards, of about the same number of pairs.
+        num_shards: Number of shards, with about as many pairs each.
 
     Returns:
         The shards.
@@ -53,20 +40,25 @@ def write_shards(pairs: int, image_size: int, num_shards: int) -> list[Path]:
     shards = []
     for number, rows in enumerate(np.array_split(np.arange(pairs), num_shards)):
         shards.append(FOLDER / f"{number:05d}.tar")
-        with tarfile.open(shards[-1], "w") as archive:
-            for row in rows:
-                for name, data in ((f"{row:06d}.jpg", picture(rng, image_size)), (f"{row:06d}.txt", caption(rng))):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
+        write_shard(shards[-1], rows, lambda row: {"jpg": picture(rng, image_size), "txt": caption(rng)})
     build_index(DATASET, "1", FOLDER, CaptionSource(), paths.index(DATASET), pairs=pairs)
     return shards
+
+
+def write_shard(path: Path, rows: Iterable[int], sample: Callable[[int], dict[str, bytes]]) -> None:
+    """Write samples into a tar; `sample` returns a row's files by extension."""
+    with tarfile.open(path, "w") as archive:
+        for row in rows:
+            for extension, content in sample(row).items():
+                member = tarfile.TarInfo(f"{row:06d}.{extension}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
 
 
 def run_spec(
     method: str, *, pairs: int, model: str, batch: int, steps: int, precision: str = "fp32", **options: Any
 ) -> RunSpec:
-    """Return a run on these shards, with the augmentation and the optimiser settings that open_clip has by default."""
+    """Return a run on these shards, with open_clip's default augmentation and optimiser settings."""
     return RunSpec.model_validate(
         {
             "method": {"name": method, "config": resolve_config(method, options).model_dump(mode="json")},
@@ -84,7 +76,7 @@ def run_spec(
 
 
 def picture(rng: np.random.Generator, size: int) -> bytes:
-    """A JPEG of soft colours under a little noise: about as many bytes as a photograph."""
+    """Draw a JPEG of soft colours under a little noise: about as many bytes as a photograph."""
     coarse = Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).resize(
         (size, size), Image.Resampling.BICUBIC
     )
@@ -95,5 +87,5 @@ def picture(rng: np.random.Generator, size: int) -> bytes:
 
 
 def caption(rng: np.random.Generator) -> bytes:
-    """Six to fifteen words."""
+    """Draw six to fifteen words."""
     return " ".join(rng.choice(_WORDS, size=rng.integers(6, 16))).encode()

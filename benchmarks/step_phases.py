@@ -1,12 +1,17 @@
 """Time and memory of a whole training step by phase, for every method, with and without accumulation.
 
-All runs train in turn in one process, a step each round, with the trainer's own phases: data (read, decode, augment,
-tokenise), the encoders' forward pass, the method (loss, its gradients, inner networks), the encoders' backward pass
-(with accumulation: encoding once more, and back), optimizer (clipping, finite check, AdamW, the method's work after
-the step), other (what is left of the step), and checkpoint (written and fsynced; it belongs to no step).
+All runs take turns in one process, one step each per round. Phases are those of the trainer's clock:
 
-Seconds are of processor time on the CPU, wall time for checkpoints, and wall time, synchronised, on CUDA. Memory is
-what torch's allocator holds: state (weights, optimiser, method) before a step, and the peak of each phase above it.
+data        read, decode, augment, tokenise
+forward     of the encoders
+method      loss, its gradients, inner networks
+backward    of the encoders; with accumulation they encode once more first
+optimizer   clipping, finite check, AdamW, the method's work after the step
+other       the rest of the step
+checkpoint  written and fsynced; part of no step
+
+Times are processor time on the CPU, wall time for checkpoints, and synchronised wall time on CUDA. Memory is that of
+torch's allocator: state (weights, optimiser, method) before a step, and the peak of each phase above it.
 """
 
 from __future__ import annotations
@@ -17,10 +22,8 @@ import functools
 import itertools
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +33,6 @@ from torch.profiler import record_function
 from benchmarks import cases, shards
 from engine.data.loader import build_loader
 from engine.distributed import Collectives
-from engine.registry import method_names
 from engine.schema.run import Execution
 from engine.training.reporting import Clock
 from engine.training.towers import build_towers
@@ -43,7 +45,7 @@ MIB = 2**20
 
 
 class PhaseClock(Clock):
-    """A trainer's clock that keeps every measurement, tells the encoders' passes apart, and marks them for memory."""
+    """A trainer's clock that keeps every measurement, splits the encoders' passes, and marks phases for memory."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -56,20 +58,19 @@ class PhaseClock(Clock):
     def phase(self, name: str) -> Iterator[None]:
         """See `Clock.phase`."""
         name = next(self._passes) if name == "encoder" else name
-        wall = self.device.type == "cuda" or name == CHECKPOINT
-        clock = self.now if wall else time.process_time
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        begin = clock()
+        begin = cases.now(self.device)
         with record_function(f"phase {name}"):
             yield
-        self.seconds[name].append(clock() - begin)
+        seconds = cases.now(self.device) - begin
+        self.seconds[name].append(seconds.wall if name == CHECKPOINT else seconds.on(self.device))
         if self.device.type == "cuda":
             self.peaks[name] = torch.cuda.max_memory_allocated(self.device)
 
 
 class Contestant:
-    """A run that takes a step at a time."""
+    """A run that takes one step at a time."""
 
     def __init__(
         self, method: str, accumulation: int, pairs: int, args: argparse.Namespace, device: torch.device
@@ -86,22 +87,22 @@ class Contestant:
 
     def step(self) -> None:
         """Load a batch and take a step."""
-        clock = self.clock.now if self.clock.device.type == "cuda" else time.process_time
-        begin = clock()
+        begin = cases.now(self.clock.device)
         with self.clock.phase("data"):
             batch = next(self.batches)
         diverged = self.trainer.step(batch, timing=False).divergence
         if diverged is not None:
             raise RuntimeError(f"{self.trainer.spec.run_id}: {diverged}; nothing is left to measure")
-        self.clock.seconds[STEP].append(clock() - begin)
+        seconds = cases.now(self.clock.device) - begin
+        self.clock.seconds[STEP].append(seconds.on(self.clock.device))
 
 
 def start(make: Callable[[], Contestant], device: torch.device) -> tuple[Contestant, int, dict[str, int]]:
     """Let a run take its first two steps.
 
     Returns:
-        The run, the bytes held before its second step, and the peak of each phase of that step above them. In the
-        first step the optimiser makes its state, and networks start.
+        The run, the bytes held before its second step, and the peak of each phase of that step above them. The first
+        step does not count: the optimiser makes its state in it.
     """
     if device.type == "cuda":
         contestant = make()
@@ -116,15 +117,14 @@ def start(make: Callable[[], Contestant], device: torch.device) -> tuple[Contest
         contestant.step()
         return contestant
 
-    trace, contestant = cases.trace_memory(two_steps)
-    begin, _ = trace.spans["phase data"]
-    before = trace.held(begin)
-    return contestant, before, {name: trace.peak(*trace.spans[f"phase {name}"]) - before for name in PHASES[:-1]}
+    spans, contestant = cases.trace_memory(two_steps, [f"phase {name}" for name in PHASES[:-1]])
+    before, _ = spans["phase data"]
+    return contestant, before, {name: spans[f"phase {name}"][1] - before for name in PHASES[:-1]}
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Measure every method with every number of parts, in a folder of their own."""
-    # One epoch is a few steps, so that nothing is read from memory that a real run would read anew.
+    """Measure every method with every number of parts, in the working directory."""
+    # An epoch of a few steps: shards are read again as in a real run.
     pairs = 8 * args.batch
     shards.write_shards(pairs, build_towers(args.model, seed=0).image_size * 8 // 7, num_shards=4)
     names = list(itertools.product(dict.fromkeys((BASE, *args.methods)), args.accumulation))
@@ -155,16 +155,11 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print two tables, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=method_names(), default=method_names(), metavar="NAME")
-    parser.add_argument("--set", nargs="+", default=[], metavar="METHOD.OPTION=VALUE", help="options of methods")
+    parser = cases.parser(__doc__, "methods", "set", "rounds", "device", rounds=15)
     parser.add_argument("--model", default="tiny-vit", help="open_clip model; one without batch norm for accumulation")
     parser.add_argument("--batch", type=int, default=256, help="pairs per step")
     parser.add_argument("--accumulation", nargs="+", type=int, default=[1, 4], help="parts of the batch")
-    parser.add_argument("--rounds", type=int, default=15, help="measured steps of each, after two that are not")
     parser.add_argument("--saves", type=int, default=3, help="rounds with a checkpoint")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and where")
     args = parser.parse_args(argv)
     device = cases.start(args)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -178,8 +173,8 @@ def main(argv: list[str] | None = None) -> None:
         whole = [f"{1e3 * times[STEP]:.1f}", cases.show_ratio(row["to_openclip"])]
         seconds.add_row(*name, *shares, *whole, f"{1e3 * times[CHECKPOINT]:.0f}" if CHECKPOINT in times else "")
         memory.add_row(*name, f"{row['state_bytes'] / MIB:.1f}", *(f"{peaks[of] / MIB:.1f}" for of in PHASES[:-1]))
-    cases.show_markdown(seconds)
-    cases.show_markdown(memory)
+    cases.show(seconds)
+    cases.show(memory)
     cases.write_json(args.json, args, device, rows)
 
 

@@ -1,10 +1,10 @@
 """Samples per second of the OpenCLIP method here, beside open_clip's own trainer, on the same shards.
 
-Both train in processes of their own that take turns: one stands still while the other takes its steps. Both are
-timed by the same clock, which a hook reads after the optimiser's steps, so that all of a step counts: reading,
-decoding, augmenting, both encoders, the loss, AdamW, logging. Start-up, warm-up and checkpoints do not.
+Each side trains in a process of its own. They take turns: one stands still while the other takes its steps. A hook
+after the optimiser's steps reads the same clock on both sides. So whole steps count: reading, decoding, augmenting,
+both encoders, the loss, AdamW, logging. Start-up, warm-up and checkpoints do not.
 
-The same on both sides: model and number of parameters (checked), shards, batch, augmentation (random resized crop),
+Equal on both sides: model and number of parameters (checked), shards, batch, augmentation (random resized crop),
 AdamW's settings, precision, threads, loader processes, log interval. Needs ``pip install -e '.[benchmarks]'``.
 """
 
@@ -39,14 +39,14 @@ from engine.training.towers import build_towers
 
 _MANY_STEPS = 1_000_000
 _NEWEST_WEBDATASET = "0.2.86"
-"""The newest version that open_clip 3.3's trainer can read shards with."""
+"""The newest version with which open_clip 3.3's trainer can read shards."""
 _PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16"}
 """Names of precisions here and in open_clip's trainer."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What both sides train, and how they take turns of `settle` unmeasured steps and `steps` measured ones."""
+class Contest:
+    """A training for both sides, in turns of `settle` unmeasured and `steps` measured steps."""
 
     folder: Path
     spec: RunSpec
@@ -58,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds that the measured steps took, and how many numbers the optimiser moves."""
+    """Seconds of a turn's measured steps, and the number of parameters that the optimiser moves."""
 
     wall_sec: float
     cpu_sec: float
@@ -66,44 +66,35 @@ class Turn:
 
 
 class Turns:
-    """A hook after the optimiser's steps: it measures a process's turns, and waits for the next one."""
+    """A hook after the optimiser's steps that times a process's turns, and makes it wait between them."""
 
-    def __init__(self, job: Job, connection: Connection) -> None:
-        self.job, self.connection = job, connection
+    def __init__(self, contest: Contest, connection: Connection) -> None:
+        self.contest, self.connection = contest, connection
         self.step = 0
-        self.start = self._now()
-
-    def _now(self) -> tuple[float, float]:
-        if self.job.execution.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
+        self.device = torch.device(contest.execution.device)
+        self.start = cases.now(self.device)
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Count a step. After a turn report it, and wait until the next one begins or the connection closes."""
+        """Count a step. After a turn, report it and wait for the next one; exit if the connection closes."""
         self.step += 1
-        if self.step < self.job.warmup:
+        if self.step < self.contest.warmup:
             return
-        into_turn = (self.step - self.job.warmup) % (self.job.settle + self.job.steps)
+        into_turn = (self.step - self.contest.warmup) % (self.contest.settle + self.contest.steps)
         if into_turn == 0:
-            wall_sec, cpu_sec = (end - start for end, start in zip(self._now(), self.start, strict=True))
+            seconds = cases.now(self.device) - self.start
             parameters = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-            self.connection.send(Turn(wall_sec, cpu_sec, parameters))
+            self.connection.send(Turn(seconds.wall, seconds.processor, parameters))
             try:
                 self.connection.recv()
             except EOFError:
                 sys.exit()
-        if into_turn == self.job.settle:
-            self.start = self._now()
+        if into_turn == self.contest.settle:
+            self.start = cases.now(self.device)
 
 
-def train_here(job: Job) -> None:
-    """Train with this project's trainer."""
-    train(job.spec, job.execution)
-
-
-def train_there(job: Job) -> None:
+def train_there(contest: Contest) -> None:
     """Train with open_clip's trainer."""
-    spec, execution = job.spec, job.execution
+    spec, execution = contest.spec, contest.execution
     options = {
         "train-data": "::".join(map(str, sorted(shards.FOLDER.glob("*.tar")))),
         "dataset-type": "webdataset",
@@ -129,25 +120,28 @@ def train_there(job: Job) -> None:
     main([word for key, value in options.items() for word in (f"--{key}", str(value))])
 
 
-SIDES: dict[str, Callable[[Job], None]] = {"here": train_here, "open_clip": train_there}
+SIDES: dict[str, Callable[[Contest], object]] = {
+    "here": lambda contest: train(contest.spec, contest.execution),
+    "open_clip": train_there,
+}
 
 
-def take_part(side: str, job: Job, connection: Connection) -> None:
+def take_part(side: str, contest: Contest, connection: Connection) -> None:
     """Train as one side, in a process of its own."""
-    os.chdir(job.folder)
-    log = _log(job, side).open("w")
+    os.chdir(contest.folder)
+    log = _log(contest, side).open("w")
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log.fileno(), stream.fileno())
-    register_optimizer_step_post_hook(Turns(job, connection))
-    SIDES[side](job)
+    register_optimizer_step_post_hook(Turns(contest, connection))
+    SIDES[side](contest)
 
 
-def _log(job: Job, side: str) -> Path:
-    return job.folder / f"{side}.log"
+def _log(contest: Contest, side: str) -> Path:
+    return contest.folder / f"{side}.log"
 
 
-def compete(job: Job, *, seconds: float) -> dict[str, list[Turn]]:
-    """Let both sides train in turn for so many seconds, at least three turns.
+def compete(contest: Contest, *, seconds: float) -> dict[str, list[Turn]]:
+    """Let both sides train in turn for a number of seconds, at least three turns.
 
     Raises:
         RuntimeError: If a side fails, or if the two do not train equally many parameters.
@@ -157,10 +151,10 @@ def compete(job: Job, *, seconds: float) -> dict[str, list[Turn]]:
     try:
         for side in SIDES:
             connections[side], theirs = context.Pipe()
-            processes.append(context.Process(target=take_part, args=(side, job, theirs)))
+            processes.append(context.Process(target=take_part, args=(side, contest, theirs)))
             processes[-1].start()
             theirs.close()
-            _receive(job, side, connections[side])
+            _receive(contest, side, connections[side])
         turns: dict[str, list[Turn]] = {side: [] for side in SIDES}
         end = time.perf_counter() + seconds
         for number in range(_MANY_STEPS):
@@ -168,7 +162,7 @@ def compete(job: Job, *, seconds: float) -> dict[str, list[Turn]]:
                 break
             for side in sorted(SIDES, reverse=bool(number % 2)):
                 connections[side].send("go on")
-                turns[side].append(_receive(job, side, connections[side]))
+                turns[side].append(_receive(contest, side, connections[side]))
     finally:
         for connection in connections.values():
             connection.close()
@@ -180,17 +174,17 @@ def compete(job: Job, *, seconds: float) -> dict[str, list[Turn]]:
     return turns
 
 
-def _receive(job: Job, side: str, connection: Connection) -> Turn:
+def _receive(contest: Contest, side: str, connection: Connection) -> Turn:
     with contextlib.suppress(EOFError):
         turn: Turn = connection.recv()
         return turn
-    raise RuntimeError("\n".join([f"{side} stopped:", *_log(job, side).read_text().splitlines()[-20:]]))
+    raise RuntimeError("\n".join([f"{side} stopped:", *_log(contest, side).read_text().splitlines()[-20:]]))
 
 
 def measure(case: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Measure one ``MODEL:BATCH:STEPS``."""
     model, batch, steps = case.split(":")
-    # A turn is one pass over the shards, so that each holds the same share of opening, shuffling and reading them.
+    # A turn is one pass over the shards: each has the same share of opening, shuffling and reading them.
     pairs = int(batch) * int(steps)
     spec = shards.run_spec(
         "openclip", pairs=pairs, model=model, batch=int(batch), steps=_MANY_STEPS, precision=args.precision
@@ -202,13 +196,13 @@ def measure(case: str, args: argparse.Namespace, device: torch.device) -> dict[s
         log_every_steps=args.log_every,
         save_every_min=1e6,
     )
-    # After a pause the loader's processes have batches ready, which would cost nothing.
+    # The loader's processes have batches ready after a pause: these must not count.
     settle = 2 * args.workers
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(Path(folder), spec, execution, warmup=args.warmup, settle=settle, steps=int(steps))
+        contest = Contest(Path(folder), spec, execution, warmup=args.warmup, settle=settle, steps=int(steps))
         with contextlib.chdir(folder):
             shards.write_shards(pairs, build_towers(model, seed=0).image_size * 8 // 7, max(4, args.workers))
-        turns = compete(job, seconds=args.seconds)
+        turns = compete(contest, seconds=args.seconds)
     here, there = turns["here"], turns["open_clip"]
     wall, cpu = ([[getattr(turn, of) for turn in side] for side in (there, here)] for of in ("wall_sec", "cpu_sec"))
     row = {"model": model, "batch": int(batch), "steps": int(steps), "turns": len(here)}
@@ -216,13 +210,13 @@ def measure(case: str, args: argparse.Namespace, device: torch.device) -> dict[s
     row |= {f"{side}_pairs_per_sec": pairs / statistics.median(t.wall_sec for t in turns[side]) for side in SIDES}
     row |= {"turns_sec": {side: [dataclasses.asdict(turn) for turn in turns[side]] for side in SIDES}}
     row |= {"wall_ratio": cases.ratio(*wall)}
-    # What runs in loader processes or on a GPU is not in a process's own processor time.
+    # Loader processes and a GPU are not in a process's own processor time.
     return row | ({"cpu_ratio": cases.ratio(*cpu)} if device.type == "cpu" and not args.workers else {})
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cases.parser(__doc__, "device")
     parser.add_argument(
         "--case", nargs="+", default=["tiny-vit:256:4", "tiny-resnet:128:8"], metavar="MODEL:BATCH:STEPS",
         help="open_clip model, pairs per step, measured steps per turn",
@@ -233,8 +227,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="loader processes of each side")
     parser.add_argument("--log-every", type=int, default=10, help="steps")
     parser.add_argument("--precision", choices=_PRECISIONS, default="fp32")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured, and where")
     args = parser.parse_args(argv)
     found = importlib.metadata.version("webdataset")
     if Version(found) > Version(_NEWEST_WEBDATASET):
@@ -244,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     device = choose_device(args.device)
     if args.precision == "fp32":
-        # open_clip's trainer turns TensorFloat-32 on: fp32 would mean two things.
+        # open_clip's trainer turns TensorFloat-32 on, so that fp32 would differ between the sides.
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     rows = [measure(case, args, device) for case in args.case]
     table = Table("model", "B", "turns", "here, pairs/s", "open_clip, pairs/s", "ratio", "by processor time")
@@ -252,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
         rates = [f"{row[f'{side}_pairs_per_sec']:.1f}" for side in SIDES]
         ratios = [cases.show_ratio(row[key]) if key in row else "" for key in ("wall_ratio", "cpu_ratio")]
         table.add_row(row["model"], str(row["batch"]), str(row["turns"]), *rates, *ratios)
-    cases.show_markdown(table)
+    cases.show(table)
     cases.write_json(args.json, args, device, rows)
 
 

@@ -1,11 +1,11 @@
 """Three first checks of NeuCLIP on synthetic data: ``python -m neuclip.check``, half a minute at most on one core.
 
     1 objective     UNIFIED at alpha* = log(eps + g) is RGCL, in value and gradients
-    2 convergence   the alternation settles, where full-batch optimisation of RGCL ends
-    3 prediction    the network's log-normalizers are nearer to the exact ones than what else could be used
+    2 convergence   the alternation settles at the end point of full-batch optimisation of RGCL
+    3 prediction    the network's log-normalizers are nearer to the exact ones than other estimates
 
-It prints what was measured beside its bound and draws one figure (`docs/first-checks.md` reads it). Exit status 1
-says that a check failed.
+Prints each measured number beside its bound and draws one figure (explained in `docs/first-checks.md`). Exit status 1
+means that a check failed.
 
 Shape suffixes: 2 sides (image anchors, text anchors), N pairs of the set, B batch,
 D embedding, I input, M prototypes.
@@ -19,9 +19,8 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import torch
@@ -41,9 +40,8 @@ EMBED_DIM = 16
 Loss = Callable[[Features, Progress], Tensor]
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A measured number and the largest value with which it passes."""
+class Measure(NamedTuple):
+    """A measured number and its bound."""
 
     what: str
     value: float
@@ -51,13 +49,12 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        """Whether the bound is kept; NaN keeps none."""
+        """Tell whether the bound is kept; NaN keeps none."""
         return self.value <= self.bound
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What check 1 found: UNIFIED - RGCL where all alphas lie `shift` nats above their optimum."""
+class Objective(NamedTuple):
+    """Result of check 1: UNIFIED - RGCL where all alphas lie `shift` nats above their optimum."""
 
     measures: list[Measure]
     temperature: float
@@ -65,18 +62,16 @@ class Objective:
     excess: list[float]
 
 
-@dataclass(frozen=True)
-class Convergence:
-    """What check 2 found: (step, value) over the whole set, of RGCL by how it was minimised, and of UNIFIED."""
+class Convergence(NamedTuple):
+    """Result of check 2: (step, value) over the whole set, of RGCL by how it was minimised, and of UNIFIED."""
 
     measures: list[Measure]
     rgcl: dict[str, list[tuple[int, float]]]
     unified: list[tuple[int, float]]
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What check 3 found: estimates minus exact values in nats, by estimator, the best last."""
+class Prediction(NamedTuple):
+    """Result of check 3: estimates minus exact values in nats, by estimator, the best last."""
 
     measures: list[Measure]
     errors: dict[str, Tensor]
@@ -88,8 +83,8 @@ class Prediction:
 def synthetic_pairs(num_pairs: int, *, num_kinds: int = 64, num_inputs: int = 16, seed: int) -> Tensor:
     """Draw the inputs of images and texts, (2, N, I): two noisy views of one vector.
 
-    The vectors come in kinds of which few are frequent and most are rare, as in real data: an anchor of a frequent
-    kind has many near-equal pairs, one of a rare kind hardly any, and their normalizers differ by orders of magnitude.
+    The vectors come in kinds. As in real data, few kinds are frequent and most are rare. An anchor of a frequent kind
+    has many near-equal pairs, one of a rare kind hardly any, so their normalizers differ by orders of magnitude.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -102,8 +97,8 @@ def synthetic_pairs(num_pairs: int, *, num_kinds: int = 64, num_inputs: int = 16
     return input_2NI + 0.3 * noise(2, num_pairs, num_inputs)
 
 
-class Run:
-    """Linear encoders and a temperature, trained on pairs by Adam: little to learn, so that an optimum is reached.
+class Training:
+    """A training of linear encoders and a temperature by Adam; so little to learn that it reaches an optimum.
 
     Args:
         input_2NI: The pairs.
@@ -132,16 +127,16 @@ class Run:
         return self.encode(torch.arange(self.input_2NI.shape[1]))
 
     def rgcl(self, features: Features, progress: Progress) -> Tensor:
-        """RGCL with the normalizers of the given pairs among themselves."""
+        """Return RGCL with the normalizers of the given pairs among themselves."""
         scale = self.method.logit_scale
         return rgcl(_log_g(features, scale), 1 / scale, rho=self.method.rho, eps=EPS)
 
     def unified(self, features: Features, progress: Progress) -> Tensor:
-        """NeuCLIP's loss: trains the network first."""
+        """Return NeuCLIP's loss, after the network's updates."""
         return self.method.loss(features, progress).total
 
     def steps(self, loss: Loss, lr: float) -> Iterator[tuple[Progress, Features]]:
-        """Train; yields at every step once its loss is computed and before encoders and temperature move."""
+        """Train; yields at every step, after its loss and before encoders and temperature move."""
         generator = torch.Generator().manual_seed(self.seed)
         temperature = [parameter for group in self.method.param_groups() for parameter in group.params]
         optimizer = torch.optim.Adam([self.encoders, *temperature], lr=lr)
@@ -167,7 +162,7 @@ def _log_g(features: Features, logit_scale: Tensor) -> Tensor:
 
 
 def _log_g_among(features: Features, others: Features, logit_scale: Tensor) -> Tensor:
-    """Return log of the mean over `others` but an anchor's own pair, (2, B)."""
+    """Return the log of the mean over `others` without an anchor's own pair, (2, B)."""
     positive_B1 = (features.image_BD * features.text_BD).sum(dim=1, keepdim=True)
     own_BM = features.index_B[:, None] == others.index_B
     log_count_B = (~own_BM).sum(dim=1).log()
@@ -189,7 +184,7 @@ def check_objective(*, num_pairs: int = 64, temperature: float = 0.05, seed: int
 
     Source: NeuCLIP, arXiv:2511.08417 (RGCL, CONJ, UNIFIED).
     """
-    # Any value would do; a large one keeps the loss away from 0, where relative differences say nothing.
+    # Any value works; a large one keeps the loss away from 0, where relative differences mean nothing.
     rho = 40.0
     generator = torch.Generator().manual_seed(seed)
     image_BD, noise_BD = torch.randn(2, num_pairs, EMBED_DIM, generator=generator, dtype=torch.float64)
@@ -209,7 +204,7 @@ def check_objective(*, num_pairs: int = 64, temperature: float = 0.05, seed: int
     best_2B = log_gamma_2B.detach()
     ours = unified(log_gamma_2B, best_2B, tau, rho=rho)
 
-    # Sums over 64 terms that span ten orders of magnitude: within some tens of roundings.
+    # A sum of 64 terms over ten orders of magnitude has some tens of roundings.
     bound = 50 * torch.finfo(torch.float64).eps
     inputs = (image_BD, text_BD, tau)
     pairs = zip(
@@ -234,8 +229,8 @@ def check_convergence(
 ) -> Convergence:
     """Minimise RGCL by NeuCLIP's alternation on small batches, and by plain descent on the whole set at once.
 
-    A third run takes the normalizers of each small batch from the batch itself: the bias that NeuCLIP is there to
-    remove. It is drawn, and has no bound.
+    A third run takes the normalizers of each small batch from the batch itself. It shows the bias that NeuCLIP removes;
+    it is drawn, and has no bound.
 
     Args:
         num_pairs: Size of the data set.
@@ -245,7 +240,7 @@ def check_convergence(
         seed: Decides pairs, start and order.
     """
     input_2NI = synthetic_pairs(num_pairs, seed=seed)
-    # rho, a budget in nats, lies below log(B - 1) = 3.4, so that the temperature has an optimum inside its bounds.
+    # rho is below log(B - 1) = 3.4 nats, so that the temperature has an optimum inside its bounds.
     options = {
         "rho": 2.5,
         "num_prototypes": 4 * batch_size,
@@ -257,36 +252,35 @@ def check_convergence(
     bounds: list[tuple[int, float]] = []
     gaps: list[float] = []
 
-    def measure(name: str, run: Run, progress: Progress) -> None:
+    def measure(name: str, training: Training, progress: Progress) -> None:
         with torch.no_grad():
-            features = run.everything()
-            value = float(run.rgcl(features, progress))
+            features = training.everything()
+            value = float(training.rgcl(features, progress))
             curves[name].append((progress.step, value))
             if name == "NeuCLIP":
-                alpha_2N = torch.stack(run.method.log_normalizers(features, progress))
-                log_gamma_2N = add_eps(_log_g(features, run.method.logit_scale), EPS)
+                alpha_2N = torch.stack(training.method.log_normalizers(features, progress))
+                log_gamma_2N = add_eps(_log_g(features, training.method.logit_scale), EPS)
                 gaps.append(float((conjugate(log_gamma_2N, alpha_2N) - log_gamma_2N).mean()))
-                bounds.append((progress.step, value + gaps[-1] / float(run.method.logit_scale)))
+                bounds.append((progress.step, value + gaps[-1] / float(training.method.logit_scale)))
 
     for name, rows, steps, lr in (
         ("full batch", num_pairs, full_batch_steps, 0.02),
         ("batch's own", batch_size, num_steps, 0.01),
         ("NeuCLIP", batch_size, num_steps, 0.01),
     ):
-        run = Run(input_2NI, batch_size=rows, num_steps=steps, seed=seed, **options)
-        for progress, _ in run.steps(run.unified if name == "NeuCLIP" else run.rgcl, lr):
+        training = Training(input_2NI, batch_size=rows, num_steps=steps, seed=seed, **options)
+        for progress, _ in training.steps(training.unified if name == "NeuCLIP" else training.rgcl, lr):
             if progress.step % 10 == 0:
-                measure(name, run, progress)
-        measure(name, run, Progress(steps, num_pairs // rows, steps, rows))
+                measure(name, training, progress)
+        measure(name, training, Progress(steps, num_pairs // rows, steps, rows))
 
     start, best = curves["full batch"][0][1], curves["full batch"][-1][1]
     ours = [value for _, value in curves["NeuCLIP"]]
     last = -(-len(ours) // 10)
+    swing = max(ours[-last:]) - min(ours[-last:])
     measures = [
         Measure("RGCL ends above the full batch's, share of its decrease", (ours[-1] - best) / (start - best), 0.015),
-        Measure(
-            "encoders settle: RGCL's range in the last tenth, share", _range(ours[-last:]) / (ours[0] - ours[-1]), 0.005
-        ),
+        Measure("encoders settle: RGCL's range in the last tenth, share", swing / (ours[0] - ours[-1]), 0.005),
         Measure("network settles: UNIFIED - RGCL in the last tenth, nats", max(gaps[-last:]), 0.15),
     ]
     return Convergence(measures, dict(curves), bounds)
@@ -297,9 +291,9 @@ def check_prediction(
 ) -> Prediction:
     """Compare the network's log-normalizers with the exact ones over the whole set while NeuCLIP trains the encoders.
 
-    All estimators shadow that one run at a fixed temperature, on each batch as its loss sees it, and are measured in
-    the last third of it. Beside NeuCLIP: the batch's own mean; its moving average (FastCLIP's) at the best of three
-    rates; prototypes that are restarted and never trained; M fresh random embeddings.
+    One training at a fixed temperature serves all estimators. Each estimates on the batches of its steps, and is
+    measured in the last third of them. Beside NeuCLIP: the batch's own mean; its moving average (FastCLIP's) at the
+    best of three rates; prototypes that are restarted and never trained; M fresh random embeddings.
 
     Args:
         num_pairs: Size of the data set.
@@ -315,14 +309,14 @@ def check_prediction(
         "temperature": {"learnable": False, "init": 0.05},
     }
     input_2NI = synthetic_pairs(num_pairs, seed=seed)
-    run = Run(input_2NI, batch_size=batch_size, num_steps=num_steps, seed=seed, **options)
-    untrained = NeuCLIP(run.method.config.model_copy(update={"num_updates": 0}), run.method.env)
+    training = Training(input_2NI, batch_size=batch_size, num_steps=num_steps, seed=seed, **options)
+    untrained = NeuCLIP(training.method.config.model_copy(update={"num_updates": 0}), training.method.env)
     rates = (0.2, 0.5, 0.8)
     log_u_2N = {rate: torch.full((2, num_pairs), math.nan) for rate in rates}
     errors: dict[str, list[Tensor]] = defaultdict(list)
-    for progress, features in run.steps(run.unified, lr=5e-3):
+    for progress, features in training.steps(training.unified, lr=5e-3):
         with torch.no_grad():
-            scale, index_B = run.method.logit_scale, features.index_B
+            scale, index_B = training.method.logit_scale, features.index_B
             untrained.loss(features, progress)
             own_2B = add_eps(_log_g(features, scale), EPS)
             for rate, log_u in log_u_2N.items():
@@ -331,17 +325,18 @@ def check_prediction(
             # 7 shares no factor with the restart period, so that every age of the prototypes is measured.
             if progress.step < num_steps * 2 / 3 or progress.step % 7:
                 continue
-            drawn_M = torch.randperm(num_pairs, generator=run.method.env.generator("fresh", progress.step))
-            exact_2B = add_eps(_log_g_among(features, run.everything(), scale), EPS)
+            drawn_M = torch.randperm(num_pairs, generator=training.method.env.generator("fresh", progress.step))
+            fresh = training.encode(drawn_M[:num_prototypes])
+            exact_2B = add_eps(_log_g_among(features, training.everything(), scale), EPS)
             estimates = {
                 "moving average": min(
                     (log_u[:, index_B] for log_u in log_u_2N.values()),
                     key=lambda u: float((u - exact_2B).square().mean()),
                 ),
                 "batch's own": own_2B,
-                "M fresh embeddings": add_eps(_log_g_among(features, run.encode(drawn_M[:num_prototypes]), scale), EPS),
+                "M fresh embeddings": add_eps(_log_g_among(features, fresh, scale), EPS),
                 "untrained prototypes": torch.stack(untrained.log_normalizers(features, progress)),
-                "NeuCLIP": torch.stack(run.method.log_normalizers(features, progress)),
+                "NeuCLIP": torch.stack(training.method.log_normalizers(features, progress)),
             }
             for name, estimate_2B in estimates.items():
                 errors[name].append((estimate_2B - exact_2B).flatten())
@@ -357,10 +352,6 @@ def check_prediction(
 
 def _relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
-
-
-def _range(values: list[float]) -> float:
-    return max(values) - min(values)
 
 
 def table(found: dict[str, list[Measure]]) -> Table:

@@ -85,7 +85,7 @@ def _draw_convergence(axes: Axes, found: Convergence) -> None:
     optimum = found.rgcl["full batch"][-1][1]
     axes.axhline(optimum, color=COLORS["full batch"], linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
     start = max(curve[0][1] for curve in found.rgcl.values())
-    # The early peaks of UNIFIED would leave no room for the ends, which are what matters.
+    # Cut the early peaks of UNIFIED, so that the ends have room.
     axes.set_ylim(optimum - 0.05 * (start - optimum), optimum + 0.7 * (start - optimum))
     axes.set_xlim(0, found.unified[-1][0])
     axes.set_title("2  Convergence")
@@ -101,16 +101,9 @@ def _draw_prediction(axes: Axes, found: Prediction) -> None:
         axes.plot([low, high], [row, row], color=color, linewidth=1)
         axes.plot([lower, upper], [row, row], color=color, linewidth=4, solid_capstyle="butt")
         axes.plot(median, row, "o", color="white", markeredgecolor=color, markersize=4)
-        axes.annotate(
-            f"{mse:.2f}",
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontweight="bold" if name == "NeuCLIP" else "normal",
-        )
+        weight = "bold" if name == "NeuCLIP" else "normal"
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, row, f"{mse:.2f}", transform=beside, va="center", color=color, fontweight=weight)
     axes.annotate("MSE", (1, 1), xycoords="axes fraction", xytext=(3, 2), textcoords="offset points", color=INK)
     axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
     axes.set_yticks(range(len(found.errors)), list(found.errors))

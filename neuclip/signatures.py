@@ -1,4 +1,4 @@
-"""Signs of failure that NeuCLIP can show, found in its log; the metrics are those of `NeuCLIP.loss_at`."""
+"""Finds signs of NeuCLIP's failures in its log; `NeuCLIP.loss_at` defines the metrics."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
     from neuclip.method import NeuCLIP
 
 MAX_FLOOR_SHARE = 0.5
-"""Above it most of exp(alpha) is eps, and the network has less than half the gradient that it should."""
+"""Above it, most of exp(alpha) is eps, and the network gets less than half of its gradient."""
 VANISHED = 1e-4
-"""Share of its value at the start below which the gradient is gone: a network that fits keeps a hundredth, from the
-noise between batches."""
+"""Share of its value at the start below which the gradient has vanished. A network that fits keeps a hundredth, from
+the noise between batches."""
 MIN_GAP = 0.1
-"""Nats. The gap is about half the squared error of alpha: below 0.1, weights are right within a factor of 1.6."""
+"""Nats. The gap is about half the squared error of alpha: below 0.1, weights are within a factor of 1.6."""
 MAX_UNEXPLAINED = 0.75
-"""Share of the gap of the best constant. The exact values leave 0.2 to 0.5 of it (the noise of small batches), a
-network that was just trained on the batch less than these."""
+"""Share of the best constant's gap. Exact values leave 0.2 to 0.5 of it (the noise of small batches); a network that
+was just trained on the batch leaves less."""
 MAX_SWING = 1.0
 """Nats: from one logged step to the next, the weights in the loss change by a factor of e."""
 MIN_TOOTH = 2.0
-"""Factor by which the gap grows from restart to restart and falls at each. In a healthy run it rises at a restart."""
+"""Factor by which the gap grows between restarts and falls at each. In a healthy run it rises at a restart."""
 
 
 def find_signatures(log: Log, config: NeuCLIP.Config, *, rho: float, global_batch_size: int) -> list[Signature]:
-    """Return all that a log shows.
+    """Return all signs that a log shows.
 
     Args:
-        log: What was logged.
+        log: The run's log.
         config: The method's options.
-        rho: The one in use.
+        rho: The value in use.
         global_batch_size: Pairs per batch.
     """
     rare = _restarts_too_rare(log, config)
     if config.architecture not in {"prototypes", "mlp"}:
-        # Nothing is trained, restarted or alternated with.
+        # Without a network there is no training and no restart.
         return [*_temperature_at_floor(log, config, rho, global_batch_size), *_estimates_at_floor(log, config)]
     # A network that a restart mends is not too small.
     small = [] if rare else _npn_too_small(log, config)
@@ -118,12 +118,12 @@ def _npn_too_small(log: Log, config: NeuCLIP.Config) -> list[Signature]:
 
 
 def _restarts_too_rare(log: Log, config: NeuCLIP.Config) -> list[Signature]:
-    """Look for the saw-tooth: a gap that grows from one restart to the next, which brings it down again."""
+    """Look for a saw-tooth: the gap grows between restarts, and each restart brings it down."""
     period = config.restart_period
     if period == "never":
         return []
     gap = "npn/gap_before" if config.num_updates else "npn/gap_after"
-    # The line of a restart itself is left out: prototypes copied from a batch fit that batch as they never will again.
+    # Leave out the line of a restart: prototypes copied from a batch fit that batch too well.
     lines = [line for line in log.lines if (line["step"] - 1) % period]
     periods = [Window(list(group)) for _, group in itertools.groupby(lines, lambda line: (line["step"] - 1) // period)]
     starts, ends = [], []

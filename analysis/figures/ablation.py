@@ -1,4 +1,4 @@
-"""What each change to a method does: the averages of every variant beside the main run of the same method."""
+"""Averages of every variant beside those of the same method's main run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from analysis import frame as tidy
 SUITES = ("ablation_*", "quickstart")
 KINDS = ("average",)
 MAX_SCORES = 3
-"""The first averages of a suite; more leave no room for intervals."""
+"""Averages that are drawn, the first of the suite; more would leave no room for intervals."""
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one panel per average, one row per setting, method and variant; a line shows each main run's mean."""
     frame = tidy.final_scores(frame)
@@ -23,7 +22,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     if frame.empty:
         return drawing.nothing("No ablation: this suite has no variants.", width)
 
-    # Bottom to top, so that ours and the main runs come first. Variants stand below the main run, which has the names.
+    # Rows are drawn from the bottom up: reversed, so that NeuCLIP and main runs end on top. Main runs carry the names.
     rows = []
     for label, part in reversed(tidy.settings(frame)):
         for method in tidy.methods(part):

@@ -1,4 +1,4 @@
-"""Mean ranks of the methods over all evaluation sets; bars join those that no test tells apart."""
+"""Mean ranks of the methods over all evaluation sets; bars join methods that do not differ significantly."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from analysis import drawing, stats, style
 from analysis import frame as tidy
 
 KINDS = ("eval",)
-# Suites with sets enough for a test over sets.
+# Suites with enough sets for a test over sets.
 SUITES = ("cc3m", "cc12m", "dfn*", "scales")
 NAME_IN = 1.0
-"""Room for a method's name and rank on either side of the axis, inches."""
+"""Width for names and ranks on either side of the axis, inches."""
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw one panel per setting: the best on the left, names below."""
+    """Draw one panel per setting, with the best method on the left."""
     frame = tidy.main_runs(tidy.final_scores(frame))
     panels = []
     for label, part in tidy.settings(frame):
-        ranks = stats.rank(stats.by_set(part, ["name"]))
+        ranks = stats.rank(stats.by_set(part))
         if not math.isnan(ranks.critical_difference):
             panels.append((label, ranks))
     if not panels:
@@ -52,9 +51,7 @@ def _draw(axes: Axes, label: str, ranks: stats.Ranks, axes_width: float) -> None
     order = ranks.mean.sort_values(kind="stable")
     worst, half = len(order), math.ceil(len(order) / 2)
     room = NAME_IN * (worst - 1) / (axes_width - 2 * NAME_IN)
-    axes.set_title(
-        ", ".join(filter(None, [label, f"{ranks.num_sets} sets, {style.p_value(ranks.p)}"])),
-    )
+    axes.set_title(", ".join(filter(None, [label, f"{ranks.num_sets} sets, {style.p_value(ranks.p)}"])))
     axes.set(xlim=(1 - room, worst + room), ylim=(-1.6 - half, 2.4))
     axes.set_axis_off()
     axes.plot([1, worst], [0, 0], color=style.MUTED, linewidth=0.8, zorder=1)

@@ -1,4 +1,4 @@
-"""When known signs of failure show in which runs (`docs/failure-signatures.md` explains each)."""
+"""Known signs of failure, with the runs and the steps at which they show (`docs/failure-signatures.md`)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from matplotlib.ticker import PercentFormatter
 from analysis import drawing, style
 from analysis import frame as tidy
 
-# Averages tell how long every run is, also those without a sign.
+# Averages give the length of every run, also of those without a sign.
 KINDS = ("average", "signature")
 SUITES = ("!smoke",)
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw one row per setting, method, variant and sign, in it a bar per seed, from its first to its last step."""
+    """Draw one row per setting, method, variant and sign, with a bar per seed from first to last step."""
     length = frame[frame["kind"] == "average"].groupby("run_id")["samples_seen"].max()
     found = frame[frame["kind"] == "signature"]
     if found.empty:
@@ -40,29 +39,13 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     for y, (_, _, method, seeds, signs) in enumerate(rows):
         height = 0.7 / signs["run_id"].nunique()
         for number, (_, run) in enumerate(signs.groupby("run_id")):
-            ends = run.set_index("metric")["share"]
-            length_shown = max(ends["last_step"] - ends["first_step"], 0.004)
-            bottom = y - 0.35 + number * height
-            axes.barh(
-                bottom,
-                length_shown,
-                0.85 * height,
-                left=ends["first_step"],
-                align="edge",
-                color=style.method(method).color,
-                linewidth=0,
-            )
+            first, last = run.set_index("metric")["share"][["first_step", "last_step"]]
+            bottom, color = y - 0.35 + number * height, style.method(method).color
+            axes.barh(bottom, max(last - first, 0.004), 0.85 * height, first, align="edge", color=color, linewidth=0)
         drawing.row_number(axes, y, f"{signs['run_id'].nunique()} of {seeds} runs", method)
-    axes.set_yticks(range(len(rows)), labels[: len(rows)])
+    drawing.name_rows(axes, labels[: len(rows)])
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1), xlabel="Share of training")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    drawing.caption(
-        figure,
-        frame,
-        "Rows without a sign are left out.",
-        left_out,
-        over_seeds="One bar per seed that shows the sign.",
-    )
+    text, over_seeds = "Rows without a sign are left out.", "One bar per seed that shows the sign."
+    drawing.caption(figure, frame, text, left_out, over_seeds=over_seeds)
     return figure

@@ -1,4 +1,4 @@
-"""The error of each method's log-normalizers against the exact ones: over training, by batch size, by data size."""
+"""Error of each method's log-normalizers against the exact ones: over training, by batch size, by data size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
 
 from analysis import drawing, style
 from analysis import frame as tidy
@@ -17,13 +16,12 @@ KINDS = ("normalizer",)
 GRIDS = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in the data set"}
 LINE_IN = 2.0
 SAME_TEMPERATURE = 0.02
-"""Relative difference up to which temperatures count as equal."""
+"""Largest relative difference of temperatures that count as equal."""
 CONTROL: dict[str, Any] = {"color": style.MUTED, "linestyle": (0, (1, 2.5)), "linewidth": 1.0, "marker": "_"}
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw the main runs and each variant that several methods share; first those of one temperature, which compare."""
+    """Draw the main runs and each variant of several methods; panels of one temperature, which compare, come first."""
     frame = tidy.with_mean_error(frame)
     if frame.loc[frame["name"] == "mse", "value"].isna().all():
         return drawing.nothing("No errors of log-normalizers: no run of this suite measures them.", width)
@@ -44,12 +42,10 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     is_many = len(panels) > 4 or any(x in GRIDS for _, x, _ in panels)
     panel_in = 2.2 if is_many else 2.4
     shown = drawing.arrange(panels, width, panel_in=panel_in, line_in=LINE_IN, what="panels", in_tables=False)
-    figure, all_axes = shown.draw(sharey=True)
+    figure, all_axes = shown.draw(sharey=True, ylabel="MSE of the log-normalizer")
     for axes, (title, x, rows) in zip(all_axes, shown.panels, strict=True):
         drawing.title(axes, title, shown.panel_in)
         _draw(axes, rows, x)
-    for axes in all_axes[:: shown.columns]:
-        axes.set_ylabel("MSE of the log-normalizer")
     control = Line2D([], [], label="Fresh embeddings", **CONTROL)
     drawing.legend(figure, [*drawing.method_handles(frame), control])
     text = "Errors compare at equal temperature \N{GREEK SMALL LETTER TAU} only."
@@ -67,9 +63,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> None:
         drawing.samples_axis(axes)
     else:
         drawing.log_axis(axes, "x")
-        values = sorted(rows[x].unique())
-        axes.set_xticks(values, [EngFormatter(sep="", places=1)(value).replace(".0", "") for value in values])
-        axes.set_xlabel(GRIDS[x])
+        drawing.size_axis(axes, rows[x], GRIDS[x])
 
 
 def _temperatures(rows: pd.DataFrame) -> pd.Series:
@@ -88,7 +82,7 @@ def _title(name: str, rows: pd.DataFrame) -> str:
 
 
 def _slice(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Keep the runs that differ in nothing but `column`: the slice with the most values of it."""
+    """Keep runs that differ in `column` only, in the setting where it has the most values."""
     others = [name for name in ("dataset_pairs", "model", "global_batch_size") if name != column]
     _, rows = max(frame.groupby(others), key=lambda item: item[1][column].nunique())
     return rows

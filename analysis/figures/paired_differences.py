@@ -1,4 +1,4 @@
-"""NeuCLIP minus each baseline on the averages: what is left when both share a seed's data order and initialisation."""
+"""NeuCLIP minus each baseline on the averages, paired by seed: both share data order and initialisation."""
 
 from __future__ import annotations
 
@@ -13,26 +13,20 @@ from analysis import frame as tidy
 KINDS = ("average",)
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one panel per setting and average, one row per baseline."""
     frame = tidy.main_runs(tidy.final_scores(frame))
-    panels, settings = [], tidy.settings(frame)
-    scores = tidy.scores(frame)
-    for label, rows in settings:
-        for score in scores:
-            tests = stats.paired_differences(rows[rows["name"] == score.name], ["name"], first=style.OURS)
+    panels = []
+    for label, rows in tidy.settings(frame):
+        for score in tidy.scores(frame):
+            tests = stats.paired_differences(rows[rows["name"] == score.name], first=style.OURS)
             if tests["n"].sum():
-                title = ", ".join(filter(None, [score.title, label]))
-                panels.append((title, score, tests.set_index("baseline")))
+                panels.append((", ".join(filter(None, [score.title, label])), score, tests))
     ours = style.method(style.OURS).name
     if not panels:
         return drawing.nothing(f"No paired differences: {ours} and a baseline share no seed in this suite.", width)
     height = 0.45 + 0.2 * max(len(tests) for *_, tests in panels)
-    shown = drawing.arrange(panels, width, panel_in=2.2, line_in=height, what="settings")
-    if shown.left_out:
-        panels = [panel for panel in panels if panel[1] == scores[0]]
-        shown = drawing.arrange(panels, width, panel_in=2.2, line_in=height, what="settings")
+    shown = drawing.arrange_scores(panels, width, line_in=height)
     figure, all_axes = shown.draw(sharey=True)
     for axes, (title, _, tests) in zip(all_axes, shown.panels, strict=True):
         drawing.title(axes, title, shown.panel_in)
@@ -46,12 +40,8 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         axes.axvline(0, color=style.INK, linewidth=0.8, zorder=1)
         drawing.label_rows(axes, names, pd.concat([100 * tests["mean"], pd.Series([0.0])]), ours=[])
     is_tested = any(tests["p_holm"].notna().any() for *_, tests in shown.panels)
-    drawing.caption(
-        figure,
-        frame,
-        f"{ours} minus each baseline in points, seed by seed.",
-        "p: paired t test, Holm-corrected." if is_tested else "",
-        shown.left_out,
-        over_seeds="Marker: mean; bar: its 95 % interval (t, cut at the edge).",
-    )
+    text = f"{ours} minus each baseline in points, seed by seed."
+    test = "p: paired t test, Holm-corrected." if is_tested else ""
+    over_seeds = "Marker: mean; bar: its 95 % interval (t, cut at the edge)."
+    drawing.caption(figure, frame, text, test, shown.left_out, over_seeds=over_seeds)
     return figure

@@ -1,4 +1,4 @@
-"""Every evaluation set in a row, every method a marker: for suites with more sets than the main figure has room for."""
+"""Scores of every method on every evaluation set, one set per row, for suites with many sets."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ MAX_ROWS = 50
 """Per panel."""
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw the sets of the first setting, on a page in two panels with half of them each."""
+    """Draw the sets of the first setting; a page has two panels with half of them each."""
     frame = tidy.main_runs(tidy.final_scores(frame))
     if frame.empty:
         return drawing.nothing("No results by task: this suite evaluates no main runs.", width)
@@ -50,20 +49,8 @@ def _draw(axes: Axes, scores: list[tidy.Score], means: pd.DataFrame) -> None:
     axes.hlines(rows, values.min(axis=1), values.max(axis=1), color="#d0d0d0", linewidth=1.0, zorder=1)
     axes.plot([100 * score.chance for score in scores], rows, "|", color=style.MUTED, markersize=5, label="chance")
     for method in style.ordered(str(name) for name in means):
-        look = style.method(method)
-        axes.plot(
-            values[method],
-            rows,
-            look.marker,
-            color=look.color,
-            markersize=4.2 if method == style.OURS else 3.4,
-            markeredgecolor="white",
-            markeredgewidth=0.3,
-            label=look.name,
-            zorder=style.emphasis(method)["zorder"],
-        )
-    axes.set_yticks(list(rows), [score.title for score in scores], fontsize=7)
+        size, zorder = 4.2 if method == style.OURS else 3.4, style.lines(method)["zorder"]
+        drawing.markers(axes, values[method], rows, method, size=size, edge=0.3, zorder=zorder)
+    drawing.name_rows(axes, [score.title for score in scores])
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, min(100, 10 * math.ceil(0.105 * np.nanmax(means)))))
-    axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.grid(visible=False, axis="y")

@@ -1,4 +1,4 @@
-"""Each method's log-normalizers of single anchors against the exact ones: the error behind the mean."""
+"""Log-normalizers of single anchors, estimated by each method, against the exact ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from analysis import drawing, style
 from analysis import frame as tidy
 
 KINDS = ("log_normalizer",)
-# The smoke suite is there to compare bytes, and says nothing about methods.
+# The smoke suite tests the workflow; its runs are too short to say anything about methods.
 SUITES = ("!smoke",)
 LINE_IN = 1.33
 SIDES = ("image", "text")
@@ -23,9 +23,8 @@ NUM_CELLS = 24
 """Hexagons side by side in a panel."""
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw one panel per method and side: main runs, or the variant that more methods share, of the largest setting."""
+    """Draw one panel per method and side, for the last setting and the variant with the most methods."""
     pairs = _pairs(frame)
     if pairs.empty:
         return drawing.nothing("No log-normalizers of single anchors: no run of this suite has kept any.", width)
@@ -36,7 +35,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     rows = settings[-1].rows
     not_drawn = drawing.fit(settings, 1, "settings", in_tables=False)[1]
     methods = tidy.methods(rows)[::-1]
-    # On a page the methods stand side by side, in a column the two sides do.
+    # A page has methods side by side; a column has image and text side by side.
     is_page = width > style.COLUMN_IN
     columns = min(len(methods), int(width / 1.05)) if is_page else len(SIDES)
     parts = [methods[start : start + columns] for start in range(0, len(methods), columns)] if is_page else []
@@ -67,7 +66,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
 
 
 def _pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per run, side and anchor, with `estimate` and `exact`; anchors without an estimate are left out."""
+    """Return one row per run, side and anchor, with `estimate` and `exact`; leave out anchors without an estimate."""
     parts = frame["name"].str.rsplit("_", n=1, expand=True)
     rows = frame.assign(side=parts[0] if len(frame) else "", part=parts[1] if len(frame) else "")
     wide = rows.pivot(index=["run_id", "side", "metric"], columns="part", values="value")
@@ -76,7 +75,7 @@ def _pairs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ends(rows: pd.DataFrame) -> tuple[float, float]:
-    """Return where both axes begin and end: some wild anchors may lie beyond and are drawn on the edge."""
+    """Return the ends of both axes: 99.6 % of anchors lie between, and the others are drawn on the edge."""
     values = rows[["estimate", "exact"]].to_numpy()
     low, high = np.quantile(values, [0.002, 0.998])
     room = 0.05 * (high - low) or 0.5
@@ -87,7 +86,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, ends: tuple[float, float]) -> None:
     clipped = rows[["exact", "estimate"]].clip(*ends)
     axes.axline((ends[0], ends[0]), slope=1, color=style.INK, linewidth=0.7, zorder=3)
     if len(rows):
-        # Colours begin below one anchor, so that a single one is seen on white.
+        # The colour scale begins below one anchor, so that a single one shows on white.
         axes.hexbin(
             clipped["exact"],
             clipped["estimate"],
@@ -100,7 +99,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, ends: tuple[float, float]) -> None:
         )
         error = rows["estimate"] - rows["exact"]
         said = [f"MSE {_digits(error.pow(2).mean())}", f"bias {_digits(error.mean(), '+')}"]
-        # In the corner that biased estimates leave empty, the longer line in its wider part.
+        # Write into the corner that biased estimates leave empty.
         is_high = error.mean() > 0
         corner = (0.97, 0.04, "right", "bottom") if is_high else (0.04, 0.97, "left", "top")
         text = "\n".join(said if is_high else reversed(said)).replace("-", "\N{MINUS SIGN}")

@@ -1,12 +1,11 @@
-"""What methods reach with smaller and larger batches, and with less data."""
+"""Scores against batch size and against the amount of data."""
 
 from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
-from analysis import drawing, style
+from analysis import drawing
 from analysis import frame as tidy
 
 KINDS = ("average",)
@@ -15,9 +14,8 @@ SIZES = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in th
 LINE_IN = 2.0
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw one panel per size that varies and variant: the first average against it. Main runs are in all panels."""
+    """Draw the first average against each size that varies, one panel per variant; main runs are in all panels."""
     frame = tidy.final_scores(frame)
     panels = []
     for score in tidy.scores(frame)[:1]:
@@ -34,25 +32,21 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     if not panels:
         return drawing.nothing("No quality by size: neither batch nor data size varies in this suite.", width)
     shown = drawing.arrange(panels, width, panel_in=2.2, line_in=LINE_IN, what="panels")
-    figure, all_axes = shown.draw(sharey=True)
+    figure, all_axes = shown.draw(sharey=True, ylabel=f"{shown.panels[0][1]}, %")
     for axes, (title, _, size, label, rows) in zip(all_axes, shown.panels, strict=True):
         for method in tidy.methods(rows):
             drawing.curve(axes, rows[rows["method"] == method], method, x=size, marked=True)
-        axes.set_xlabel(label)
         drawing.title(axes, title, shown.panel_in)
         axes.set_xscale("log", base=2 if size == "global_batch_size" else 10)
-        values = sorted(rows[size].unique())
-        axes.set_xticks(values, [EngFormatter(sep="", places=1)(value).replace(".0", "") for value in values])
+        drawing.size_axis(axes, rows[size], label)
         axes.minorticks_off()
-    for axes in all_axes[:: shown.columns]:
-        axes.set_ylabel(f"{shown.panels[0][1]}, %")
     drawing.legend(figure, drawing.method_handles(frame))
     drawing.caption(figure, frame, shown.left_out, over_seeds=drawing.MEAN_AND_BAND)
     return figure
 
 
 def _shared_size(rows: pd.DataFrame, size: str) -> float:
-    """Return the size of the suite's own runs: the one that no other variant repeats."""
+    """Return the size that variants leave out, as the main runs serve for it."""
     varied = set(rows.loc[rows["variant"] != "", size])
     others = [value for value in rows.loc[rows["variant"] == "", size].unique() if value not in varied]
     return float(others[0]) if others else float("nan")

@@ -1,4 +1,4 @@
-"""What a method reaches in how much training time. Measured, so never twice the same."""
+"""Scores against training time. Time is measured, so never twice the same."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import drawing, style
+from analysis import drawing
 from analysis import frame as tidy
 
 KINDS = ("average", "cost")
-# The smoke suite is there to compare bytes, and says nothing about methods; variants are not drawn.
+# The smoke suite says nothing about methods, and variants are not drawn.
 SUITES = ("!smoke", "!ablation_*")
 LINE_IN = 1.9
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw one panel per setting, device and commit: the first average at each milestone against device hours."""
+    """Draw the first average at each milestone against device hours, one panel per setting, device and commit."""
     frame = tidy.main_runs(frame)
     rows = _with_hours(frame[~tidy.moved(frame)])
     if rows.empty:
@@ -25,12 +24,10 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         return drawing.nothing(reason, width)
     panels = drawing.timed(rows)
     shown = drawing.arrange(panels, width, panel_in=2.2, line_in=LINE_IN, what="panels", in_tables=False)
-    figure, all_axes = shown.draw()
+    figure, all_axes = shown.draw(ylabel=f"{rows['title'].iloc[0]}, %")
     for axes, (title, part) in zip(all_axes, shown.panels, strict=True):
         drawing.title(axes, title, shown.panel_in)
         _draw(axes, part)
-    for axes in all_axes[:: shown.columns]:
-        axes.set_ylabel(f"{rows['title'].iloc[0]}, %")
     drawing.legend(figure, drawing.method_handles(rows))
     text = "Time: steps times the median step times devices, so without evaluation and waiting."
     where = drawing.where_timed(rows)
@@ -39,7 +36,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
 
 
 def _with_hours(frame: pd.DataFrame) -> pd.DataFrame:
-    """Keep the first average's rows, with a column `hours`: the mean over seeds, so that those stand in one place."""
+    """Keep the first average's rows and add `hours`, the mean over seeds, so that a milestone is one point."""
     averages = [score.name for score in tidy.scores(frame) if score.kind == "average"]
     rows = frame[(frame["kind"] == "average") & frame["name"].isin(averages[:1])]
     factors = ["median_step_sec", "num_processes"]

@@ -13,15 +13,14 @@ from analysis import frame as tidy
 
 KINDS = ("average", "eval")
 MAX_SETS = 16
-"""More are in the figure per_task."""
+"""Suites with more sets show averages here, and each set in the figure per_task."""
 Panel = tuple[str, tidy.Score, pd.DataFrame]
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw averages large with their numbers, sets small below.
+    """Draw averages in large panels with numbers, and sets in small panels below.
 
-    With several settings only the averages of each, with more sets than fit below only the averages.
+    Sets are left out if there are several settings or more sets than `MAX_SETS`.
     """
     frame = tidy.main_runs(tidy.final_scores(frame))
     if frame.empty:
@@ -30,13 +29,10 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     panels = [(label, score, rows) for label, rows in settings for score in tidy.scores(rows)]
     large = [panel for panel in panels if panel[1].kind == "average"]
     small = [panel for panel in panels if panel[1].kind == "eval" and len(settings) == 1]
-    # A column has room for one of the two.
+    # A column has no room for both.
     small = small if len(small) <= MAX_SETS and (width > style.COLUMN_IN or not large) else []
     heights = 0.45 + 0.2 * len(methods), 0.42 + 0.165 * len(methods)
-    kept = drawing.arrange(large, width, panel_in=2.2, line_in=heights[0], what="settings")
-    if kept.left_out:
-        large = [panel for panel in large if panel[1].name == large[0][1].name]
-        kept = drawing.arrange(large, width, panel_in=2.2, line_in=heights[0], what="settings")
+    kept = drawing.arrange_scores(large, width, line_in=heights[0])
     large, left_out = kept.panels, kept.left_out
     # Panels, columns, height of a row of panels.
     blocks: list[tuple[list[Panel], int, float]] = [

@@ -1,4 +1,4 @@
-"""How much NeuCLIP's result and step time depend on the network's updates, restarts and size."""
+"""NeuCLIP's scores and step time against the network's updates, restarts and size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("average", "option", "cost")
 SUITES = ("ablation_acceleration*", "ablation_num_prototypes*", "ablation_num_updates*", "ablation_restart_period*")
 LINE_IN = 2.2
 LEAST_SPAN = 0.02
-"""Span of a heat map's colours over its middle, at least: noise must not look like an effect."""
+"""Least span of a heat map's colours, relative to its middle: noise must not look like an effect."""
 OPTIONS = {
     "num_updates": "Updates per step, $T_u$",
     "restart_period": "Restart period in steps, $T_r$",
@@ -27,26 +27,21 @@ OPTIONS = {
 }
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw a heat map over the two options that vary, or a curve over the only one; beside it the step time."""
+    """Draw a heat map over two options that vary, or a curve over one; beside it the step time."""
     frame = frame[frame["method"] == style.OURS]
     runs = _runs(frame)
     varied = [name for name in OPTIONS if name in runs and runs[name].nunique() > 1][:2]
     if not varied or runs["score"].isna().all():
         return drawing.nothing("No sensitivity: no option of NeuCLIP's network varies in this suite.", width)
-    # Variants that differ from the main run in something else are not in its place.
+    # Leave out variants that share both options with the main run: they differ in something else.
     main = set(runs.loc[runs["variant"] == "", varied].itertuples(index=False, name=None))
     is_like_main = [place in main for place in runs[varied].itertuples(index=False, name=None)]
     runs = runs[(runs["variant"] == "") | ~pd.Series(is_like_main, runs.index)]
     title = next(score.title for score in tidy.scores(frame) if score.kind == "average")
     panels = {"score": f"{title}, %"}
-    if (
-        not runs["step"].isna().any()
-        and frame["device"].nunique() == 1
-        and frame["commit"].nunique() == 1
-        and not tidy.moved(frame).any()
-    ):
+    is_one_machine = (frame[["device", "commit"]].nunique() == 1).all() and not tidy.moved(frame).any()
+    if is_one_machine and runs["step"].notna().all():
         panels["step"] = "Median step, ms"
     shown = drawing.arrange(list(panels.items()), width, panel_in=3.2, line_in=LINE_IN, what="panels")
     figure, all_axes = shown.draw()
@@ -62,7 +57,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
 
 
 def _runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: its options, `score` in percent, `step` in ms, `variant`."""
+    """Return one row per run: its options, `score` in percent, `step` in ms, `variant`."""
     averages = [score.name for score in tidy.scores(frame) if score.kind == "average"][:1]
     final = frame[frame["is_final"] & frame["name"].isin(averages) & (frame["kind"] == "average")].set_index("run_id")
     options = frame[frame["kind"] == "option"].pivot(index="run_id", columns="name", values="value")
@@ -93,7 +88,7 @@ def _heat_map(axes: Axes, runs: pd.DataFrame, varied: list[str], column: str) ->
     x, y = varied
     table = runs.pivot_table(index=y, columns=x, values=column)
     columns, lines = (axis.astype(float).tolist() for axis in (table.columns, table.index))
-    # Lightness alone carries the value, so it survives grey.
+    # Values differ in lightness, so that grey prints show them.
     colors = colormaps["cividis"]
     low, high = np.nanmin(table.to_numpy()), np.nanmax(table.to_numpy())
     middle = (low + high) / 2

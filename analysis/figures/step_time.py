@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by phase. Measured, so never twice the same."""
+"""Time of a training step by phase. It is measured, so never twice the same."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from analysis import drawing, style
 from analysis import frame as tidy
 
 KINDS = ("cost",)
-# The smoke suite is there to compare bytes, and says nothing about methods.
+# The smoke suite tests the workflow; its runs are too short to say anything about methods.
 SUITES = ("!smoke",)
-# Of unlike lightness and hatched by turns, so that they are told apart in grey; the method's own work in a colour that
-# no method has.
+# Phases differ in lightness and hatching, so that grey prints show them. No method has the colour of "method".
 PHASES: dict[str, dict[str, Any]] = {
     "data": {"facecolor": "#A6A6A6"},
     "encoder": {"facecolor": "#9FB4C6", "hatch": "////"},
@@ -27,9 +26,8 @@ EDGE: dict[str, Any] = {"edgecolor": "white", "linewidth": 0}
 """The colour of hatches."""
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """Draw one panel per setting, device and commit, one bar per method: the median step, split as all time is."""
+    """Draw a bar per method: its median step, split like the total time; one panel per setting, device, commit."""
     frame = tidy.main_runs(frame)
     frame = frame[~tidy.moved(frame)]
     if not (frame["name"] == "median_step_sec").any():
@@ -61,8 +59,6 @@ def _draw(axes: Axes, rows: pd.DataFrame) -> None:
             axes.barh(y, width, 0.68, left=left, label=phase, **look, **EDGE)
             left += width
         drawing.row_number(axes, y, f"{left:.3g}", method)
-    axes.set_yticks(range(len(methods)), [style.method(method).name for method in methods])
+    drawing.name_rows(axes, [style.method(method).name for method in methods])
     drawing.mark_labels(axes, [y for y, method in enumerate(methods) if method == style.OURS])
-    axes.tick_params(axis="y", length=0)
     axes.set_xlim(left=0)
-    axes.grid(visible=False, axis="y")

@@ -1,4 +1,4 @@
-"""How training went: scores where there are several milestones, temperature, gradient norm, each method's own loss."""
+"""Training curves: scores over milestones, temperature, gradient norm, and each method's own loss."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ COMPARED_IN, LOSS_IN = (1.6, 1.6), (1.1, 1.25)
 """Least width, and height, of a panel."""
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
-    """One block per setting: quantities that compare above, losses, which do not, below, where there is room."""
+    """Draw a block per setting: quantities that compare above; below, where there is room, losses, which do not."""
     frame = tidy.main_runs(frame)
     if not (frame["name"] == LOSS).any():
         return drawing.nothing("No training curves: this suite has logged none for its main runs.", width)
@@ -52,7 +51,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
 
 
 def _compared(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Give the quantities that compare between methods by the title of their panel."""
+    """Return the quantities that compare between methods, by the title of their panel."""
     panels = {title: rows[rows["name"] == name] for name, title in COMPARED.items() if name in set(rows["name"])}
     averages = [score for score in tidy.scores(rows) if score.kind == "average"]
     if averages and rows.loc[rows["kind"] == "average", "samples_seen"].nunique() > 1:
@@ -63,7 +62,7 @@ def _compared(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _draw_compared(part: SubFigure, rows: pd.DataFrame, columns: int) -> None:
     panels = _compared(rows)
-    # The first panel takes the cells that would be left over.
+    # The first panel takes the cells that are left over.
     cells = [*[next(iter(panels))] * (-len(panels) % columns), *panels]
     all_axes = part.subplot_mosaic(np.reshape(cells, (-1, columns)).tolist())
     for title, shown in panels.items():

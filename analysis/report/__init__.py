@@ -1,4 +1,4 @@
-"""The report: one HTML file with everything a suite's results say, and where they come from.
+"""The report: one HTML file with all results of suites and their origin.
 
-`content` gathers it, `page` writes it. Same results, same bytes.
+`content` gathers it, `page` writes it. The same results give the same bytes.
 """

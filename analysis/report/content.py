@@ -1,17 +1,19 @@
-"""What a report says, gathered from the frames, records, tables and figures of its suites; no HTML here."""
+"""Gathers a report from the frames, records, tables and figures of its suites. No HTML here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from analysis import claims, rendering, staleness, style
 from analysis import frame as tidy
+from analysis.collect import commit
 from analysis.report import shown
-from analysis.report.runs import Environment, Run, Runs, commit, day, device
+from analysis.report.runs import Runs, RunSection, day, device
 from analysis.table import Cell, Table
 from engine import files, paths
 from engine.schema.base import parse, settings
@@ -21,8 +23,8 @@ from experiments import cards
 
 
 @dataclass(frozen=True)
-class Method:
-    """A method of a suite, as its main runs are set."""
+class MethodSection:
+    """A method of a suite, with the settings of its main runs."""
 
     name: str
     color: str
@@ -31,15 +33,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class RunRow:
-    """A run in the list of a suite's runs."""
-
-    run: Run
-    cells: tuple[str | Cell, ...]
-
-
-@dataclass(frozen=True)
-class Suite:
+class SuiteSection:
     """A suite's part of the report."""
 
     name: str
@@ -47,37 +41,37 @@ class Suite:
     command: str
     claims: tuple[str, ...]
     facts: dict[str, tuple[str, ...]]
-    methods: tuple[Method, ...]
+    methods: tuple[MethodSection, ...]
     stale: str
-    """Why the collected frame is out of date; empty if it is not."""
+    """Reason why the collected frame is out of date; empty if it is not."""
     problems: tuple[tuple[str, str], ...]
-    """What diverged, is missing or out of date: (sentence, id of the run that it is about, or empty)."""
+    """Results that diverged, are missing or out of date: (sentence, id of its run or empty)."""
     artifacts: shown.Artifacts
     sets: Table
-    header: tuple[str, ...]
-    """Of the list of runs."""
-    runs: tuple[RunRow, ...]
+    runs: Table
+    run_ids: tuple[str, ...]
+    """Ids of the rows of `runs`."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a page shows."""
+    """All that the page shows."""
 
     title: str
-    suites: tuple[Suite, ...]
-    runs: tuple[Run, ...]
-    environments: tuple[Environment, ...]
+    suites: tuple[SuiteSection, ...]
+    runs: tuple[RunSection, ...]
+    environments: tuple[dict[str, str], ...]
 
 
 def gather(names: Iterable[str]) -> Report:
-    """Gather what is known of collected suites.
+    """Gather the report of collected suites.
 
     Args:
         names: Full names of the suites, as in ``results/collected``.
 
     Raises:
         FileNotFoundError: If a suite is not collected.
-        ValueError: If a file is not what it should be; the message names it.
+        ValueError: If a file does not fit its schema; the message names it.
     """
     names = tuple(dict.fromkeys(names))
     lost = [str(path) for name in names for path in (paths.collected(name), paths.suite(name)) if not path.exists()]
@@ -91,21 +85,21 @@ def gather(names: Iterable[str]) -> Report:
     runs = Runs(suites, pd.concat(frames.values(), ignore_index=True))
     parts = tuple(_suite(suite, frames[suite.name], runs) for suite in suites)
     title = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    return Report(title, parts, tuple(runs.shown.values()), tuple(runs.environments))
+    return Report(title, parts, tuple(runs.sections.values()), tuple(runs.environments))
 
 
-def _suite(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> Suite:
+def _suite(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> SuiteSection:
     stale = staleness.of_suite(suite.name)
     old_frame = stale.pop(paths.collected(suite.name), "")
     artifacts = shown.gather(suite.name, frame, stale)
     known = {item.place for item in (*artifacts.tables, *artifacts.figures)}
     problems = [(sentence, "") for sentence in artifacts.problems]
     problems += [(f"{path}: {why}", "") for path, why in stale.items() if str(path) not in known]
-    for run in (runs.shown[run.spec.run_id] for run in suite.runs):
+    for run in (runs.sections[run.spec.run_id] for run in suite.runs):
         if run.status != "finished":
             problems.append((f"{run.title}: {run.status}", run.run_id))
-    header, rows = _run_rows(suite, frame, runs)
-    return Suite(
+    table, ids = _runs(suite, frame, runs)
+    return SuiteSection(
         name=suite.name,
         title=suite.title,
         command=f"snakemake --config suites={suite.name}",
@@ -116,8 +110,8 @@ def _suite(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> Suite:
         problems=(*problems, *_missing_results(frame)),
         artifacts=artifacts,
         sets=_sets(suite),
-        header=header,
-        runs=rows,
+        runs=table,
+        run_ids=ids,
     )
 
 
@@ -166,7 +160,7 @@ def _dataset(spec: RunSpec) -> str:
     return f"{told}. {card.title}. Licence: {card.licence}. Source: {card.source}."
 
 
-def _methods(suite: ExpandedSuite) -> tuple[Method, ...]:
+def _methods(suite: ExpandedSuite) -> tuple[MethodSection, ...]:
     found = []
     for name in style.ordered({run.spec.method.name for run in suite.runs}):
         runs = [run for run in suite.runs if run.spec.method.name == name]
@@ -180,7 +174,7 @@ def _methods(suite: ExpandedSuite) -> tuple[Method, ...]:
         if source is not None:
             told = {"file": f"{source.class_name}, SHA-256 {source.sha256[:12]}", **told}
         look = style.method(name)
-        found.append(Method(look.name, look.color, len(runs), told))
+        found.append(MethodSection(look.name, look.color, len(runs), told))
     return tuple(found)
 
 
@@ -209,7 +203,7 @@ def _sets(suite: ExpandedSuite) -> Table:
 
 
 def _missing_results(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Name the results that are not there: sets that were not on disk, and milestones that no run has reached."""
+    """Name missing results: sets that were not on disk, and milestones that a run did not reach."""
     rows = frame[(frame["kind"] == "eval") & frame["is_main"]]
     for title, some in rows[rows["status"] == "missing"].groupby("title", sort=False):
         yield f"{title}: not on disk when {some['run_id'].nunique()} runs were evaluated; in no average", ""
@@ -218,54 +212,44 @@ def _missing_results(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
         yield f"{run_id}: not evaluated at {points} samples, which it did not reach", str(run_id)
 
 
-def _run_rows(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[tuple[str, ...], tuple[RunRow, ...]]:
-    """List the runs with their first average (or set, if there is none)."""
+def _runs(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[Table, tuple[str, ...]]:
+    """List the runs with their first average, or set if there is none; returns the list and the ids of its rows."""
     final = tidy.final_scores(frame)
     score = next(iter(tidy.scores(final)), None)
-    values = {}
+    values: dict[Any, float] = {}
     if score is not None:
         of_score = final[(final["kind"] == score.kind) & (final["name"] == score.name)]
         values = of_score.set_index("run_id")["value"].to_dict()
     labels = {str(i): label for label, rows in tidy.settings(frame) for i in rows["run_id"].unique()}
-    records = [runs.records.get(run.spec.run_id) for run in suite.runs]
-    replaced = [record.num_replaced if record else 0 for record in records]
-    # Columns that are shown only where they say something.
-    before: dict[str, list[str | Cell]] = {
-        "Setting": [labels.get(run.spec.run_id, "") for run in suite.runs],
-        "Variant": [run.variant for run in suite.runs],
-    }
-    after: dict[str, list[str | Cell]] = {
-        **_where_timed(suite, frame),
-        "Replaced samples": [Cell(number, form=",d") for number in replaced] if any(replaced) else [],
-        "Signs of failure": [", ".join(s.name for s in record.signatures) if record else "" for record in records],
-    }
-    before, after = ({key: column for key, column in columns.items() if any(column)} for columns in (before, after))
-    title = f"{score.title}, %" if score else "Score"
-    header = ("Method", *before, "Seed", "Status", title, "Step, ms", *after, "Run")
     moved = set(frame.loc[tidy.moved(frame), "run_id"])
-    rows = []
-    for number, (run, record) in enumerate(zip(suite.runs, records, strict=True)):
-        step = record.median_step_sec if record and run.spec.run_id not in moved else None
-        cells = (
-            style.method(run.spec.method.name).name,
-            *(column[number] for column in before.values()),
-            Cell(run.spec.seed, form="d"),
-            record.status if record else "no record",
-            Cell(100 * values.get(run.spec.run_id, math.nan)),
-            Cell(None if step is None else 1e3 * step),
-            *(column[number] for column in after.values()),
-        )
-        rows.append(RunRow(runs.shown[run.spec.run_id], cells))
-    order = {run_id: place for place, run_id in enumerate(runs.shown)}
-    rows.sort(key=lambda row: order[row.run.run_id])
-    return header, tuple(rows)
-
-
-def _where_timed(suite: ExpandedSuite, frame: pd.DataFrame) -> dict[str, list[str | Cell]]:
-    """Give each run's device and commit, as columns, where they differ in the suite: times then do not compare."""
     of_run = frame.drop_duplicates("run_id").set_index("run_id")
-    return {
-        name.capitalize(): [rendering.short(of_run[name].get(run.spec.run_id, "")) for run in suite.runs]
-        for name in ("device", "commit")
-        if of_run[name].nunique() > 1
-    }
+    of_suite = {run.spec.run_id: run for run in suite.runs}
+    is_any_replaced = any(runs.records[i].num_replaced for i in of_suite if i in runs.records)
+    rows = []
+    ids = tuple(run_id for run_id in runs.sections if run_id in of_suite)
+    for run_id in ids:
+        run, record = of_suite[run_id], runs.records.get(run_id)
+        step = record.median_step_sec if record and run_id not in moved else None
+        # Times of different devices or code do not compare.
+        timed = {
+            name.capitalize(): rendering.short(of_run[name].get(run_id, "")) if of_run[name].nunique() > 1 else ""
+            for name in ("device", "commit")
+        }
+        rows.append(
+            {
+                "Method": style.method(run.spec.method.name).name,
+                "Setting": labels.get(run_id, ""),
+                "Variant": run.variant,
+                "Seed": Cell(run.spec.seed, form="d"),
+                "Status": record.status if record else "no record",
+                f"{score.title}, %" if score else "Score": Cell(100 * values.get(run_id, math.nan)),
+                "Step, ms": Cell(None if step is None else 1e3 * step),
+                **timed,
+                "Replaced samples": Cell(record.num_replaced if record else 0, form=",d") if is_any_replaced else "",
+                "Signs of failure": ", ".join(sign.name for sign in record.signatures) if record else "",
+                "Run": runs.sections[run_id].short,
+            }
+        )
+    # Leave out columns that are empty for all runs.
+    header = [name for name in rows[0] if any(row[name] for row in rows)]
+    return Table(f"Runs of {suite.name}", tuple(header), tuple(tuple(row[n] for n in header) for row in rows)), ids

@@ -1,4 +1,4 @@
-"""A run's curves as small drawings: hundreds of them fit one page, and take the page's colours."""
+"""Draws a run's curves as small SVGs: hundreds of them fit one page, and take the page's colours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 MAX_POINTS = 120
-"""A drawing is so many pixels wide that more would not show."""
+"""Points of a curve at most; a drawing has too few pixels to show more."""
 WIDTH, HEIGHT = 240, 56
 
 
@@ -23,11 +23,11 @@ class Curve(NamedTuple):
     end: str
     """Samples seen at the last point."""
     num_left_out: int
-    """Values that are not finite."""
+    """Number of values that are not finite."""
 
     @property
     def summary(self) -> str:
-        """What the drawing shows, in words."""
+        """Describe the drawing in words."""
         if not self.paths:
             return f"{self.name}: no finite value"
         gaps = f", {self.num_left_out} values that are not finite" if self.num_left_out else ""
@@ -38,7 +38,7 @@ def draw(name: str, points: Iterable[tuple[float, float]]) -> Curve:
     """Draw values over samples seen.
 
     Args:
-        name: What the values are.
+        name: Name of the quantity.
         points: Samples seen and value, in order. Many are averaged in bins; values that are not finite leave a gap.
     """
     given = list(points)
@@ -55,7 +55,7 @@ def draw(name: str, points: Iterable[tuple[float, float]]) -> Curve:
             continue
         y = (high - value) / (high - low) if high > low else 0.5
         stretches[-1].append(f"{x / end * WIDTH if end else 0:.0f},{1 + y * (HEIGHT - 2):.1f}")
-    # A single point is drawn as a short line, or nobody would see it.
+    # Draw a single point as a line of length zero: its round ends show.
     lines = tuple(" ".join(s if len(s) > 1 else [s[0], s[0]]) for s in stretches if s)
     return Curve(
         name,

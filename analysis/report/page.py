@@ -10,11 +10,11 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from analysis.report import curves
 from analysis.report.content import Report
-from analysis.table import NO_VALUE, Cell
+from analysis.table import Cell, show
 
 SCRIPTS = ("vendor/sortable.min.js", "templates/page.js")
 
@@ -22,8 +22,8 @@ SCRIPTS = ("vendor/sortable.min.js", "templates/page.js")
 def render(report: Report) -> str:
     """Return the page.
 
-    All text is escaped, and the page's own policy forbids the browser to load anything and to run any script but the
-    two inside, by their digests: names and messages in results come from anywhere.
+    Names and messages in results may come from anywhere. So all text is escaped, and the page's policy forbids the
+    browser to load anything and to run any script but the two inside, which it names by their digests.
     """
     environment = Environment(
         loader=PackageLoader("analysis.report"),
@@ -52,16 +52,11 @@ def _read(name: str) -> str:
 
 
 def _cell(item: str | Cell) -> Markup:
-    if isinstance(item, str):
-        return Markup("{}").format(item)
-    text = Markup("{}").format(item.text())
-    tags = {"best": Markup("<strong>{}</strong>"), "second": Markup("<u>{}</u>")}
-    text = tags[item.emphasis].format(text) if text and item.emphasis else text
-    return Markup("{}{} {}").format(text, item.mark, item.remark).strip() or Markup(NO_VALUE)
+    return Markup(show(item, best="<strong>{}</strong>", second="<u>{}</u>", escape=escape))
 
 
 def _sort_key(item: str | Cell) -> str:
-    """What a column is sorted by: all digits of a number; what has none comes last."""
+    """Return a cell's sorting key: all digits of a number; a cell without one comes last."""
     if isinstance(item, str):
         return item
     return "" if item.value is None or math.isnan(item.value) else repr(float(item.value)).replace("inf", "Infinity")
@@ -73,10 +68,10 @@ def _breakable(name: str) -> Markup:
 
 
 def _unbroken(sentence: str) -> str:
-    """Keep numbers and their units or signs on one line."""
+    """Keep numbers on one line with their units or signs."""
     return re.sub(" (?=[%=<])|(?<=[=<]) ", "\N{NO-BREAK SPACE}", sentence)
 
 
 def _anchor(*parts: Any) -> str:
-    """The id of a place on the page."""
+    """Return the id of a place on the page."""
     return "--".join("".join(c if c.isalnum() or c in "-_.@" else "-" for c in str(part)) for part in parts)

@@ -1,4 +1,4 @@
-"""Every run of a report once, whatever suites it belongs to, and the environments that runs were made in."""
+"""Gathers the runs of a report, each once, and the environments they were made in."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis import frame as tidy
 from analysis import rendering, style
+from analysis.collect import commit
 from analysis.report import curves
 from analysis.table import NO_VALUE, three_digits
 from engine import files, paths
@@ -23,41 +24,23 @@ FIRST_CURVES = ("loss/total", "temperature/value", "grad_norm", "lr")
 
 
 @dataclass(frozen=True)
-class Environment:
-    """What runs were made on: distinct over the report, so that each is said once."""
-
-    number: int
-    facts: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Start:
-    """One start of a run."""
-
-    first_step: int
-    host: str
-    job: str
-    commit: str
-    environment: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run, whatever suites it belongs to."""
+class RunSection:
+    """A run's part of the report; a run of several suites has one."""
 
     run_id: str
     title: str
     color: str
     status: str
-    """finished, diverged, or that its record is not there."""
+    """finished, diverged, or no record."""
     dates: str
     compared_with: str
-    """The run that `settings` are compared with; empty if they are all there are."""
+    """The run that `settings` are compared with; empty if all settings are listed."""
     settings: tuple[tuple[str, str, str], ...]
     """Name, value here, value of the other run."""
     curves: tuple[curves.Curve, ...]
     warnings: tuple[str, ...]
-    starts: tuple[Start, ...]
+    starts: tuple[tuple[str, int], ...]
+    """Step, host, job and commit of each start in words, and the number of its environment in the report, from 1."""
     facts: dict[str, str]
     command: str
 
@@ -68,64 +51,55 @@ class Run:
 
 
 class Runs:
-    """Reads the records of all runs, and makes them ready to show.
+    """The records of all runs of a report, and their sections.
 
-    They are in `shown` by id: by method, then setting, main runs before variants, and seed.
+    `sections` holds them by id, sorted by method, then setting, main runs before variants, and seed.
     """
 
     def __init__(self, suites: list[ExpandedSuite], frame: pd.DataFrame) -> None:
-        self.environments: list[Environment] = []
-        self.records: dict[str, Record] = {}
-        self.dates: dict[str, tuple[float, float]] = {}
-        runs: dict[str, tuple[str, SuiteRun]] = {}
-        for suite in suites:
-            for run in suite.runs:
-                runs.setdefault(run.spec.run_id, (suite.name, run))
-        for run_id in runs:
-            path = paths.record(run_id)
-            if path.exists():
-                self.records[run_id] = parse(Record, files.read_text(path), str(path))
-            if dates := _dates(paths.metrics(run_id)):
-                self.dates[run_id] = dates
+        self.environments: list[dict[str, str]] = []
+        # A run of several suites belongs to the first.
+        runs = {run.spec.run_id: (suite.name, run) for suite in reversed(suites) for run in suite.runs}
+        records = {run_id: paths.record(run_id) for run_id in runs}
+        self.records = {
+            run_id: parse(Record, files.read_text(path), str(path)) for run_id, path in records.items() if path.exists()
+        }
+        self.dates = {run_id: dates for run_id in runs if (dates := _dates(paths.metrics(run_id)))}
         self.settings = {run_id: settings(run.spec) for run_id, (_, run) in runs.items()}
-        logged = dict(list(frame[frame["kind"] == "train"].drop_duplicates(_POINT).groupby("run_id", sort=False)))
+        point = ["run_id", "name", "samples_seen"]
+        logged = dict(list(frame[frame["kind"] == "train"].drop_duplicates(point).groupby("run_id", sort=False)))
         places = {variant: place for place, variant in enumerate(tidy.variants(frame))}
-        runs = dict(sorted(runs.items(), key=lambda item: _order(item[1][1], places)))
-        self.shown: dict[str, Run] = {}
+        self.sections: dict[str, RunSection] = {}
         for method in style.ordered({run.spec.method.name for _, run in runs.values()}):
-            of_method = {run_id: run for run_id, (_, run) in runs.items() if run.spec.method.name == method}
-            main = [run_id for run_id, run in of_method.items() if not run.variant] or list(of_method)
-            for run_id, run in of_method.items():
-                other = "" if run_id == main[0] else self._nearest(run_id, main)
-                self.shown[run_id] = self._show(runs[run_id][0], run, other, logged.get(run_id))
+            of_method = [(suite, run) for suite, run in runs.values() if run.spec.method.name == method]
+            of_method.sort(key=lambda item: _order(item[1], places))
+            main = [run for _, run in of_method if not run.variant] or [run for _, run in of_method]
+            for suite, run in of_method:
+                run_id = run.spec.run_id
+                others = [other.spec.run_id for other in main if other is not run and run is not main[0]]
+                # Compare with the main run that differs in the fewest settings.
+                other = min(others, key=lambda other: len(self._differing(run_id, other)), default="")
+                self.sections[run_id] = self._section(suite, run, other, logged.get(run_id))
 
-    def _nearest(self, run_id: str, others: list[str]) -> str:
-        """The run that has most settings in common with this one."""
-        ours = self.settings[run_id].items()
-        return min(
-            (other for other in others if other != run_id), key=lambda other: len(ours ^ self.settings[other].items())
-        )
+    def _differing(self, run_id: str, other: str) -> tuple[tuple[str, str, str], ...]:
+        """List the settings that differ: name, value here, value there."""
+        ours, theirs = self.settings[run_id], self.settings.get(other, {})
+        names = dict.fromkeys([*ours, *theirs])
+        values = ((name, ours.get(name, ""), theirs.get(name, "")) for name in names)
+        return tuple((name, here, there) for name, here, there in values if here != there)
 
-    def _show(self, suite: str, run: SuiteRun, other: str, logged: pd.DataFrame | None) -> Run:
+    def _section(self, suite: str, run: SuiteRun, other: str, logged: pd.DataFrame | None) -> RunSection:
         spec = run.spec
-        record = self.records.get(spec.run_id)
-        look = style.method(spec.method.name)
-        ours, theirs = self.settings[spec.run_id], self.settings.get(other, {})
-        told = tuple(
-            (key, ours.get(key, ""), theirs.get(key, ""))
-            for key in dict.fromkeys([*ours, *theirs])
-            if ours.get(key) != theirs.get(key)
-        )
+        record, dates = self.records.get(spec.run_id), self.dates.get(spec.run_id)
         where = f"{style.dataset(spec.dataset.name)}, {spec.model.name}, batch {spec.global_batch_size}"
-        dates = self.dates.get(spec.run_id)
-        return Run(
+        return RunSection(
             run_id=spec.run_id,
             title=f"{style.variant(spec.method.name, run.variant)}, seed {spec.seed} ({where})",
-            color=look.color,
+            color=style.method(spec.method.name).color,
             status=_status(record),
             dates=f"{day(dates[0])} to {day(dates[1])} (UTC)" if dates else "",
             compared_with=other,
-            settings=told,
+            settings=self._differing(spec.run_id, other),
             curves=tuple(_curves(logged)) if logged is not None else (),
             warnings=tuple(_warnings(record)) if record else (),
             starts=tuple(self._start(attempt) for attempt in record.attempts) if record else (),
@@ -133,40 +107,29 @@ class Runs:
             command=f"snakemake --config suites={suite} -- {paths.record(spec.run_id)}",
         )
 
-    def _start(self, attempt: Attempt) -> Start:
+    def _start(self, attempt: Attempt) -> tuple[str, int]:
         origin = attempt.provenance
-        versions = {"packages", "libraries"}
-        facts = origin.model_dump(exclude={"commit", "dirty_sha256", "dataset_sha256", *versions})
-        facts |= {name: version or "none" for name, version in (origin.packages | origin.libraries).items()}
-        facts = {key: str(value) for key, value in facts.items()}
-        known = next((e for e in self.environments if e.facts == facts), None)
-        if known is None:
-            known = Environment(len(self.environments) + 1, facts)
-            self.environments.append(known)
-        return Start(
-            attempt.first_step, attempt.host, attempt.job_id or "", rendering.short(commit(origin)), known.number
-        )
+        told = origin.model_dump(exclude={"commit", "dirty_sha256", "dataset_sha256", "packages", "libraries"})
+        told |= {name: version or "none" for name, version in (origin.packages | origin.libraries).items()}
+        environment = {name: str(value) for name, value in told.items()}
+        if environment not in self.environments:
+            self.environments.append(environment)
+        job = f", job {attempt.job_id}" if attempt.job_id else ""
+        where = f"from step {attempt.first_step} on {attempt.host}{job}, commit {rendering.short(commit(origin))}"
+        return where, self.environments.index(environment) + 1
 
 
 def _order(run: SuiteRun, places: Mapping[str, int]) -> tuple[str | int, ...]:
-    """What the runs of a method are sorted by; variants that nothing is collected of come last."""
+    """Return the sorting key of a method's runs; variants that are not in the frame come last."""
     spec = run.spec
     setting = (spec.dataset.name, spec.dataset.pairs, spec.model.name, spec.global_batch_size)
     return (*setting, places.get(run.variant, len(places)), run.variant, spec.seed, spec.run_id)
 
 
-_POINT = ["run_id", "name", "samples_seen"]
-
-
 def _dates(path: Path) -> tuple[float, float] | None:
-    """When a run logged its first and its last line."""
-    if not path.exists():
-        return None
-    seconds = []
-    for line in files.read_text(path).splitlines():
-        found = re.search(r'"unix_sec": ?([0-9.e+]+)', line)
-        if found:
-            seconds.append(float(found[1]))
+    """Return the times of a run's first and last logged line, in Unix seconds."""
+    text = files.read_text(path) if path.exists() else ""
+    seconds = [float(found) for found in re.findall(r'"unix_sec": ?([0-9.e+]+)', text)]
     return (min(seconds), max(seconds)) if seconds else None
 
 
@@ -222,17 +185,12 @@ def _number(value: float | None) -> str:
     return NO_VALUE if value is None else format(value, three_digits(value))
 
 
-def commit(origin: Provenance) -> str:
-    """The commit, with a digest of what was not committed."""
-    return f"{origin.commit}+{origin.dirty_sha256[:8]}" if origin.dirty_sha256 else origin.commit
-
-
 def device(origin: Provenance) -> str:
-    """The device, and how many processes and threads used it."""
+    """Name the device, and say how many processes and threads used it."""
     processes = f"{origin.world_size} processes" if origin.world_size > 1 else "1 process"
     return f"{origin.device} ({processes}, {origin.threads} thread{'s' if origin.threads > 1 else ''} each)"
 
 
 def day(unix_sec: float) -> str:
-    """Date and time in UTC."""
+    """Write a date and time in UTC."""
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(unix_sec))

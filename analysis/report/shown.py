@@ -1,4 +1,4 @@
-"""The tables and figures of a suite: what their files are, whether they are up to date, and what makes them again."""
+"""Gathers the tables and figures of a suite, with their files, their state and the commands that make them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.table import Table
 from engine import paths
 
 FIRST = ("main_results", "results_by_method")
-"""The table and the figure to look at first."""
+"""The table and the figure that come first."""
 MAX_ALT_LETTERS = 700
 
 
@@ -27,11 +27,11 @@ class Shown:
 
     name: str
     place: str
-    """Its files, without suffix."""
+    """Path of its files, without suffix."""
     command: str
-    """What makes it again."""
+    """Command that makes it again."""
     stale: str
-    """Why its files are out of date; empty if they are not."""
+    """Reason why its files are out of date; empty if they are not."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ShownTable(Shown):
 
 @dataclass(frozen=True)
 class ShownFigure(Shown):
-    """A figure as it lies in its file, and what it shows in words."""
+    """A figure, read from its file, with a description in words."""
 
     title: str
     alt: str
@@ -55,14 +55,14 @@ class ShownFigure(Shown):
 
 @dataclass
 class Artifacts:
-    """All of a suite."""
+    """All tables and figures of a suite."""
 
     tables: list[ShownTable] = field(default_factory=list)
     figures: list[ShownFigure] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     """Titles of tables that have nothing to show."""
     problems: list[str] = field(default_factory=list)
-    """What is not there, with the command that makes it."""
+    """Sentences on missing files, with the commands that make them."""
 
 
 def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifacts:
@@ -74,9 +74,9 @@ def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifa
         stale: Why files are out of date, by path without suffix; see `analysis.staleness.of_suite`.
     """
     found = Artifacts()
-    for name in sorted(artifacts.tables(suite), key=_is_later):
+    for name in sorted(artifacts.tables(suite), key=lambda name: name not in FIRST):
         place = paths.tables(suite) / name
-        command = again(suite, place)
+        command = f"snakemake --config suites={suite} -- {place}.json"
         table = rendering.build_table(frame, name)
         if table.rows:
             found.tables.append(ShownTable(name, str(place), command, stale.get(place, ""), table))
@@ -84,9 +84,9 @@ def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifa
             found.empty.append(table.title)
         if not place.with_suffix(".csv").exists():
             found.problems.append(f"The files of the table {name} are not there; make them: {command}")
-    for name in sorted(artifacts.figures(suite), key=_is_later):
+    for name in sorted(artifacts.figures(suite), key=lambda name: name not in FIRST):
         place = paths.figures(suite) / name
-        command = again(suite, place)
+        command = f"snakemake --config suites={suite} -- {place}.json"
         if not place.with_suffix(".svg").exists():
             found.problems.append(f"The figure {name} is not there; draw it: {command}")
             continue
@@ -109,23 +109,14 @@ def _figure(name: str, place: Path, command: str, stale: str) -> ShownFigure:
     )
 
 
-def again(suite: str, place: Path) -> str:
-    """The command that makes a table or a figure, and whatever it is made from."""
-    return f"snakemake --config suites={suite} -- {place}.json"
-
-
-def _is_later(name: str) -> bool:
-    return name not in FIRST
-
-
 def _summary(name: str) -> str:
-    """What a figure shows: the first line of its module's docstring."""
+    """Return a figure's summary: the first line of its module's docstring."""
     text = ast.get_docstring(ast.parse(artifacts.source("figure", name).read_text(encoding="utf-8"))) or name
     return text.splitlines()[0].split(" (`docs/")[0].rstrip(".") + "."
 
 
 def _alt(title: str, svg: str) -> str:
-    """Say what a figure shows, for those who do not see it: matplotlib leaves each text that it draws as a comment."""
+    """Describe a figure for those who cannot see it, by its texts: matplotlib writes each into the SVG as a comment."""
     drawn = (html.unescape(text).strip() for text in re.findall(r"<!--(.*?)-->", svg, re.DOTALL))
     words = [" ".join(text.split()) for text in drawn if re.search(r"[^\W\d_]{3}", text)]
     said = "; ".join(dict.fromkeys(words))
@@ -135,9 +126,9 @@ def _alt(title: str, svg: str) -> str:
 
 
 def _data_uri(svg: str) -> str:
-    """Encode an SVG for an attribute of an image; ids of one figure cannot meet those of another there.
+    """Encode an SVG as the address of an image, so that its ids cannot clash with those of other figures.
 
-    No white space is left, as it ends an address in `srcset`.
+    White space is removed: it would end the address in `srcset`.
     """
     bare = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     text = re.sub(r"\s+", " ", bare).replace("> <", "><")

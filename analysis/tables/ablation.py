@@ -1,11 +1,11 @@
-"""What each change to a method does: every variant beside the main run of the same method."""
+"""Every variant beside the main run of the same method."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from analysis import cells, reference, stats, style
 from analysis import frame as tidy
-from analysis import reference, stats, style
 from analysis.table import Cell, Row, Table
 
 SUITES = ("ablation_*", "quickstart")
@@ -13,34 +13,33 @@ KINDS = ("average",)
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per setting, method and variant; only methods that have variants."""
+    """Build one row per setting, method and variant; only methods that have variants."""
     frame = tidy.final_scores(frame)
-    scores, settings = tidy.scores(frame), tidy.settings(frame)
-    keys = ("Setting", "Variant") if len(settings) > 1 else ("Variant",)
+    scores = tidy.scores(frame)
     rows: list[Row] = []
-    for label, part in settings:
+    for label, part in tidy.settings(frame):
         curves = tidy.curves(part)
         varied = {method for method, variant in curves if variant}
         for method, variant in [curve for curve in curves if curve[0] in varied]:
             one = part[part["method"] == method]
-            cells: list[Cell] = []
+            shown: list[Cell] = []
             for score in scores:
                 values = one[one["name"] == score.name]
                 of_variant = values.loc[values["variant"] == variant, "value"]
-                cells.append(Cell(100 * of_variant.mean(), 100 * stats.half_width(of_variant), int(of_variant.count())))
-                cells.append(_difference(values, variant))
+                shown.append(Cell(100 * of_variant.mean(), 100 * stats.half_width(of_variant), int(of_variant.count())))
+                shown.append(_difference(values, variant))
             runs = one[one["variant"] == variant]
             diverged = runs.loc[runs["status"] == "diverged", "run_id"].nunique()
             counts = (Cell(runs["run_id"].nunique(), form="d"), Cell(diverged, form="d"))
-            rows.append((*(label, style.variant(method, variant))[-len(keys) :], *cells, *counts))
+            rows.append((label, style.variant(method, variant), *shown, *counts))
     titles = [title for score in scores for title in (score.title, f"{score.title}, change")]
     return Table(
         title="Variants in %, mean ± half-width of the 95 % interval over seeds",
-        header=(*keys, *titles, "Runs", "Diverged"),
+        header=("Setting", "Variant", *titles, "Runs", "Diverged"),
         rows=tuple(rows),
-        num_keys=len(keys),
+        num_keys=2,
         notes=("Change: variant minus main run of the same method in points, paired by seed.",),
-        reference=reference.ablation(),
+        reference=reference.table("ablation"),
     )
 
 
@@ -50,4 +49,4 @@ def _difference(values: pd.DataFrame, variant: str) -> Cell:
         return Cell(None)
     by_seed = values.pivot(index="seed", columns="variant", values="value").reindex(columns=["", variant])
     change = 100 * (by_seed[variant] - by_seed[""]).dropna()
-    return Cell(float(change.mean()), stats.half_width(change), len(change), "+.1f")
+    return cells.mean(change, "+.1f")

@@ -1,8 +1,10 @@
-"""Methods over all evaluation sets: mean ranks, and NeuCLIP against each baseline set by set."""
+"""Mean ranks of methods over all evaluation sets, and NeuCLIP against each baseline set by set."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -11,34 +13,32 @@ from analysis import stats, style
 from analysis.table import Cell, Row, Table
 
 KINDS = ("eval",)
-# Suites with sets enough for a test over sets.
+# Suites with enough sets for a test over sets.
 SUITES = ("cc3m", "cc12m", "dfn*", "scales")
 OURS = style.method(style.OURS).name
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per setting and method."""
+    """Build one row per setting and method."""
     frame = tidy.main_runs(tidy.final_scores(frame))
-    settings = tidy.settings(frame)
-    keys = ("Setting", "Method") if len(settings) > 1 else ("Method",)
     rows: list[Row] = []
     friedman = []
-    for label, part in settings:
-        scores = stats.by_set(part, ["name"])[tidy.methods(part)]
+    for label, part in tidy.settings(frame):
+        scores = stats.by_set(part)[tidy.methods(part)]
         ranks = stats.rank(scores)
-        tests = stats.set_differences(scores, first=style.OURS).set_index("baseline")
+        tests = stats.set_differences(scores, first=style.OURS).to_dict("index")
         for method in scores:
-            key = (label, style.method(str(method)).name)[-len(keys) :]
-            rows.append((*key, Cell(ranks.mean.get(str(method)), form=".2f"), *_cells(tests, str(method))))
+            name, rank = style.method(str(method)).name, Cell(ranks.mean.get(method), form=".2f")
+            rows.append((label, name, rank, *_cells(tests.get(method))))
         where = f"{label}: " if label else ""
         found = f"{style.p_value(ranks.p)}, critical difference {ranks.critical_difference:.2f}"
         test = "not tested" if math.isnan(ranks.p) else found
         friedman.append(f"{where}{ranks.num_sets} of {part['name'].nunique()} sets, {test}")
     return Table(
         title="Methods over all evaluation sets, main metrics, means over seeds",
-        header=(*keys, "Mean rank", f"{OURS} minus it, points", "Wins", "Ties", "Losses", "p (Holm)"),
+        header=("Setting", "Method", "Mean rank", f"{OURS} minus it, points", "Wins", "Ties", "Losses", "p (Holm)"),
         rows=tuple(rows),
-        num_keys=len(keys),
+        num_keys=2,
         notes=(
             f"Wins, ties, losses: sets on which {OURS} is above, at and below the baseline. p: two-sided Wilcoxon "
             f"signed-rank test over sets, from {stats.MIN_SETS_TO_TEST} sets on, Holm-corrected over baselines. Sets "
@@ -49,11 +49,8 @@ def build(frame: pd.DataFrame) -> Table:
     )
 
 
-def _cells(tests: pd.DataFrame, method: str) -> list[Cell]:
-    if method not in tests.index:
+def _cells(test: Mapping[Any, Any] | None) -> list[Cell]:
+    if test is None or test["num_sets"] == 0:
         return [Cell(None)] * 5
-    test = tests.loc[[method]].astype(float).to_dict("records")[0]
-    if test["num_sets"] == 0:
-        return [Cell(None)] * 5
-    counts = [Cell(int(test[name]), form="d") for name in ("wins", "ties", "losses")]
+    counts = [Cell(test[name], form="d") for name in ("wins", "ties", "losses")]
     return [Cell(100 * test["mean"], form="+.2f"), *counts, Cell(test["p_holm"], form=style.p_form(test["p_holm"]))]

@@ -14,37 +14,35 @@ MAX_SETS = 12
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per setting and method, one column per average and set, in percent."""
+    """Build one row per setting and method, one column per average and set, in percent."""
     frame = tidy.main_runs(tidy.final_scores(frame))
-    scores, settings = tidy.scores(frame), tidy.settings(frame)
+    scores = tidy.scores(frame)
     if sum(score.kind == "eval" for score in scores) > MAX_SETS:
         scores = [score for score in scores if score.kind == "average"]
     paper = reference.of_suite(frame)
-    keys = ("Setting", "Method") if len(settings) > 1 else ("Method",)
     rows: list[Row] = []
-    for label, part in settings:
+    for label, part in tidy.settings(frame):
         columns = [cells.by_method(part[(part["kind"] == s.kind) & (part["name"] == s.name)]) for s in scores]
         runs = part.groupby("method")["run_id"].nunique()
         diverged = part[part["status"] == "diverged"].groupby("method")["run_id"].nunique()
         for method in tidy.methods(part):
-            key = (label, style.method(method).name)[-len(keys) :]
             shown: list[Cell] = []
             for score, column in zip(scores, columns, strict=True):
                 shown.append(column[method])
                 if paper and score.name == paper.score:
                     shown += _beside_paper(column[method], paper.values.get(method))
             counts = (Cell(runs[method], form="d"), Cell(diverged.get(method, 0), form="d"))
-            rows.append((*key, *shown, *counts))
+            rows.append((label, style.method(method).name, *shown, *counts))
     titles = []
     for score in scores:
         titles += [score.title, "Paper", "Minus paper"] if paper and score.name == paper.score else [score.title]
     return Table(
         title="Results in %, mean ± half-width of the 95 % interval over seeds",
-        header=(*keys, *titles, "Runs", "Diverged"),
+        header=("Setting", "Method", *titles, "Runs", "Diverged"),
         rows=tuple(rows),
-        num_keys=len(keys),
+        num_keys=2,
         notes=cells.notes(frame, "column"),
-        reference=reference.by_method("results", "datasets"),
+        reference=reference.table("results"),
     )
 
 

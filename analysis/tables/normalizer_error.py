@@ -1,11 +1,11 @@
-"""How far each method's log-normalizers are from the exact ones at the end of training."""
+"""Error of each method's log-normalizers against the exact ones, at the end of training."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from analysis import cells, reference, style
 from analysis import frame as tidy
-from analysis import reference, stats, style
 from analysis.table import Cell, Row, Table, three_digits
 
 KINDS = ("normalizer",)
@@ -21,23 +21,20 @@ COLUMNS = {
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per setting, method and variant."""
+    """Build one row per setting, method and variant."""
     frame = tidy.with_mean_error(frame[frame["is_final"]])
-    settings = tidy.settings(frame)
-    keys = ("Setting", "Method") if len(settings) > 1 else ("Method",)
     rows: list[Row] = []
-    for label, part in settings:
+    for label, part in tidy.settings(frame):
         for method, variant in tidy.curves(part):
             one = part[(part["method"] == method) & (part["variant"] == variant)]
             values = {name: one.loc[one["name"] == name, "value"] for name in COLUMNS}
-            key = (label, style.variant(method, variant))[-len(keys) :]
-            rows.append((*key, *(_cell(name, values[name]) for name in COLUMNS)))
+            rows.append((label, style.variant(method, variant), *(_cell(name, values[name]) for name in COLUMNS)))
     sizes = " or ".join(f"{size:.0f}" for size in frame.loc[frame["name"] == "control_size", "value"].unique())
     return Table(
         title="Error of the log-normalizers at the end of training, mean ± half-width of the 95 % interval over seeds",
-        header=(*keys, *COLUMNS.values()),
+        header=("Setting", "Method", *COLUMNS.values()),
         rows=tuple(rows),
-        num_keys=len(keys),
+        num_keys=2,
         notes=(
             "Against the exact log-normalizer over the whole training set; MSE is the mean of the image and the text "
             f"side. Control: the plain mean over {sizes or 'some'} fresh random embeddings, with the row's own "
@@ -45,7 +42,7 @@ def build(frame: pd.DataFrame) -> Table:
             "together, are left out of the error.",
             "The error depends on the temperature: only rows of equal temperature compare.",
         ),
-        reference=reference.by_method("normalizer_error", "changes"),
+        reference=reference.table("normalizer_error"),
     )
 
 
@@ -54,4 +51,4 @@ def _cell(name: str, values: pd.Series) -> Cell:
     if name.startswith("num_"):
         return Cell(mean, n=int(values.count()), form=".0f")
     form = ".3f" if name.endswith("_bias") else three_digits(mean)
-    return Cell(mean, stats.half_width(values), int(values.count()), form)
+    return cells.mean(values, form)

@@ -1,29 +1,29 @@
-"""How much each method's error of the log-normalizers grows with the difficulty, beside the paper's."""
+"""Growth of each method's error of log-normalizers with smaller batches and more data, beside the paper's."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from analysis import cells, reference, style
 from analysis import frame as tidy
-from analysis import reference, stats, style
 from analysis.table import Cell, Row, Table, three_digits
 
 KINDS = ("normalizer",)
 SUITES = ("ablation_normalizer_error_*",)
 CHANGES = {
-    # What varies, how it is called, whether small is easy, and the change that the paper reports.
+    # Column that varies: its name, whether small values are easy, and the change that the paper reports.
     "global_batch_size": ("Batch", False, "batch 1024 to 512"),
     "dataset_pairs": ("Pairs", True, "1.37 M to 13.7 M pairs"),
 }
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per quantity that varies, variant and method."""
+    """Build one row per quantity that varies, variant and method."""
     frame = tidy.with_mean_error(frame[frame["is_final"]])
     frame = frame[frame["name"] == "mse"]
     rows: list[Row] = []
     for column, (name, small_is_easy, change) in CHANGES.items():
-        paper = reference.increase(change)
+        paper = reference.column("normalizer_error", change)
         for variant in tidy.variants(frame):
             part = frame[frame["variant"] == variant]
             sizes = sorted(part[column].unique(), reverse=not small_is_easy)
@@ -52,11 +52,9 @@ def build(frame: pd.DataFrame) -> Table:
             "At the end of training; growth is paired by seed, ratio is after over before. The paper's growth is that "
             "of its own sizes and temperatures: compare orders of magnitude and the order of methods.",
         ),
-        reference=reference.by_method("normalizer_error", "changes"),
+        reference=reference.table("normalizer_error"),
     )
 
 
 def _cell(values: pd.Series, sign: str = "") -> Cell:
-    values = values.dropna()
-    mean = float(values.mean())
-    return Cell(mean, stats.half_width(values), len(values), sign + three_digits(mean))
+    return cells.mean(values, sign + three_digits(float(values.mean())))

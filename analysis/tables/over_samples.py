@@ -1,4 +1,4 @@
-"""Runs without further seeds: every evaluation set with the interval that its finite samples leave it."""
+"""Runs without further seeds: scores on every evaluation set, with intervals over its samples."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ KINDS = ("eval", "sampling")
 
 
 def build(frame: pd.DataFrame) -> Table:
-    """One row per setting and set, one column per method with a single main run, in percent."""
+    """Build one row per setting and set, one column per method with a single main run, in percent."""
     frame = tidy.main_runs(frame[frame["is_final"]])
     widths = frame[frame["kind"] == "sampling"].set_index(["run_id", "name"])["value"]
     final = tidy.final_scores(frame)
     runs_alike = final.groupby(["dataset_pairs", *tidy.SETTING, "method"])["run_id"].transform("nunique")
     final = final[runs_alike == 1]
-    settings, methods = tidy.settings(final), tidy.methods(final)
-    keys = ("Setting", "Set") if len(settings) > 1 else ("Set",)
+    methods = tidy.methods(final)
     rows: list[Row] = []
-    for label, part in settings:
+    for label, part in tidy.settings(final):
         for score in tidy.scores(part):
             runs = part[part["name"] == score.name].set_index("method")
             cells = (
                 _cell(runs.loc[[method]].iloc[0], widths) if method in runs.index else Cell(None) for method in methods
             )
-            rows.append((*(label, score.title)[-len(keys) :], *cells))
+            rows.append((label, score.title, *cells))
     return Table(
         title="Single runs in %, ± half-width of the 95 % bootstrap interval over evaluation samples",
-        header=(*keys, *(style.method(method).name for method in methods)),
+        header=("Setting", "Set", *(style.method(method).name for method in methods)),
         rows=tuple(rows),
-        num_keys=len(keys),
+        num_keys=2,
         notes=(
             "Over samples, not over seeds: what the same weights would reach on another draw of the sets "
             f"({bootstrap.NUM_RESAMPLES} resamples). Another seed's training varies beyond it, so it says nothing of "
@@ -45,6 +44,6 @@ def build(frame: pd.DataFrame) -> Table:
 
 
 def _cell(run: pd.Series, widths: pd.Series) -> Cell:
-    place = (run["run_id"], run["name"])
-    cell = Cell(100 * run["value"], 100 * float(widths[place]) if place in widths.index else None, form=".1f")
-    return cell if run["status"] == "evaluated" else cell.but(remark=run["status"])
+    half_width = widths.get((run["run_id"], run["name"]))
+    remark = "" if run["status"] == "evaluated" else run["status"]
+    return Cell(100 * run["value"], None if half_width is None else 100 * half_width, remark=remark)

@@ -99,6 +99,12 @@ def test_several_settings_have_a_panel_per_average_each() -> None:
     assert titles == ["Average, batch 64", "Retrieval, batch 64", "Average, batch 128", "Retrieval, batch 128"]
 
 
+def test_a_suite_without_averages_has_its_sets_drawn() -> None:
+    frame = collect(synthetic.write_suite(synthetic.main_specs(1), averages={}))
+    titles = [axes.get_title(loc="left") for axes in build_figure(frame, "results_by_method").get_axes()]
+    assert titles == ["Digits", "Flickr"]
+
+
 def test_training_curves_compare_what_compares_and_separate_losses(frame: pd.DataFrame) -> None:
     figure = build_figure(frame, "training_curves")
     titles = [axes.get_title(loc="left") for axes in figure.get_axes()]

@@ -31,15 +31,15 @@ def signed_rank_p(difference: list[float]) -> float:
 def test_sets_are_averaged_over_seeds() -> None:
     rows = [("x", "a", 1.0), ("x", "a", 3.0), ("x", "b", 5.0)]
     frame = pd.DataFrame(rows, columns=["name", "method", "value"])
-    assert stats.by_set(frame, ["name"]).to_dict("index") == {"x": {"a": 2.0, "b": 5.0}}
+    assert stats.by_set(frame).to_dict("index") == {"x": {"a": 2.0, "b": 5.0}}
 
 
 def test_a_hole_takes_its_set_from_the_ranks_and_from_its_own_pair_only() -> None:
     table = scores(9)
-    whole = stats.set_differences(table, first="a").set_index("baseline")
+    whole = stats.set_differences(table, first="a")
     table.loc[0, "b"] = math.nan
     assert stats.rank(table).num_sets == 8
-    found = stats.set_differences(table, first="a").set_index("baseline")
+    found = stats.set_differences(table, first="a")
     assert found["num_sets"].to_dict() == {"b": 8, "c": 9, "d": 9}
     assert found["p"][["c", "d"]].equals(whole["p"][["c", "d"]])
 
@@ -49,16 +49,14 @@ def test_a_method_without_any_value_silences_no_other() -> None:
     ranks = stats.rank(table.assign(diverged=math.nan))
     assert ranks.mean.equals(stats.rank(table).mean)
     assert ranks.num_sets == 9
-    found, without = (
-        stats.set_differences(one, first="a").set_index("baseline") for one in (table.assign(diverged=math.nan), table)
-    )
+    found, without = (stats.set_differences(one, first="a") for one in (table.assign(diverged=math.nan), table))
     assert found["num_sets"]["diverged"] == 0
     assert found["p_holm"].drop("diverged").equals(without["p_holm"])
 
 
 def test_the_signed_rank_test_is_the_one_that_goes_through_all_signs() -> None:
     table = scores(9)
-    found = stats.set_differences(table, first="a").set_index("baseline")
+    found = stats.set_differences(table, first="a")
     for baseline in "bcd":
         expected = signed_rank_p(list(table["a"] - table[baseline]))
         assert found["p"][baseline] == pytest.approx(expected)

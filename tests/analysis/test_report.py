@@ -22,6 +22,7 @@ from analysis.__main__ import main
 from analysis.report import content, curves
 from analysis.report import page as page_module
 from analysis.report.page import SCRIPTS
+from analysis.table import NO_VALUE, show
 from engine import files, paths
 
 
@@ -179,8 +180,8 @@ def test_divergence_signs_and_replaced_samples_are_told_with_their_run(page: Pag
     assert "npn_too_small, steps 3 to 30: raise num_prototypes" in page.text
     assert "2 samples could not be decoded" in page.text
     (suite,) = content.gather([SUITE]).suites
-    column = suite.header.index("Replaced samples")
-    assert {(row.cells[0], row.cells[column].text()) for row in suite.runs} == {
+    column = suite.runs.header.index("Replaced samples")
+    assert {(row[0], row[column].text()) for row in suite.runs.rows} == {
         ("NeuCLIP", "2"), ("OpenCLIP", "0"), ("SigLIP", "0")
     }  # fmt: skip
     assert "not evaluated at 2,560 samples, which it did not reach" in page.text
@@ -190,10 +191,10 @@ def test_runs_of_several_devices_say_which_and_one_that_moved_has_no_step_time()
     def steps() -> dict[str, tuple[str, ...]]:
         make("collect", str(paths.suite(SUITE)), "--out", str(paths.collected(SUITE)))
         (suite,) = content.gather([SUITE]).suites
-        columns = [suite.header.index(name) for name in ("Step, ms", "Device") if name in suite.header]
+        columns = [i for i, name in enumerate(suite.runs.header) if name in ("Step, ms", "Device")]
         return {
-            row.run.run_id: tuple(c if isinstance(c, str) else c.text() for c in (row.cells[i] for i in columns))
-            for row in suite.runs
+            run_id: tuple(show(row[i]).replace(NO_VALUE, "") for i in columns)
+            for run_id, row in zip(suite.run_ids, suite.runs.rows, strict=True)
         }
 
     assert {len(cells) for cells in steps().values()} == {1}

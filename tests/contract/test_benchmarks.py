@@ -1,5 +1,6 @@
 """The benchmarks run, on every method that there is."""
 
+import functools
 import importlib.metadata
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from benchmarks import memory, method_step, step_phases, trainer_speed
+from benchmarks import cases, memory, method_step, step_phases, trainer_speed
 from engine.registry import method_names
 
 SMALL = ["--batch", "128", "--dim", "8", "--set", "neuclip.num_prototypes=16", "neuclip.num_updates=1"]
@@ -38,7 +39,7 @@ def test_time_is_measured_for_every_method_beside_an_encoder_step(
     (npn,) = (row for row in measured["rows"] if row["what"] == "npn")
     # Two forms of one computation; AdaGrad's first step magnifies rounding.
     assert npn["largest_difference"] < 1e-3
-    assert {"date", "machine", "versions", "arguments"} < measured.keys()
+    assert {"date", "provenance", "arguments"} < measured.keys()
     assert "encoder step" in capsys.readouterr().out
 
 
@@ -62,6 +63,18 @@ def test_the_phases_of_a_step_are_measured_with_and_without_accumulation(
     peaks = {(row["method"], row["accumulation"]): row["peak_bytes"] for row in rows}
     assert all(peaks[name, 4]["forward"] < peaks[name, 1]["forward"] / 2 for name in ("openclip", "neuclip"))
     assert "/ openclip" in capsys.readouterr().out
+
+
+def test_a_turn_of_less_than_a_clock_tick_has_its_processor_time() -> None:
+    seconds = cases.take_turns({"quick": lambda: sum(range(20_000))}, rounds=20)
+    assert all(turn.processor > 0 for turn in seconds["quick"])
+
+
+def test_the_last_contestant_begins_every_other_round() -> None:
+    called: list[str] = []
+    calls = {name: functools.partial(called.append, name) for name in "ab"}
+    assert {name: len(turns) for name, turns in cases.take_turns(calls, 2).items()} == {"a": 2, "b": 2}
+    assert "".join(called) == "abbaab"
 
 
 OLD_WEBDATASET = Version(importlib.metadata.version("webdataset")) <= Version("0.2.86")
