@@ -107,7 +107,8 @@ def show(places: list[Path]) -> None:
         raise FileNotFoundError(f"{', '.join(map(str, places))}: nothing is collected here; run: snakemake")
     console = Console()
     for file in collected:
-        table = rendering.build_table(frame.read(file), "main_results")
+        first = "main_results" if "main_results" in artifacts.tables(file.stem) else "tuning"
+        table = rendering.build_table(frame.read(file), first)
         console.print(f"\n[bold]{file.stem}[/]: {table.title}")
         for columns in panels(table, max(1, console.width // CELL_WIDTH - table.num_keys)):
             grid = Grid(*[table.header[i] for i in columns])

@@ -20,7 +20,7 @@ from engine.schema.base import parse, settings
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments import cards, expansion, jobs, names
+from experiments import cards, expansion, jobs, names, tuning
 from experiments.fetch import training
 from experiments.suite import expand
 from experiments.tensorboard import mirror
@@ -53,7 +53,7 @@ def _list(console: Console, asked: list[str], *, as_json: bool) -> None:
     table = Table(*(Column(name, no_wrap=True) for name in ("suite", "runs", "done")), title, expand=True)
     runs = Table(Column("run", no_wrap=True), "variant", "state")
     found: list[dict[str, Any]] = []
-    for name in names.resolve(asked or [*names.suites(), "ablations"]):
+    for name in names.resolve(asked or [*names.suites(), *names.tunings(), "ablations"]):
         try:
             suite = expand(name)
         except ValueError as error:
@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     listing = commands.add_parser("list", help="suites and how many of their runs are done; of named suites, every run")
     listing.add_argument("suites", nargs="*", help="default: all")
     planning = commands.add_parser("plan", help="what suites still ask for: runs, hours, disk, data that are missing")
-    planning.add_argument("suites", nargs="*", help="or ablation_WHAT@SUITE, ablations@SUITE (default: all)")
+    planning.add_argument("suites", nargs="*", help="or ablation_WHAT@, ablations@, tuning@SUITE (default: all)")
     explaining = commands.add_parser("explain", help="every setting of a run")
     explaining.add_argument("run_id")
     differing = commands.add_parser("diff", help="settings in which two runs differ")
@@ -247,6 +247,8 @@ def main(argv: list[str] | None = None) -> None:
     downloading = commands.add_parser("training-data", help="fetch a training set as its card says")
     downloading.add_argument("name", help="a card of experiments/datasets/")
     downloading.add_argument("--crawl", action="store_true", help="from the links of its pictures, not from a copy")
+    choosing = commands.add_parser("choose", help="write what tunings have chosen (`snakemake tune` does it)")
+    choosing.add_argument("suites", nargs="+", metavar="tuning@SUITE")
     checking = commands.add_parser("check-method", help="hold a method of your own to what the tests ask of ours")
     checking.add_argument("reference", metavar="FILE.py:CLASS")
     args = parser.parse_args(argv)
@@ -273,6 +275,11 @@ def main(argv: list[str] | None = None) -> None:
             _evaluation_data(console, args)
         elif args.command == "training-data":
             _training_data(console, args)
+        elif args.command == "choose":
+            for name, suite in expansion.load(args.suites).items():
+                path = names.split(name).tuned
+                tuning.write(tuning.choose(suite), path)
+                console.print(f"wrote {path}", soft_wrap=True)
         elif args.command == "check-method":
             sys.exit(_check_method(args.reference))
         else:
