@@ -339,13 +339,13 @@ def test_a_control_is_tuned_by_a_suite_of_its_own(here):
         expand(suite_with(tuned="mine", variants=[{}, control]))
 
 
-@pytest.mark.slow
-def test_the_workflow_expands_anew_when_the_file_changes(here):
-    path = suite_with(tuned="mine")
-    tune(path)
-    rates = {run.spec.optimizer.lr for run in expansion.load([path])["mine"].runs}
-    tune(path, **{"training.optimizer.lr": 1.5e-3})
-    assert {run.spec.optimizer.lr for run in expansion.load(["mine"])["mine"].runs} == {1.5e-3} != rates
+def test_an_expansion_is_made_anew_when_the_files_that_it_takes_settings_from_change(here):
+    suite_with(name="large")
+    for name in ("mine", "large"):
+        path = suite_with(tuned="mine", variants=[{}, {"label": "large", "tuned": "large.yaml"}])
+        before = expansion._digest("", names.split(path))
+        tune(f"{name}.yaml", **{"training.optimizer.lr": 1.5e-3})
+        assert expansion._digest("", names.split(path)) != before
 
 
 def write_results(suite, scores):
