@@ -103,7 +103,7 @@ class Suite(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Suite:
         for method in self.tuning.methods if self.tuning else ():
-            check_known("method in tuning,", method, self.methods)
+            check_known("method", method, self.methods, "tuning")
         return self
 
 
@@ -142,17 +142,14 @@ def _model(name: str) -> ModelSpec:
 def _times(values: Options, factors: Factors, where: str) -> Options:
     """Multiply the named values: integers stay integers of at least 1, None (worked out elsewhere) stays None."""
     changed: Options = {}
-    with located(f"{where}_times"):
-        for key, factor in factors.items():
-            check_known("key", key, values)
-            value = values[key]
-            if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-                raise ValueError(f"{key} is {value!r}, no number to multiply; give it in {where} instead")
-            if value is not None:
-                # Twelve digits: 0.1 * 3 is to be 0.3, so that a run's id does not depend on how a value came about.
-                changed[key] = (
-                    max(1, round(value * factor)) if isinstance(value, int) else float(f"{value * factor:.12g}")
-                )
+    for key, factor in factors.items():
+        check_known("key", key, values, f"{where}_times")
+        value = values[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{where}_times: {key} is {value!r}, no number to multiply; give it in {where} instead")
+        if value is not None:
+            # Twelve digits: 0.1 * 3 is to be 0.3, so that a run's id does not depend on how a value came about.
+            changed[key] = max(1, round(value * factor)) if isinstance(value, int) else float(f"{value * factor:.12g}")
     return changed
 
 
@@ -164,8 +161,7 @@ def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Va
     for key, factor in variant.options_times.items():
         owner, _, option = key.rpartition(".")
         if owner:
-            with located(f"options_times: {key}"):
-                check_known("method", owner, known)
+            check_known("method", owner, known, f"options_times: {key}")
         if owner in ("", method):
             factors[option] = factor
     options = resolve_config(method, entry.options, source).model_dump(mode="json")
@@ -238,8 +234,7 @@ def _with_ablation(suite: Suite, what: str) -> Suite:
     ablation = cards.read_yaml(cards.FOLDER / "ablations" / f"{what}.yaml", Ablation)
     methods = ablation.methods or tuple(suite.methods)
     for method in methods:
-        with located(f"ablation {what!r}"):
-            check_known("method", method, suite.methods)
+        check_known("method", method, suite.methods, f"ablation {what!r}")
     return suite.model_copy(
         update={
             "title": f"{ablation.title} ({suite.title})",
@@ -350,8 +345,7 @@ def _runs(suite: Suite, asked: names.Asked) -> Iterator[SuiteRun]:
     """Yield the runs of all variants."""
     for variant in suite.variants:
         for method in variant.methods or ():
-            with located(f"variant {variant.label!r}"):
-                check_known("method", method, suite.methods)
+            check_known("method", method, suite.methods, f"variant {variant.label!r}")
     sources = _sources(suite, asked.file.parent)
     tuned = _with_tuned(suite, asked)
     for variant in suite.variants:
@@ -405,23 +399,20 @@ def expand(name: str) -> ExpandedSuite:
     asked = names.split(name)
     suite = cards.read_yaml(asked.file, Suite)
     with located(f"suite {asked.name!r}", Training):
-        evaluation = cards.evaluation(suite.evaluation)
-        tuning = suite.tuning
+        evaluation, tuning, digests = cards.evaluation(suite.evaluation), suite.tuning, {}
         if tuning is not None:
             with located("tuning", Training):
                 _check_tuning(suite, tuning)
-        digests = {}
         if asked.ablation is not None:
             suite = _with_ablation(suite, asked.ablation)
         if asked.part != names.TUNING:
             found = _runs(suite, asked)
         elif tuning is None:
-            raise ValueError(f"{asked.file} has no `tuning`, see docs/tuning.md")
+            raise ValueError(f"{asked.file} has no `tuning`: see docs/tuning.md")
         else:
+            found, evaluation = _trials(suite, tuning, asked), _of_score(evaluation, tuning)
             digests = {method: _digest(suite, tuning, method) for method in suite.methods}
-            evaluation = _of_score(evaluation, tuning)
             suite = suite.model_copy(update={"title": f"Tuning ({suite.title})"})
-            found = _trials(suite, tuning, asked)
         runs: dict[str, SuiteRun] = {}
         for run in found:
             known = runs.setdefault(run.spec.run_id, run)

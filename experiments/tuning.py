@@ -129,7 +129,7 @@ class Tuning(Frozen):
     def _check_conditions(space: Space) -> None:
         for name, each in space.items():
             for other, value in each.when.items():
-                check_known(f"setting in when of {name!r}:", other, space)
+                check_known("setting", other, space, f"when of {name!r}")
                 if value not in space[other].choices:
                     allowed = str(space[other]) if space[other].choices else "none, it has no choices"
                     raise ValueError(f"when of {name!r}: {other} = {value!r}, allowed is {allowed}")

@@ -58,14 +58,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names) or 'none'}."
 
 
-def check_known(kind: str, name: str, known: Iterable[str]) -> None:
+def check_known(kind: str, name: str, known: Iterable[str], where: str = "") -> None:
     """Refuse a name that is not known.
 
     Raises:
-        ValueError: As `unknown_name` says it.
+        ValueError: As `unknown_name` says it, behind `where` if that is given.
     """
     if name not in (names := tuple(known)):
-        raise ValueError(unknown_name(kind, name, names))
+        raise ValueError((f"{where}: " if where else "") + unknown_name(kind, name, names))
 
 
 @contextmanager

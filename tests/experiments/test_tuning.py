@@ -210,7 +210,7 @@ def test_trials_are_evaluated_on_nothing_that_is_reported(here):
             r"tuning: score: methods are compared by icons_tiny_thin \(average 'Average'\): judge trials by sets",
         ),
         ({"tuning__score": ["icons_tiny_validatio"]}, "did you mean 'icons_tiny_validation'"),
-        ({"tuning__methods__amorlp": {}}, "unknown method in tuning, 'amorlp'; did you mean 'amorlip'"),
+        ({"tuning__methods__amorlp": {}}, "tuning: unknown method 'amorlp'; did you mean 'amorlip'"),
         ({"tuning__space": {}}, "tuning of openclip: nothing to try"),
         ({"tuning__space": {"lr": {"choices": [1, 2]}}}, "setting 'lr': write training.NAME or options.NAME"),
         ({"tuning__space": {"training.optimizer.rate": {"choices": [1, 2]}}}, "unknown key 'rate'"),
@@ -219,7 +219,7 @@ def test_trials_are_evaluated_on_nothing_that_is_reported(here):
         ({"tuning__trails": 3}, "unknown key 'trails'; did you mean 'trials'"),
         (
             {"tuning__methods__amorlip": {"options.rho": {"low": 1, "high": 2, "when": {"options.x": True}}}},
-            "unknown setting in when of 'options.rho': 'options.x'",
+            "when of 'options.rho': unknown setting 'options.x'",
         ),
         (
             {"tuning__space__options.rho": {"low": 1, "high": 2, "when": {"training.optimizer.lr": 1e-3}}},
@@ -235,7 +235,7 @@ def test_a_mistake_in_a_tuning_is_one_clear_error(here, changes, message):
 
 
 def test_only_a_suite_with_a_tuning_can_be_tuned():
-    with pytest.raises(ValueError, match=r"suite 'tuning@smoke': .*smoke\.yaml has no `tuning`, see docs/tuning\.md"):
+    with pytest.raises(ValueError, match=r"suite 'tuning@smoke': .*smoke\.yaml has no `tuning`: see docs/tuning\.md"):
         expand("tuning@smoke")
     with pytest.raises(ValueError, match="tuning@smok: unknown suite 'smok'; did you mean 'smoke'"):
         names.resolve(["tuning@smok"])
