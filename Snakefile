@@ -59,12 +59,12 @@ for target in ABLATIONS:
             lambda wildcards, target=target: flow.ablation(target),
 
 
-# `snakemake tune --config suites=study`: all the above of its trials, and the file of what they have chosen.
+# `snakemake tune --config suites=study`: its trials, then the file of what they have chosen.
 rule tune:
     input:
         *flow.targets.values(),
     shell:
-        f"python -m experiments choose {' '.join(flow.chosen)}"
+        f"python -m experiments choose {flow.choosing}"
 
 
 for build in flow.builds():

@@ -91,7 +91,10 @@ class Asked(NamedTuple):
 
     def maker(self, tuned: str) -> Asked:
         """Return the suite that `tuned` of this one names: itself, or another."""
-        return self if tuned == self.base else split(tuned)
+        if tuned == self.base:
+            return self
+        with located("tuned"):
+            return split(tuned)
 
 
 def split(name: str) -> Asked:

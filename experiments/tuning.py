@@ -90,7 +90,8 @@ class Range(Frozen):
 
     def __str__(self) -> str:
         if self.choices:
-            return ", ".join(map(canonical_json, self.choices))
+            written = [canonical_json(choice) for choice in self.choices]
+            return f"{written[0]} to {written[-1]}, {len(written)} choices" if self._is_ordered else ", ".join(written)
         low, high = self._ends
         return f"{low:g} to {high:g}" + (", log" if self.scale == "log" else "")
 

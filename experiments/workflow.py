@@ -106,8 +106,8 @@ class Workflow:
         chosen = settings.suites.split(",")
         if TUNE in argv:
             chosen = [f"{names.TUNING}@{name}" for name in chosen]
-        self.chosen = chosen
-        """What is asked for, by name."""
+        self.choosing = shlex.join(chosen)
+        """What `TUNE` writes the files of."""
         ablations = {target: f"{target}@{settings.dataset}" for target in ABLATIONS if target in argv}
         asked = [*chosen, *ablations.values()]
         self.suites = Known("suite", expansion.load(asked))

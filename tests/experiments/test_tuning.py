@@ -319,9 +319,12 @@ def test_another_suite_takes_the_settings_if_its_trials_would_be_the_same(here):
     ):
         expand(other)
     # Nor one that reports what it was tuned on.
-    for changes in ({"seeds": [100]}, {"tuned": "nothing.yaml"}):
-        with pytest.raises(ValueError, match=r"seeds = \[100\] are the suite's|there is no file"):
-            expand(suite_with(name="other", tuning=None, **{"tuned": "mine.yaml", **changes}))
+    with pytest.raises(ValueError, match=r"tuned: mine: seeds = \[100\] are the suite's"):
+        expand(suite_with(name="other", tuned="mine.yaml", tuning=None, seeds=[100]))
+    with pytest.raises(ValueError, match="tuned: unknown suite 'smoek'; did you mean 'smoke'"):
+        expand(suite_with(name="other", tuned="smoek", tuning=None))
+    with pytest.raises(ValueError, match="suite 'smoke' has no `tuning`: write it, and run"):
+        expand(suite_with(name="other", tuned="smoke", tuning=None))
 
 
 def test_a_control_is_tuned_by_a_suite_of_its_own(here):

@@ -54,7 +54,7 @@ def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_no
 def test_to_tune_is_to_run_the_trials_of_the_suites_that_are_asked_for():
     tuning = Workflow({"suites": "study"}, ["snakemake", "tune"])
     assert tuning.suites.keys() == {"tuning@study"}
-    assert tuning.chosen == ["tuning@study"]
+    assert tuning.choosing == "tuning@study"
     assert [path for files in tuning.targets.values() for path in files] == [
         paths.tables("tuning@study") / "tuning.json",
         paths.figures("tuning@study") / "tuning.json",
