@@ -181,12 +181,15 @@ def _label(variant: Variant, values: Options) -> str:
         raise ValueError(f"label {variant.label!r}: " + unknown_name("key", str(error.args[0]), values)) from None
 
 
+def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
+    card = cards.dataset(variant.dataset or suite.dataset)
+    return card if variant.data_fraction is None else cards.subset(card, variant.data_fraction)
+
+
 def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | None, seed: int) -> SuiteRun:
     config, training = _changed(suite, method, source, variant)
     plan = Training.model_validate(training)
-    card = cards.dataset(variant.dataset or suite.dataset)
-    if variant.data_fraction is not None:
-        card = cards.subset(card, variant.data_fraction)
+    card = _card(suite, variant)
     if (plan.epochs is None) == (plan.samples_seen is None):
         raise ValueError("training: give either epochs or samples_seen")
     batch = plan.global_batch_size
@@ -363,7 +366,7 @@ def _as_variant(suite: Suite, variant: Variant, method: str) -> Suite:
     changed = entry.model_copy(update={"options": merge(entry.options, variant.options)})
     return suite.model_copy(
         update={
-            "dataset": variant.dataset or suite.dataset,
+            "dataset": _card(suite, variant).name,
             "model": variant.model or suite.model,
             "training": merge(suite.training, variant.training),
             "methods": {method: changed},

@@ -56,9 +56,9 @@ def expected_best(scores: np.ndarray) -> np.ndarray:
     Args:
         scores: One score per trial that was run, shape (n,).
 
-    Source: Dodge et al., "Show Your Work", arXiv:1909.03004, Eq. 7.
+    Source: Dodge et al., "Show Your Work", arXiv:1909.03004, Section 3.
     """
     n = len(scores)
-    share_Kn = (np.arange(n + 1) / n) ** np.arange(1, n + 1)[:, None]
-    expected: np.ndarray = np.diff(share_Kn, axis=1) @ np.sort(scores)
+    none_above = (np.arange(n + 1) / n) ** np.arange(1, n + 1)[:, None]  # of k draws: one row per k
+    expected: np.ndarray = np.diff(none_above, axis=1) @ np.sort(scores)
     return expected

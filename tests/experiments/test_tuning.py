@@ -337,9 +337,9 @@ def test_a_control_is_tuned_by_a_suite_of_its_own(here):
     found = {run.variant: run.spec for run in expand(path).runs if run.spec.method.name == "openclip"}
     assert (found["large"].global_batch_size, found["large"].optimizer.lr) == (128, rate)
     assert found[""].optimizer.lr != rate
-    control["training"] = {"global_batch_size": 256}
-    with pytest.raises(ValueError, match=r"tuned/large\.yaml is of other trials than those of openclip"):
-        expand(suite_with(tuned="mine", variants=[{}, control]))
+    for change in ({"training": {"global_batch_size": 256}}, {"data_fraction": 0.5}):
+        with pytest.raises(ValueError, match=r"tuned/large\.yaml is of other trials than those of openclip"):
+            expand(suite_with(tuned="mine", variants=[{}, control | change]))
 
 
 def test_an_expansion_is_made_anew_when_the_files_that_it_takes_settings_from_change(here):
