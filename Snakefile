@@ -59,6 +59,14 @@ for target in ABLATIONS:
             lambda wildcards, target=target: flow.ablation(target),
 
 
+# `snakemake tune --config suites=study`: its trials, then the file of what they have chosen.
+rule tune:
+    input:
+        *flow.targets.values(),
+    shell:
+        f"python -m experiments choose {flow.choosing}"
+
+
 for build in flow.builds():
 
     rule:
@@ -238,8 +246,5 @@ onstart:
 
 
 onsuccess:
-    collected = [
-        path for path in map(paths.collected, flow.suites) if path.exists()
-    ]
-    if collected:
-        shell(f"python -m analysis show {' '.join(map(str, collected))}")
+    if flow.collected:
+        shell(f"python -m analysis show {' '.join(map(str, flow.collected))}")

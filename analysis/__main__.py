@@ -107,7 +107,8 @@ def show(places: list[Path]) -> None:
         raise FileNotFoundError(f"{', '.join(map(str, places))}: nothing is collected here; run: snakemake")
     console = Console()
     for file in collected:
-        table = rendering.build_table(frame.read(file), "main_results")
+        first = "main_results" if "main_results" in artifacts.tables(file.stem) else "tuning"
+        table = rendering.build_table(frame.read(file), first)
         alone = dataclasses.replace(table, title=f"{file.stem}: {table.title}", reference=None)
         columns = max(1, console.width // CELL_WIDTH - table.num_keys)
         console.print(Markdown(rendering.to_markdown(alone, columns=columns)))

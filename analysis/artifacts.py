@@ -5,7 +5,8 @@ width in inches. Each may say, as literals,
 
 - ``KINDS``: the kinds of rows that `build` gets; by default `rendering.DEFAULT_KINDS`;
 - ``SUITES``: patterns of the suites it is made for, such as ``("ablation_*",)``; a pattern that begins with ``!`` names
-  suites that it is not made for. By default it is made for all.
+  suites that it is not made for. By default it is made for all but tunings, whose trials are no results: they have what
+  names ``tuning@*``.
 """
 
 from __future__ import annotations
@@ -109,5 +110,7 @@ def _find(form: Form, suite: str | None) -> tuple[str, ...]:
 
 def _serves(patterns: tuple[str, ...], suite: str) -> bool:
     wanted = [p for p in patterns if not p.startswith("!")] or ["*"]
+    if suite.startswith("tuning@"):
+        wanted = [p for p in wanted if p.startswith("tuning@")]
     unwanted = [p.removeprefix("!") for p in patterns if p.startswith("!")]
     return any(fnmatch.fnmatch(suite, p) for p in wanted) and not any(fnmatch.fnmatch(suite, p) for p in unwanted)

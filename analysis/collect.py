@@ -78,6 +78,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
             *_train_rows(run),
             *_cost_rows(record),
             *_option_rows(run),
+            *_setting_rows(run),
             *_signature_rows(record),
         ):
             rows.append({**shared, "is_final": row["samples_seen"] == run.spec.samples_seen, **row})
@@ -261,6 +262,19 @@ def _option_rows(run: SuiteRun) -> Iterator[Row]:
     options = {name: math.inf if value == "never" else value for name, value in run.spec.method.config.items()}
     numbers = {name: value for name, value in options.items() if type(value) in (int, float)}
     return _rows("option", run.spec.samples_seen, numbers)
+
+
+def _setting_rows(run: SuiteRun) -> Iterator[Row]:
+    """Give what a trial of a tuning tries: the value in `title`, its range in `metric`, its place there in `value`."""
+    for name, setting in run.settings.items():
+        yield {
+            "kind": "setting",
+            "samples_seen": run.spec.samples_seen,
+            "name": name,
+            "title": canonical_json(setting.value),
+            "metric": setting.range,
+            "value": math.nan if setting.place is None else setting.place,
+        }
 
 
 def _signature_rows(record: Record) -> Iterator[Row]:

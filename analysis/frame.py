@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from analysis import style
 from engine import files
+from engine.schema.suite import DEFAULTS
 
 COLUMNS = {
     "suite": "str",
@@ -31,7 +32,7 @@ COLUMNS = {
     "commit": "str",  # of all attempts of the run, if they differ
     "device": "str",  # likewise, with the number of processes if there are several
     # eval | average | sampling (interval over a set's samples) | train | normalizer | log_normalizer (of one anchor
-    # each) | cost | option (numeric, of the method) | signature
+    # each) | cost | option (numeric, of the method) | setting (of a trial: its place in its range) | signature
     "kind": "str",
     "samples_seen": "int64",
     "is_final": "bool",  # at the end of training, not at an earlier milestone or step
@@ -153,6 +154,16 @@ def variants(frame: pd.DataFrame) -> list[str]:
         ]
 
     return sorted(frame["variant"].unique(), key=key)
+
+
+def trials(scores: pd.DataFrame) -> pd.Series:
+    """Return the mean final score of each trial of a tuned method over seeds, in order; NaN where one has diverged.
+
+    Six digits, as in the file of what was chosen: rounding decides between no trials.
+    """
+    tried = scores[~scores["variant"].isin(["", DEFAULTS])]
+    means = tried.groupby("variant")["value"].agg(lambda values: values.mean(skipna=False))
+    return means.reindex(variants(tried)).round(6)
 
 
 def moved(frame: pd.DataFrame) -> pd.Series:

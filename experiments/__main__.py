@@ -21,7 +21,7 @@ from engine.schema.base import parse, settings
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments import cards, expansion, jobs, names
+from experiments import cards, expansion, jobs, names, tuning
 from experiments.fetch import training
 from experiments.suite import expand
 from experiments.tensorboard import mirror
@@ -59,7 +59,7 @@ def _list(console: Console, args: argparse.Namespace) -> None:
     table = Table(*(Column(name, no_wrap=True) for name in ("suite", "runs", "done")), title, expand=True)
     runs = Table(Column("run", no_wrap=True), "variant", "state")
     found: list[dict[str, Any]] = []
-    for name in names.resolve(asked or [*names.suites(), "ablations"]):
+    for name in names.resolve(asked or [*names.suites(), *names.tunings(), "ablations"]):
         try:
             suite = expand(name)
         except ValueError as error:
@@ -222,6 +222,13 @@ def _check_method(console: Console, args: argparse.Namespace) -> None:
     sys.exit(subprocess.run(command, env=environment, cwd=cards.FOLDER.parent, check=False).returncode)
 
 
+def _choose(console: Console, args: argparse.Namespace) -> None:
+    for name, suite in expansion.load(args.suites).items():
+        path = names.split(name).tuned
+        tuning.write(tuning.choose(suite), path)
+        console.print(f"wrote {path}", soft_wrap=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
@@ -235,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     listing = command("list", _list, "suites and how many of their runs are done; of named suites, every run")
     listing.add_argument("suites", nargs="*", help="default: all")
     planning = command("plan", _plan, "what suites still ask for: runs, hours, disk, data that are missing")
-    planning.add_argument("suites", nargs="*", help="or ablation_WHAT@SUITE, ablations@SUITE (default: all)")
+    planning.add_argument("suites", nargs="*", help="or ablation_WHAT@, ablations@, tuning@SUITE (default: all)")
     explaining = command("explain", _explain, "every setting of a run")
     explaining.add_argument("run_id")
     differing = command("diff", _diff, "settings in which two runs differ")
@@ -265,6 +272,8 @@ def main(argv: list[str] | None = None) -> None:
     downloading = command("training-data", _fetch, "fetch a training set as its card says")
     downloading.add_argument("name", help="a card of experiments/datasets/")
     downloading.add_argument("--crawl", action="store_true", help="from the links of its pictures, not from a copy")
+    choosing = command("choose", _choose, "write what tunings have chosen (`snakemake tune` does it)")
+    choosing.add_argument("suites", nargs="+", metavar="tuning@SUITE")
     checking = command("check-method", _check_method, "hold a method of your own to what the tests ask of ours")
     checking.add_argument("reference", metavar="FILE.py:CLASS")
     args = parser.parse_args(argv)

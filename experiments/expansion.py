@@ -67,16 +67,24 @@ class _Entry(BaseModel):
     class_: str | None = Field(default=None, alias="class")
 
 
-class _Classes(BaseModel):
-    """What a suite says of files of methods."""
+class _Tuned(BaseModel):
+    tuned: str | None = None
+
+
+class _Sources(_Tuned):
+    """What a suite says of other files: those of methods, and suites whose chosen settings it takes."""
 
     methods: dict[str, _Entry]
+    variants: tuple[_Tuned, ...] = ()
 
 
 def _digest(ours: str, suite: names.Asked) -> str:
     """Digest of all that a suite's expansion depends on, `ours` being that of this repository."""
-    references = [entry.class_ for entry in cards.read_yaml(suite.file, _Classes).methods.values() if entry.class_]
+    said = cards.read_yaml(suite.file, _Sources)
+    references = [entry.class_ for entry in said.methods.values() if entry.class_]
     sources = [suite.file, *(suite.file.parent / reference.rpartition(":")[0] for reference in references)]
+    makers = [suite.maker(part.tuned) for part in (said, *said.variants) if part.tuned is not None]
+    sources += [file for maker in makers for file in (maker.file, maker.tuned)]
     lines = [f"{file}\0{files.file_sha256(file) if file.is_file() else None}\n" for file in sources]
     return hashlib.sha256("".join([ours, *lines]).encode()).hexdigest()
 

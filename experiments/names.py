@@ -2,7 +2,8 @@
 
 - ``NAME`` is a file of `experiments/suites/`;
 - ``ablation_WHAT@NAME`` is a file of `experiments/ablations/`, applied to that suite; without ``@NAME`` to `laptop`;
-- ``ablations@NAME`` or ``ablations`` is all of these.
+- ``ablations@NAME`` or ``ablations`` is all of these;
+- ``tuning@NAME`` is the trials of that suite's tuning.
 
 In place of ``NAME`` a suite that is not in this repository is named by its file, ``path/to/mine.yaml``; once it has
 been asked for in a folder, also as ``mine`` there, which is what its results are called.
@@ -16,22 +17,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from engine import files, paths
-from engine.schema.base import ID_PATTERN, unknown_name
+from engine.schema.base import ID_PATTERN, check_known, located, unknown_name
 from experiments import cards
 
 BASE = "laptop"
 """What an ablation is applied to when nothing is said: small enough for one machine."""
 PREFIX = "ablation_"
+TUNING = "tuning"
 SUFFIX = ".yaml"
 
 
 class _Bundle(BaseModel):
-    """The one field of a suite that says what is asked for along with it."""
+    """What a suite says of others: those asked for along with it, and its tuning."""
 
     ablations: tuple[str, ...] = ()
+    tuning: dict[str, JsonValue] | None = None
 
 
 def suites() -> list[str]:
@@ -44,10 +47,17 @@ def ablations(base: str = BASE) -> list[str]:
     return [f"{PREFIX}{what}@{base}" for what in cards.names("ablations")]
 
 
-class Asked(NamedTuple):
-    """A suite, or an ablation of one."""
+def tunings() -> list[str]:
+    """Names of the tunings of all suites that have one, sorted."""
+    files = {name: cards.FOLDER / "suites" / f"{name}{SUFFIX}" for name in suites()}
+    return [f"{TUNING}@{name}" for name, file in files.items() if cards.read_yaml(file, _Bundle).tuning is not None]
 
-    ablation: str | None
+
+class Asked(NamedTuple):
+    """A suite, an ablation of one, or the tuning of one."""
+
+    part: str | None
+    """``ablation_WHAT`` or ``tuning``; None for the suite itself."""
     base: str
     """Name of the suite that is a file."""
     file: Path
@@ -57,13 +67,34 @@ class Asked(NamedTuple):
     @property
     def name(self) -> str:
         """What its results are called."""
-        return self.base if self.ablation is None else f"{PREFIX}{self.ablation}@{self.base}"
+        return self.base if self.part is None else f"{self.part}@{self.base}"
+
+    @property
+    def base_reference(self) -> str:
+        """How to ask for the suite itself again."""
+        return self.base if self.is_ours else str(self.file)
 
     @property
     def reference(self) -> str:
         """How to ask for it again."""
-        base = self.base if self.is_ours else str(self.file)
-        return base if self.ablation is None else f"{PREFIX}{self.ablation}@{base}"
+        return self.base_reference if self.part is None else f"{self.part}@{self.base_reference}"
+
+    @property
+    def ablation(self) -> str | None:
+        """Name of the ablation's file."""
+        return self.part.removeprefix(PREFIX) if self.part and self.part != TUNING else None
+
+    @property
+    def tuned(self) -> Path:
+        """The file of the settings that the suite's tuning has chosen."""
+        return (cards.FOLDER if self.is_ours else self.file.parent) / "tuned" / self.file.name
+
+    def maker(self, tuned: str) -> Asked:
+        """Return the suite that `tuned` of this one names: itself, or another."""
+        if tuned == self.base:
+            return self
+        with located("tuned"):
+            return split(tuned)
 
 
 def split(name: str) -> Asked:
@@ -73,14 +104,11 @@ def split(name: str) -> Asked:
         ValueError: If there is no such suite or no such ablation.
     """
     first, at, second = name.partition("@")
-    if first.startswith(PREFIX) and (at or not first.endswith(SUFFIX)):
-        what, base = first.removeprefix(PREFIX), second or BASE
-        if what not in cards.names("ablations"):
-            raise ValueError(unknown_name("ablation", what, cards.names("ablations")))
-        try:
-            return Asked(what, *_find(base))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+    if first == TUNING or (first.startswith(PREFIX) and (at or not first.endswith(SUFFIX))):
+        if first != TUNING:
+            check_known("ablation", first.removeprefix(PREFIX), cards.names("ablations"))
+        with located(name):
+            return Asked(first, *_find(second or BASE))
     return Asked(None, *_find(name))
 
 
@@ -110,11 +138,12 @@ def _find(base: str) -> tuple[str, Path, bool]:
         raise ValueError(f"suite {base}: there is no file {file.absolute()}")
     if file.resolve().parent == folder.resolve():
         return file.stem, folder / file.name, True
-    if file.stem in suites() or file.stem.startswith(PREFIX) or not re.fullmatch(ID_PATTERN, file.stem):
+    is_taken = file.stem in (TUNING, *suites()) or file.stem.startswith(PREFIX)
+    if is_taken or not re.fullmatch(ID_PATTERN, file.stem):
         raise ValueError(
             f"suite {base}: its results would be called {file.stem!r}; allowed are names of {ID_PATTERN}, at most 60 "
-            f"characters, that none of this repository's suites has and that do not begin with {PREFIX!r}: rename the "
-            "file"
+            f"characters, that none of this repository's suites has and that are not {TUNING!r} nor begin with "
+            f"{PREFIX!r}: rename the file"
         )
     return file.stem, file, False
 
@@ -122,7 +151,7 @@ def _find(base: str) -> tuple[str, Path, bool]:
 def _outside(base: str) -> str | None:
     """The file of a suite that has been asked for in this folder by its file."""
     folder = paths.suite(base).parent
-    for path in (paths.suite(base), *sorted(folder.glob(f"{PREFIX}*@{base}.json"))):
+    for path in (paths.suite(base), *sorted(folder.glob(f"*@{base}.json"))):
         if path.exists():
             file: str | None = files.read_json(path).get("file")
             return file
@@ -143,7 +172,7 @@ def resolve(asked: Iterable[str]) -> list[str]:
             continue
         one = split(name)
         found[one.reference] = None
-        if one.ablation is None:
+        if one.part is None:
             patterns = cards.read_yaml(one.file, _Bundle).ablations
             those = [what for what in cards.names("ablations") if any(fnmatch.fnmatch(what, p) for p in patterns)]
             found |= dict.fromkeys(f"{PREFIX}{what}@{one.reference}" for what in those)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, model_validator
 
 from engine.registry import keep, method_names, resolve_config
-from engine.schema.base import Frozen, explain_validation_error, unknown_name
+from engine.schema.base import Frozen, check_known, fingerprint, located, unknown_name
+from engine.schema.evaluation import Evaluation
 from engine.schema.run import AugmentationSpec, DatasetSpec, MethodSource, MethodSpec, ModelSpec, OptimizerSpec, RunSpec
-from engine.schema.suite import ExpandedSuite, SuiteRun
+from engine.schema.suite import DEFAULTS, ExpandedSuite, SuiteRun
 from experiments import cards, names
+from experiments.tuning import SCORE, Tuned, Tuning, described, nested, points, trial
 
 Options = dict[str, JsonValue]
 Factors = dict[str, float]
@@ -65,6 +68,11 @@ class Variant(Frozen):
     dataset: str | None = None
     data_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Train on a part of the data, see `cards.subset`."""
+    defaults: bool = False
+    """Leave out what the suite says of the methods: their options are their own defaults, their training is the
+    suite's."""
+    tuned: str | None = None
+    """As the suite's, for these runs, with the variant's changes; None: the suite's."""
     options: Options = Field(default_factory=dict)
     options_times: Factors = Field(default_factory=dict)
     """Factors by which options change: one ablation then makes sense at every scale. ``fastclip.rho`` is an option of
@@ -86,6 +94,17 @@ class Suite(Frozen):
     variants: tuple[Variant, ...] = (Variant(),)
     ablations: tuple[str, ...] = ()
     """Ablations that are asked for along with it, by name or pattern; see `experiments.names`."""
+    tuning: Tuning | None = None
+    """Trials of settings: ``tuning@SUITE``."""
+    tuned: str | None = None
+    """The suite whose tuning has chosen settings of the methods: they lie over what is written here. It may be this
+    suite, or one with the same data set, model, training and options."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Suite:
+        for method in self.tuning.methods if self.tuning else ():
+            check_known("method", method, self.methods, "tuning")
+        return self
 
 
 class Ablation(Frozen):
@@ -115,9 +134,8 @@ def _model(name: str) -> ModelSpec:
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.origin is not None
-    known = {p.stem for p in (Path(package.origin).parent / "model_configs").glob("*.json")}
-    if name not in known:
-        raise ValueError(unknown_name("model", name, {p.stem for p in _OWN_MODELS.glob("*.json")} | known))
+    folders = (_OWN_MODELS, Path(package.origin).parent / "model_configs")
+    check_known("model", name, {path.stem for folder in folders for path in folder.glob("*.json")})
     return ModelSpec(name=name)
 
 
@@ -125,8 +143,7 @@ def _times(values: Options, factors: Factors, where: str) -> Options:
     """Multiply the named values: integers stay integers of at least 1, None (worked out elsewhere) stays None."""
     changed: Options = {}
     for key, factor in factors.items():
-        if key not in values:
-            raise ValueError(f"{where}_times: " + unknown_name("key", key, values))
+        check_known("key", key, values, f"{where}_times")
         value = values[key]
         if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
             raise ValueError(f"{where}_times: {key} is {value!r}, no number to multiply; give it in {where} instead")
@@ -138,13 +155,13 @@ def _times(values: Options, factors: Factors, where: str) -> Options:
 
 def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Variant) -> tuple[Options, Options]:
     """Return a method's resolved options and its training, with a variant's changes."""
-    entry = suite.methods[method]
+    entry = MethodEntry() if variant.defaults else suite.methods[method]
     known = {*method_names(), *suite.methods}
     factors: Factors = {}
     for key, factor in variant.options_times.items():
         owner, _, option = key.rpartition(".")
-        if owner and owner not in known:
-            raise ValueError(f"options_times: {key}: " + unknown_name("method", owner, known))
+        if owner:
+            check_known("method", owner, known, f"options_times: {key}")
         if owner in ("", method):
             factors[option] = factor
     options = resolve_config(method, entry.options, source).model_dump(mode="json")
@@ -164,12 +181,15 @@ def _label(variant: Variant, values: Options) -> str:
         raise ValueError(f"label {variant.label!r}: " + unknown_name("key", str(error.args[0]), values)) from None
 
 
+def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
+    card = cards.dataset(variant.dataset or suite.dataset)
+    return card if variant.data_fraction is None else cards.subset(card, variant.data_fraction)
+
+
 def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | None, seed: int) -> SuiteRun:
     config, training = _changed(suite, method, source, variant)
     plan = Training.model_validate(training)
-    card = cards.dataset(variant.dataset or suite.dataset)
-    if variant.data_fraction is not None:
-        card = cards.subset(card, variant.data_fraction)
+    card = _card(suite, variant)
     if (plan.epochs is None) == (plan.samples_seen is None):
         raise ValueError("training: give either epochs or samples_seen")
     batch = plan.global_batch_size
@@ -212,16 +232,12 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
     return SuiteRun(variant=_label(variant, {**training, **config}), spec=spec)
 
 
-def _read(what: str | None, file: Path) -> Suite:
-    """Read a suite; with an ablation, put that in the place of its variants."""
-    suite = cards.read_yaml(file, Suite)
-    if what is None:
-        return suite
+def _with_ablation(suite: Suite, what: str) -> Suite:
+    """Put an ablation in the place of a suite's variants."""
     ablation = cards.read_yaml(cards.FOLDER / "ablations" / f"{what}.yaml", Ablation)
     methods = ablation.methods or tuple(suite.methods)
     for method in methods:
-        if method not in suite.methods:
-            raise ValueError(f"ablation {what!r}: " + unknown_name("method", method, suite.methods))
+        check_known("method", method, suite.methods, f"ablation {what!r}")
     return suite.model_copy(
         update={
             "title": f"{ablation.title} ({suite.title})",
@@ -230,6 +246,88 @@ def _read(what: str | None, file: Path) -> Suite:
             "variants": ablation.variants,
         }
     )
+
+
+def _check_tuning(suite: Suite, tuning: Tuning) -> None:
+    """Refuse a tuning that looks at what the suite reports, or that treats its methods unequally."""
+    seeds = {*suite.seeds, *(seed for variant in suite.variants for seed in variant.seeds or ())}
+    if shared := sorted(seeds.intersection(tuning.seeds)):
+        raise ValueError(f"seeds = {shared} are the suite's: take others, so that no reported run was tuned on")
+    for average, members in cards.evaluation(suite.evaluation).averages.items():
+        if shared_sets := sorted(set(tuning.score).intersection(members)):
+            raise ValueError(
+                f"score: methods are compared by {', '.join(shared_sets)} (average {average!r}): judge trials by sets "
+                "that are in no average, such as validation sets"
+            )
+    if Training.model_validate(_training_of_trials(suite, tuning)).optimizer.grad_clip_norm is not None:
+        raise ValueError(
+            "training.optimizer.grad_clip_norm clips methods whose losses are large and leaves the others: leave it "
+            "out, or give it to the methods that it is a part of, each under its own `training`"
+        )
+
+
+def _training_of_trials(suite: Suite, tuning: Tuning) -> Options:
+    """Return what trials are trained with: no more is measured than their score."""
+    of_suite = {key: value for key, value in suite.training.items() if key not in ("milestones", "normalizer_error")}
+    training: Options = merge(of_suite, tuning.training)
+    return training
+
+
+def _of_score(evaluation: Evaluation, tuning: Tuning) -> Evaluation:
+    """Return what trials are evaluated on: nothing that is reported."""
+    sets = {name: cards.eval_set(name) for name in tuning.score}
+    return evaluation.model_copy(update={"sets": sets, "averages": {SCORE: tuning.score}})
+
+
+def _digest(suite: Suite, tuning: Tuning, method: str) -> str:
+    """Return the digest of all that a suite says of a method's trials: with another, they are other trials.
+
+    Code is no part of it: what is chosen names its commit.
+    """
+    card, entry = cards.dataset(suite.dataset), suite.methods[method]
+    return fingerprint(
+        {
+            "dataset": [card.name, card.revision, card.pairs],
+            "model": _model(suite.model).model_dump(mode="json"),
+            "training": _training_of_trials(suite, tuning),
+            "method": entry.model_dump(mode="json", include={"options", "training"}),
+            "space": {
+                name: each.model_dump(mode="json", exclude_defaults=True) for name, each in tuning.of(method).items()
+            },
+            "trials": [tuning.trials, *tuning.seeds],
+            "score": {name: cards.eval_set(name).identity for name in tuning.score},
+        }
+    )
+
+
+def _with_tuned(suite: Suite, asked: names.Asked) -> Suite:
+    """Lay the settings that a tuning has chosen over what a suite says of its methods."""
+    if suite.tuned is None:
+        return suite
+    maker = asked.maker(suite.tuned)
+    tuning = cards.read_yaml(maker.file, Suite).tuning
+    command = f"snakemake tune --config suites={maker.base_reference}"
+    if tuning is None:
+        raise ValueError(f"suite {maker.base!r} has no `tuning`: write it, and run `{command}`")
+    with located(f"tuned: {maker.base}", Training):
+        _check_tuning(suite, tuning)
+    if not maker.tuned.exists():
+        raise ValueError(f"there is no {maker.tuned}: run `{command}`")
+    chosen = cards.read_yaml(maker.tuned, Tuned).methods
+    stale = [
+        name for name in suite.methods if name not in chosen or chosen[name].digest != _digest(suite, tuning, name)
+    ]
+    if stale:
+        raise ValueError(
+            f"{maker.tuned} is of other trials than those of {', '.join(stale)} here: data set, model, training, "
+            f"options, space or score differ; run `{command}`"
+            + ("" if maker.base == asked.base else f", or write here what suite {maker.base!r} says")
+        )
+    methods = {
+        name: entry.model_copy(update=merge(entry.model_dump(), nested(chosen[name].settings)))
+        for name, entry in suite.methods.items()
+    }
+    return suite.model_copy(update={"methods": methods})
 
 
 def _sources(suite: Suite, folder: Path) -> dict[str, MethodSource | None]:
@@ -246,8 +344,54 @@ def _sources(suite: Suite, folder: Path) -> dict[str, MethodSource | None]:
     return sources
 
 
+def _runs(suite: Suite, asked: names.Asked) -> Iterator[SuiteRun]:
+    """Yield the runs of all variants."""
+    for variant in suite.variants:
+        for method in variant.methods or ():
+            check_known("method", method, suite.methods, f"variant {variant.label!r}")
+    sources = _sources(suite, asked.file.parent)
+    tuned = _with_tuned(suite, asked)
+    for variant in suite.variants:
+        for method in variant.methods or tuple(suite.methods):
+            changed = tuned
+            if variant.tuned is not None:
+                changed = _with_tuned(_as_variant(suite, variant, method), asked)
+            for seed in variant.seeds or suite.seeds:
+                yield _run(changed, variant, method, sources[method], seed)
+
+
+def _as_variant(suite: Suite, variant: Variant, method: str) -> Suite:
+    """Return the suite whose main run a method's variant would be."""
+    entry = suite.methods[method]
+    changed = entry.model_copy(update={"options": merge(entry.options, variant.options)})
+    return suite.model_copy(
+        update={
+            "dataset": _card(suite, variant).name,
+            "model": variant.model or suite.model,
+            "training": merge(suite.training, variant.training),
+            "methods": {method: changed},
+            "tuned": variant.tuned,
+        }
+    )
+
+
+def _trials(suite: Suite, tuning: Tuning, asked: names.Asked) -> Iterator[SuiteRun]:
+    """Yield the runs of a tuning: every method's trials, and it with its own defaults."""
+    suite = suite.model_copy(update={"training": _training_of_trials(suite, tuning)})
+    sources = _sources(suite, asked.file.parent)
+    for method in suite.methods:
+        space = tuning.of(method)
+        with located(f"tuning of {method}"):
+            tried = points(space, tuning.trials)
+        for seed in tuning.seeds:
+            for number, point in enumerate(tried, start=1):
+                run = _run(suite, Variant(label=trial(number), **nested(point)), method, sources[method], seed)
+                yield run.model_copy(update={"settings": described(point, space)})
+            yield _run(suite, Variant(label=DEFAULTS, defaults=True), method, sources[method], seed)
+
+
 def expand(name: str) -> ExpandedSuite:
-    """Read a suite, or an ablation of one, and return its runs, sorted by id.
+    """Read a suite, or an ablation or the tuning of one, and return its runs, sorted by id.
 
     Args:
         name: As in `experiments.names`, but one suite, no group of them.
@@ -256,35 +400,34 @@ def expand(name: str) -> ExpandedSuite:
         ValueError: If anything in the suite, its cards or its methods is unknown or wrong, or if two runs are the same.
     """
     asked = names.split(name)
-    what, where = asked.ablation, f"suite {asked.name!r}"
-    suite = _read(what, asked.file)
-    for variant in suite.variants:
-        for method in variant.methods or ():
-            if method not in suite.methods:
-                raise ValueError(
-                    f"{where}, variant {variant.label!r}: " + unknown_name("method", method, suite.methods)
-                )
-    runs: dict[str, SuiteRun] = {}
-    try:
-        sources = _sources(suite, asked.file.parent)
-        evaluation = cards.evaluation(suite.evaluation)
-        for variant in suite.variants:
-            for method in variant.methods or tuple(suite.methods):
-                for seed in variant.seeds or suite.seeds:
-                    run = _run(suite, variant, method, sources[method], seed)
-                    known = runs.setdefault(run.spec.run_id, run)
-                    # At this scale, an ablation's variant may be what the main run already is.
-                    if known is not run and not (what and known.variant == ""):
-                        raise ValueError(f"variant {run.variant!r} of {method} with seed {seed} occurs twice")
-    except ValidationError as error:
-        raise ValueError(explain_validation_error(where, error, Training)) from None
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    ordered = tuple(runs[run_id] for run_id in sorted(runs))
+    suite = cards.read_yaml(asked.file, Suite)
+    with located(f"suite {asked.name!r}", Training):
+        evaluation, tuning, digests = cards.evaluation(suite.evaluation), suite.tuning, {}
+        if tuning is not None:
+            with located("tuning", Training):
+                _check_tuning(suite, tuning)
+        if asked.ablation is not None:
+            suite = _with_ablation(suite, asked.ablation)
+        if asked.part != names.TUNING:
+            found = _runs(suite, asked)
+        elif tuning is None:
+            raise ValueError(f"{asked.file} has no `tuning`: see docs/tuning.md")
+        else:
+            found, evaluation = _trials(suite, tuning, asked), _of_score(evaluation, tuning)
+            digests = {method: _digest(suite, tuning, method) for method in suite.methods}
+            suite = suite.model_copy(update={"title": f"Tuning ({suite.title})"})
+        runs: dict[str, SuiteRun] = {}
+        for run in found:
+            known = runs.setdefault(run.spec.run_id, run)
+            # At this scale, an ablation's variant may be what the main run already is, and a trial what defaults are.
+            if known is not run and run.variant != DEFAULTS and not (asked.ablation and known.variant == ""):
+                spec = run.spec
+                raise ValueError(f"variant {run.variant!r} of {spec.method.name} with seed {spec.seed} occurs twice")
     return ExpandedSuite(
         name=asked.name,
         title=suite.title,
-        runs=ordered,
+        runs=tuple(runs[run_id] for run_id in sorted(runs)),
         evaluation=evaluation,
         file=None if asked.is_ours else str(asked.file),
+        digests=digests,
     )

@@ -26,6 +26,9 @@ from experiments import cards, expansion, names
 ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
 """Targets, each for the suite that `--config dataset=` names."""
 
+TUNE = "tune"
+"""Target that runs the trials of the suites that are asked for, and writes what they have chosen."""
+
 T = TypeVar("T")
 
 sources_sha256 = functools.cache(artifacts.sources_sha256)  # asked for once a job
@@ -87,8 +90,8 @@ class Workflow:
 
     Args:
         config: Snakemake's, see `Config`.
-        argv: The command line. Ablations that are targets are looked up in it: while Snakemake reads the Snakefile,
-            it tells the targets in no other way.
+        argv: The command line. Ablations and `TUNE` are looked up in it: while Snakemake reads the Snakefile, it tells
+            the targets in no other way.
         cores: Of this machine, that Snakemake may use.
 
     Raises:
@@ -101,6 +104,10 @@ class Workflow:
         self._cluster = cluster.configure(place, settings.model_dump(), "--config")
         self._on_interrupt = settings.on_interrupt
         chosen = settings.suites.split(",")
+        if TUNE in argv:
+            chosen = [f"{names.TUNING}@{name}" for name in chosen]
+        self.choosing = shlex.join(chosen)
+        """What `TUNE` writes the files of."""
         ablations = {target: f"{target}@{settings.dataset}" for target in ABLATIONS if target in argv}
         asked = [*chosen, *ablations.values()]
         self.suites = Known("suite", expansion.load(asked))
@@ -165,6 +172,11 @@ class Workflow:
             if card.fraction == 1
             for target in card.ways
         }
+
+    @property
+    def collected(self) -> list[Path]:
+        """The collected frames that are there."""
+        return [path for path in map(paths.collected, self.suites) if path.exists()]
 
     def evaluated(self, suite: str) -> list[Path]:
         """Return what says that all models of a suite are evaluated."""

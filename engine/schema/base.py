@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
 from pydantic import (
@@ -57,6 +58,35 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(names) or 'none'}."
 
 
+def check_known(kind: str, name: str, known: Iterable[str], where: str = "") -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        ValueError: As `unknown_name` says it, behind `where` if that is given.
+    """
+    if name not in (names := tuple(known)):
+        raise ValueError((f"{where}: " if where else "") + unknown_name(kind, name, names))
+
+
+@contextmanager
+def located(where: str, model: type[BaseModel] = BaseModel) -> Iterator[None]:
+    """Say of every error in the block where it is.
+
+    Args:
+        where: What each line of the message begins with.
+        model: What is validated in the block, for the names of its keys.
+
+    Raises:
+        ValueError: In place of a `ValueError` or a pydantic error.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise ValueError(explain_validation_error(where, error, model)) from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def explain_validation_error(where: str, error: ValidationError, model: type[BaseModel]) -> str:
     """Turn a pydantic error into one line per problem: the place, what came, what is allowed."""
     lines = []
@@ -80,8 +110,9 @@ def explain_validation_error(where: str, error: ValidationError, model: type[Bas
 
 def _model_in(annotation: Any) -> Any:
     """Return the model that a field holds, also one of many, or one or none."""
-    models = (part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel))
-    return next(models, annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def parse(model: type[ModelT], text: str, where: str) -> ModelT:
@@ -95,7 +126,5 @@ def parse(model: type[ModelT], text: str, where: str) -> ModelT:
     Raises:
         ValueError: If it is not valid; one line per problem.
     """
-    try:
+    with located(where, model):
         return model.model_validate_json(text)
-    except ValidationError as error:
-        raise ValueError(explain_validation_error(where, error, model)) from None

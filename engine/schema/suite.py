@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from engine.schema.base import Frozen
 from engine.schema.evaluation import Evaluation
 from engine.schema.run import RunSpec
+
+DEFAULTS = "defaults"
+"""Variant of a tuning's runs in which a method has its own defaults."""
+
+
+class Setting(Frozen):
+    """A value that a trial of a tuning tries."""
+
+    value: JsonValue
+    range: str
+    """What it was drawn from, in words."""
+    place: float | None
+    """Where in its range it lies, from 0 at one end to 1 at the other; None among choices without an order."""
 
 
 class SuiteRun(Frozen):
@@ -15,6 +28,8 @@ class SuiteRun(Frozen):
     variant: str
     """Empty for a main run."""
     spec: RunSpec
+    settings: dict[str, Setting] = Field(default_factory=dict)
+    """Of a trial: what it tries, by dotted name."""
 
 
 class ExpandedSuite(Frozen):
@@ -26,3 +41,5 @@ class ExpandedSuite(Frozen):
     evaluation: Evaluation
     file: str | None = None
     """The suite's file as it was named, where that is none of this repository."""
+    digests: dict[str, str] = Field(default_factory=dict)
+    """Of a tuning: by method, the digest of what the suite says of its trials."""

@@ -61,6 +61,11 @@ def everything() -> Path:
     suite = synthetic.write_suite(
         specs, cards=cards, averages={"Average": list(cards)}, variants=variants, diverged=(("siglip", 1),)
     )
+    content = json.loads(suite.read_text())
+    for run in content["runs"]:
+        if run["variant"] == "1 update":
+            run["settings"] = {"options.num_updates": {"value": 1, "range": "1 to 50, log", "place": 0.0}}
+    synthetic.write_json(suite, content)
     sign = {"name": "embedding_collapse", "first_step": 3, "last_step": 30, "evidence": {}, "advice": "-"}
     for record in paths.RESULTS.glob("runs/siglip*/record.json"):
         record.write_text(json.dumps(json.loads(record.read_text()) | {"signatures": [sign]}))

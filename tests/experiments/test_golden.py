@@ -12,8 +12,8 @@ from experiments import cards, names
 from experiments.suite import expand
 
 GOLDEN = Path(__file__).with_name("golden")
-# Ablations where a laptop runs them, and where the paper does.
-GROUPS = [*cards.names("suites"), "ablations@laptop", "ablations@dfn14m"]
+# Ablations where a laptop runs them, and where the paper does; all tunings.
+GROUPS = [*cards.names("suites"), "ablations@laptop", "ablations@dfn14m", *names.tunings()]
 
 
 def summary(group: str) -> str:

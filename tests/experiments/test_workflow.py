@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke"):
+        for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke", "tuning@study"):
             write_expansion(expand(name))
             digest = expansion._digest(expansion.sources_sha256(), names.split(name))
             files.write_text(expansion._digest_path(name), digest + "\n")
@@ -49,6 +49,17 @@ def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_no
     for target in set(ABLATIONS) - {"ablation_objective"}:
         with pytest.raises(ValueError, match=f"'{target}' is no word of the command line: use --config suites="):
             asked.ablation(target)
+
+
+def test_to_tune_is_to_run_the_trials_of_the_suites_that_are_asked_for():
+    tuning = Workflow({"suites": "study"}, ["snakemake", "tune"])
+    assert tuning.suites.keys() == {"tuning@study"}
+    assert tuning.choosing == "tuning@study"
+    assert [path for files in tuning.targets.values() for path in files] == [
+        paths.tables("tuning@study") / "tuning.json",
+        paths.figures("tuning@study") / "tuning.json",
+        paths.report("tuning@study"),
+    ]
 
 
 def test_all_models_of_a_suite_are_evaluated(smoke):

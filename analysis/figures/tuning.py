@@ -1,0 +1,63 @@
+"""What tuning brings each method: the best score to expect from k random trials, for every k."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis import drawing, style
+from analysis import frame as tidy
+from engine.schema.suite import DEFAULTS
+
+KINDS = ("average", "setting")
+SUITES = ("tuning@*",)
+
+
+@style.paper
+def build(frame: pd.DataFrame, width: float) -> Figure:
+    """Draw a curve per method, and its own defaults as a hollow marker at one trial."""
+    scores = tidy.final_scores(frame)
+    if not (frame["kind"] == "setting").any():
+        return drawing.nothing("No tuning: this suite has no trials.", width)
+    figure = Figure(figsize=(width, 2.4))
+    axes = figure.subplots()
+    has_diverged = False
+    for method in tidy.methods(frame[frame["kind"] == "setting"]):
+        look, one = style.method(method), scores[scores["method"] == method]
+        trials = tidy.trials(one)
+        has_diverged |= bool(trials.isna().any())
+        # A run that diverges leaves a model that can do no better than guess.
+        best = 100 * expected_best(trials.fillna(one["chance"].iloc[0]).to_numpy())
+        axes.plot(np.arange(1, len(best) + 1), best, label=look.name, **style.lines(method))
+        defaults = 100 * one.loc[one["variant"] == DEFAULTS, "value"].mean(skipna=False)
+        axes.plot(1, defaults, look.marker, color=look.color, markerfacecolor="none", clip_on=False, zorder=4)
+    axes.set(xlabel="Random trials", ylabel=f"{tidy.scores(scores)[0].title}, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawing.legend(figure, drawing.method_handles(scores))
+    drawing.caption(
+        figure,
+        scores,
+        "Line: best score to expect from so many trials, drawn from those that were run.",
+        "Hollow marker: the method's own defaults.",
+        "Trials that diverged count as guessing." if has_diverged else "",
+        over_seeds="Scores of trials are means over seeds.",
+    )
+    return figure
+
+
+def expected_best(scores: np.ndarray) -> np.ndarray:
+    """Return the best score to expect from k random trials, for k = 1 to n.
+
+    With the n scores sorted, v_1 to v_n, and draws with replacement, E_k = sum_i v_i ((i / n)^k - ((i - 1) / n)^k).
+
+    Args:
+        scores: One score per trial that was run, shape (n,).
+
+    Source: Dodge et al., "Show Your Work", arXiv:1909.03004, Section 3.
+    """
+    n = len(scores)
+    none_above = (np.arange(n + 1) / n) ** np.arange(1, n + 1)[:, None]  # of k draws: one row per k
+    expected: np.ndarray = np.diff(none_above, axis=1) @ np.sort(scores)
+    return expected
