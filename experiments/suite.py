@@ -79,6 +79,7 @@ class Variant(Frozen):
     that method only."""
     training: Options = Field(default_factory=dict)
     training_times: Factors = Field(default_factory=dict)
+    """Factors by which settings of the training change, such as ``optimizer.lr``."""
 
 
 class Suite(Frozen):
@@ -140,17 +141,19 @@ def _model(name: str) -> ModelSpec:
 
 
 def _times(values: Options, factors: Factors, where: str) -> Options:
-    """Multiply the named values: integers stay integers of at least 1, None (worked out elsewhere) stays None."""
+    """Multiply the values of dotted names: integers stay integers of at least 1, None (worked out elsewhere) stays."""
     changed: Options = {}
     for key, factor in factors.items():
-        check_known("key", key, values, f"{where}_times")
-        value = values[key]
+        value: Any = values
+        for part in key.split("."):
+            check_known("key", part, value if isinstance(value, dict) else (), f"{where}_times")
+            value = value[part]
         if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
             raise ValueError(f"{where}_times: {key} is {value!r}, no number to multiply; give it in {where} instead")
         if value is not None:
             # Twelve digits: 0.1 * 3 is to be 0.3, so that a run's id does not depend on how a value came about.
             changed[key] = max(1, round(value * factor)) if isinstance(value, int) else float(f"{value * factor:.12g}")
-    return changed
+    return nested(changed)
 
 
 def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Variant) -> tuple[Options, Options]:

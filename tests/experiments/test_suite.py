@@ -211,6 +211,11 @@ def test_an_ablation_is_one_file(own):
             "options_times: objective is 'unified', no number to multiply",
         ),
         ({"label": "x", "options_times": {"neuclp.rho": 2}}, "unknown method 'neuclp'; did you mean 'neuclip'"),
+        (
+            {"label": "x", "training_times": {"optimizer.lrr": 2}},
+            "training_times: unknown key 'lrr'; did you mean 'lr'",
+        ),
+        ({"label": "x", "training_times": {"precision.x": 2}}, "training_times: unknown key 'x'"),
         ({"label": "x", "training_times": {"epoch": 2}}, "training_times: unknown key 'epoch'; did you mean 'epochs'"),
         ({"label": "{rh}", "options_times": {"rho": 2}}, "label '{rh}': unknown key 'rh'; did you mean 'rho'"),
         ({"label": "the same"}, None),
