@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.fetch.shards import write_shards
-from experiments.icons import cards, catalogue, folder, licences, render, sets
+from experiments.icons import catalogue, folder, licences, render, sets
 from experiments.icons.eval_set import EvalSet
 from experiments.icons.sets import LOOK_ALIKE, SAME_DRAWING, Picture, Size
 
@@ -46,7 +46,7 @@ def build(out: Path, *, size: Size, cache: Path, jobs: int, update_cards: bool =
         concepts = len({picture.icon.concept for picture in train})
         return folder.manifest(new, RECIPE, size.name, counts, concepts=concepts)
 
-    return folder.publish(out, cache, fill, cards.ICONS, update_cards=update_cards)
+    return folder.publish(out, cache, fill, update_cards=update_cards)
 
 
 def _draw(wheels: Mapping[str, ZipFile], size: Size, jobs: int) -> tuple[list[Picture], dict[str, EvalSet[Picture]]]:

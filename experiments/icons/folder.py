@@ -77,7 +77,6 @@ def publish(
     out: Path,
     cache: Path,
     fill: Callable[[Path, Mapping[str, ZipFile]], dict[str, Any]],
-    family: cards.Family,
     *,
     update_cards: bool,
 ) -> dict[str, Any]:
@@ -87,7 +86,6 @@ def publish(
         out: Folder to make; an earlier one is replaced.
         cache: Folder of wheels; missing ones are fetched.
         fill: Writes the data set made of these wheels into a folder, and returns its manifest.
-        family: What its cards say.
         update_cards: Rewrite the cards with what was built instead of comparing.
 
     Returns:
@@ -115,12 +113,12 @@ def publish(
         found = fill(folder, wheels)
         (folder / "manifest.json").write_bytes((json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
-        made = cards.cards(found, family)
+        made = cards.cards(found)
         for card in made.values():
             if "task" in card:
                 reading.count(EvalCard.model_validate({**card, "path": str(folder / "evals" / card["name"])}))
         if update_cards:
-            cards.write(made, family)
+            cards.write(made)
         else:
             cards.check(made)
         if out.exists():

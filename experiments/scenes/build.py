@@ -13,7 +13,7 @@ from rich.progress import track
 
 from experiments.fetch.shards import Sample, write_shards
 from experiments.icons import folder, licences, render
-from experiments.scenes import cards, drawings, sets
+from experiments.scenes import drawings, sets
 from experiments.scenes.scenes import Level
 
 RECIPE = "1"
@@ -59,7 +59,7 @@ def build(out: Path, *, level: Level, cache: Path, update_cards: bool = False) -
         shown = {"concepts": len(level.concepts), "colours": len(level.colours)}
         return folder.manifest(new, RECIPE, level.name, counts, **shown)
 
-    return folder.publish(out, cache, fill, cards.family(level), update_cards=update_cards)
+    return folder.publish(out, cache, fill, update_cards=update_cards)
 
 
 def _training(painter: sets.Painter, table: TextIO) -> Iterator[Sample]:
