@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from engine.data.pictures import IMAGE_FORMATS, open_picture
 from engine.evaluation.reading import IMAGE_EXTENSIONS
 from engine.schema.evaluation import EvalCard
-from experiments.fetch.shards import Sample, png, write_shards
+from experiments.fetch.shards import Sample, png, write_eval_set
 
 IMAGES_PER_SHARD = 500
 
@@ -52,14 +52,11 @@ def _require(card: EvalCard, condition: bool, problem: str) -> None:
         raise LayoutError(f"evaluation set {card.name!r}: {problem}")
 
 
-def _write(card: EvalCard, folder: Path, samples: Iterator[Sample], count: int) -> None:
-    names = [f"{shard}.tar" for shard in range(-(-count // IMAGES_PER_SHARD))]
-    write_shards(folder / card.split, samples, count, names)
-    (folder / card.split / "nshards.txt").write_text(f"{len(names)}\n", encoding="utf-8")
-    if card.class_names:
-        texts = {"classnames": card.class_names, "zeroshot_classification_templates": card.templates}
-        for stem, lines in texts.items():
-            (folder / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def _write(card: EvalCard, folder: Path, samples: Iterator[Sample], count: int, instances: Sequence[str] = ()) -> None:
+    texts = {"classnames.txt": card.class_names, "zeroshot_classification_templates.txt": card.templates}
+    if instances:
+        texts = {"instances.jsonl": tuple(instances)}
+    write_eval_set(folder, samples, count, -(-count // IMAGES_PER_SHARD), card.split, texts)
 
 
 def _medmnist(card: EvalCard, originals: Path, folder: Path) -> None:
@@ -158,18 +155,17 @@ def _winogavil(card: EvalCard, originals: Path, folder: Path) -> None:
                 _decode(card, data, path)
                 yield {"jpg": data}
 
-        _write(card, folder, samples(), len(names))
-    lines = [
-        json.dumps(
-            {
-                "cue": cue,
-                "candidates": [key_of[name] for name in candidates],
-                "associations": [key_of[name] for name in candidates if name in associations],
-            }
-        )
-        for cue, candidates, associations in rows
-    ]
-    (folder / "instances.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        instances = [
+            json.dumps(
+                {
+                    "cue": cue,
+                    "candidates": [key_of[name] for name in candidates],
+                    "associations": [key_of[name] for name in candidates if name in associations],
+                }
+            )
+            for cue, candidates, associations in rows
+        ]
+        _write(card, folder, samples(), len(names), instances)
 
 
 LAYOUTS: dict[str, Callable[[EvalCard, Path, Path], None]] = {
