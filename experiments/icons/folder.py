@@ -21,6 +21,8 @@ from experiments.icons import cards, sources
 
 ENTRIES = frozenset({"LICENSES.md", "evals", "manifest.json", "pictures.tsv", "train"})
 PAIRS_PER_SHARD = 1000
+Fill = Callable[[Path, Mapping[str, ZipFile]], dict[str, Any]]
+"""Writes a data set made of opened wheels into a folder; returns its manifest."""
 
 
 class OutputError(ValueError):
@@ -73,19 +75,13 @@ def manifest(
     }
 
 
-def publish(
-    out: Path,
-    cache: Path,
-    fill: Callable[[Path, Mapping[str, ZipFile]], dict[str, Any]],
-    *,
-    update_cards: bool,
-) -> dict[str, Any]:
+def publish(out: Path, cache: Path, fill: Fill, *, update_cards: bool) -> dict[str, Any]:
     """Make the folder of a data set: beside its place, and moved there once its cards say what is in it.
 
     Args:
         out: Folder to make; an earlier one is replaced.
         cache: Folder of wheels; missing ones are fetched.
-        fill: Writes the data set made of these wheels into a folder, and returns its manifest.
+        fill: Writes the data set.
         update_cards: Rewrite the cards with what was built instead of comparing.
 
     Returns:
