@@ -6,15 +6,17 @@ The words of a card are written by hand, as those of any other set.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import features
+from scipy.stats import binom, hypergeom
 
 from engine.evaluation import card_files
 from experiments.icons.sets import ASSOCIATED, CANDIDATES
@@ -48,31 +50,23 @@ def _digest(manifest: dict[str, Any]) -> str:
 def jaccard_by_chance(candidates: int, associated: int) -> float:
     """Return the mean Jaccard index of as many candidates as are associated, chosen at random.
 
-    >>> jaccard_by_chance(4, 4), jaccard_by_chance(2, 1)
+    >>> round(jaccard_by_chance(4, 4), 12), round(jaccard_by_chance(2, 1), 12)
     (1.0, 0.5)
     """
-    ways = [
-        math.comb(associated, h) * math.comb(candidates - associated, associated - h) for h in range(associated + 1)
-    ]
-    return sum(way * h / (2 * associated - h) for h, way in enumerate(ways)) / math.comb(candidates, associated)
+    hits = np.arange(associated + 1)
+    return float(hypergeom.pmf(hits, candidates, associated, associated) @ (hits / (2 * associated - hits)))
 
 
 def worst_group_by_chance(sizes: Sequence[int], p: float) -> float:
     """Return the mean of the lowest accuracy over groups of images, each of which is guessed rightly with `p`.
 
-    >>> round(worst_group_by_chance([3], 0.25), 12), worst_group_by_chance([1, 1], 0.5)
+    >>> round(worst_group_by_chance([3], 0.25), 12), round(worst_group_by_chance([1, 1], 0.5), 12)
     (0.25, 0.25)
     """
-    shares = sorted({hits / size for size in sizes for hits in range(size + 1)})
-    mean = 0.0
-    for lower, share in itertools.pairwise(shares):
-        # The lowest reaches `share` if every group does.
-        tails = []
-        for size in sizes:
-            enough = [hits for hits in range(size + 1) if hits / size >= share]
-            tails.append(math.fsum(math.comb(size, h) * p**h * (1 - p) ** (size - h) for h in enough))
-        mean += (share - lower) * math.prod(tails)
-    return mean
+    shares = sorted({Fraction(hits, size) for size in sizes for hits in range(size + 1)})
+    # The lowest reaches a share if every group does.
+    reached = [math.prod(binom.sf(math.ceil(share * size) - 1, size, p) for size in sizes) for share in shares[1:]]
+    return float(np.diff(np.array(shares, dtype=float)) @ reached)
 
 
 def cards(manifest: dict[str, Any]) -> dict[Path, Card]:
