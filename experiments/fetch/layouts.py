@@ -41,15 +41,15 @@ def convert(card: EvalCard, originals: Path, folder: Path) -> None:
     assert card.original is not None
     try:
         LAYOUTS[card.original.layout](card, originals, folder)
+    except LayoutError as error:
+        raise LayoutError(f"evaluation set {card.name!r}: {error}") from None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, LayoutError):
-            raise
         raise LayoutError(f"evaluation set {card.name!r}: its files cannot be read ({error})") from error
 
 
-def _require(card: EvalCard, condition: bool, problem: str) -> None:
+def _require(condition: bool, problem: str) -> None:
     if not condition:
-        raise LayoutError(f"evaluation set {card.name!r}: {problem}")
+        raise LayoutError(problem)
 
 
 def _write(card: EvalCard, folder: Path, samples: Iterator[Sample], count: int, instances: Sequence[str] = ()) -> None:
@@ -68,17 +68,17 @@ def _medmnist(card: EvalCard, originals: Path, folder: Path) -> None:
     (name,) = card.original.files
     with np.load(originals / name, allow_pickle=False) as arrays:
         for key in (f"{card.split}_images", f"{card.split}_labels"):
-            _require(card, key in arrays, f"{name} has no {key}, only {', '.join(arrays)}")
+            _require(key in arrays, f"{name} has no {key}, only {', '.join(arrays)}")
         pixels: Any = arrays[f"{card.split}_images"]
         labels: Any = arrays[f"{card.split}_labels"]
     shape = pixels.shape
     of_images = pixels.dtype == np.uint8 and (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3))
-    _require(card, of_images, f"{name} has pictures {pixels.dtype} {shape}, expected uint8 (N, H, W) or (N, H, W, 3)")
+    _require(of_images, f"{name} has pictures {pixels.dtype} {shape}, expected uint8 (N, H, W) or (N, H, W, 3)")
     of_labels = labels.shape == (len(pixels), 1) and np.issubdtype(labels.dtype, np.integer)
-    _require(card, of_labels, f"{name} has labels {labels.dtype} {labels.shape}, expected whole numbers (N, 1)")
+    _require(of_labels, f"{name} has labels {labels.dtype} {labels.shape}, expected whole numbers (N, 1)")
     num_classes = len(card.class_names)
     in_range = labels.min(initial=0) >= 0 and labels.max(initial=0) < num_classes
-    _require(card, bool(in_range), f"{name} has labels up to {labels.max(initial=0)}, there are {num_classes} classes")
+    _require(bool(in_range), f"{name} has labels up to {labels.max(initial=0)}, there are {num_classes} classes")
     samples = (
         {"png": png(pixels[row].tobytes(), shape[1], shape[2]), "cls": str(labels[row, 0]).encode()}
         for row in range(len(pixels))
@@ -93,12 +93,12 @@ def _pictures(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
     return {path: members[path] for path in sorted(seen)}
 
 
-def _decode(card: EvalCard, data: bytes, where: PurePosixPath) -> Image.Image:
+def _decode(data: bytes, where: PurePosixPath) -> Image.Image:
     try:
         image = open_picture(data, (*IMAGE_FORMATS, "TIFF"))
         image.load()
     except (OSError, ValueError, SyntaxError) as error:
-        raise LayoutError(f"evaluation set {card.name!r}: {where} cannot be decoded ({error})") from None
+        raise LayoutError(f"{where} cannot be decoded ({error})") from None
     return image
 
 
@@ -107,16 +107,16 @@ def _folders(card: EvalCard, originals: Path, folder: Path) -> None:
     assert card.original is not None
     (name,) = card.original.files
     label_of = {folder: label for label, folder in enumerate(card.original.folders)}
-    _require(card, len(label_of) == len(card.class_names), "original.folders and class_names are not equally many")
+    _require(len(label_of) == len(card.class_names), "original.folders and class_names are not equally many")
     with zipfile.ZipFile(originals / name) as archive:
         members = {path: member for path, member in _pictures(archive).items() if path.suffix.lower() in _SUFFIXES}
         strange = sorted({path.parent.name for path in members} - label_of.keys())
-        _require(card, not strange, f"{name} has folders that are no class: {', '.join(strange[:5])}")
+        _require(not strange, f"{name} has folders that are no class: {', '.join(strange[:5])}")
 
         def samples() -> Iterator[Sample]:
             for path, member in members.items():
                 data, extension = archive.read(member), path.suffix.lower().removeprefix(".")
-                image = _decode(card, data, path)
+                image = _decode(data, path)
                 if extension not in IMAGE_EXTENSIONS:
                     data, extension = png(image.convert("RGB").tobytes(), image.height, image.width), "png"
                 yield {extension: data, "cls": str(label_of[path.parent.name]).encode()}
@@ -144,15 +144,13 @@ def _winogavil(card: EvalCard, originals: Path, folder: Path) -> None:
     with zipfile.ZipFile(pictures) as archive:
         by_name = {path.stem: (path, member) for path, member in _pictures(archive).items() if path.suffix == ".jpg"}
         lacking = [name for name in names if name not in by_name]
-        _require(
-            card, not lacking, f"{pictures.name} lacks the pictures of {len(lacking)} candidates, e.g. {lacking[:3]}"
-        )
+        _require(not lacking, f"{pictures.name} lacks the pictures of {len(lacking)} candidates, e.g. {lacking[:3]}")
 
         def samples() -> Iterator[Sample]:
             for name in names:
                 path, member = by_name[name]
                 data = archive.read(member)
-                _decode(card, data, path)
+                _decode(data, path)
                 yield {"jpg": data}
 
         instances = [
