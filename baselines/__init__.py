@@ -51,23 +51,16 @@ class FastCLIPLoss(StandaloneLoss):
             accum_freq=accum_freq,
             seed=0,
         )
+        self.index_is_for = "FastCLIP keeps a normalizer for every pair"
 
     def _positions(self, index: Tensor | None, num_pairs: int) -> Tensor:
-        size = self.env.dataset_size
-        if index is None:
+        index, size = super()._positions(index, num_pairs), self.env.dataset_size
+        if index.max() >= size:
             raise ValueError(
-                "FastCLIP keeps a normalizer for every pair and needs to know which pairs these are: let the data set "
-                "return each pair's position and pass them, loss(..., index=positions); see "
-                "docs/use-a-loss-elsewhere.md"
-            )
-        if index.shape != (num_pairs,) or index.is_floating_point():
-            raise ValueError(f"index: got {index.dtype} of shape {tuple(index.shape)}, allowed is int64 ({num_pairs},)")
-        if index.min() < 0 or index.max() >= size:
-            raise ValueError(
-                f"index: got positions from {int(index.min())} to {int(index.max())}, allowed are 0 to {size - 1}: "
+                f"index: got positions up to {int(index.max())}, allowed are 0 to {size - 1}: "
                 "make the loss with the dataset_size of the whole data set"
             )
-        return index.long()
+        return index
 
 
 class AmorLIPLoss(StandaloneLoss):

@@ -47,13 +47,11 @@ from engine.contrastive import DEFAULT_CHUNK_ROWS, log_mix
 from engine.method import (
     Features,
     LossOutput,
-    Method,
     MethodConfig,
     MethodEnv,
-    ParamGroup,
     Progress,
-    Temperature,
     TemperatureConfig,
+    TemperatureMethod,
 )
 from engine.schema.record import Signature
 from engine.signatures import Log, temperature_at_floor
@@ -138,7 +136,7 @@ class NetworkPair(nn.Module):
         self.text.reset(generator)
 
 
-class AmorLIP(Method):
+class AmorLIP(TemperatureMethod):
     """Contrastive loss with amortised partition functions."""
 
     class Config(MethodConfig):
@@ -176,9 +174,8 @@ class AmorLIP(Method):
         """Anchors whose similarities to the global batch are held at once."""
 
     def __init__(self, config: Config, env: MethodEnv) -> None:
-        super().__init__(config, env)
+        super().__init__(config, env, config.temperature)
         self.config = config
-        self.temperature = Temperature(config.temperature)
         self.networks, self.average, self.previous = (
             NetworkPair(env.embed_dim, int(env.embed_dim * config.hidden_factor)) for _ in range(3)
         )
@@ -189,11 +186,6 @@ class AmorLIP(Method):
         self._restart(step=0)
         # The second epoch is the first to use it; set it now, so that the state is never arbitrary.
         self.previous.load_state_dict(self.average.state_dict())
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """See `Method.logit_scale`."""
-        return self.temperature.scale
 
     @property
     def normalizer_eps(self) -> float:
@@ -240,14 +232,6 @@ class AmorLIP(Method):
     def rho(self, epoch: int) -> float:
         """Return the pull on the temperature in an epoch."""
         return _value_of_block(self.config.rho, epoch, self.env.num_epochs)
-
-    def param_groups(self) -> list[ParamGroup]:
-        """Return the temperature; the networks have their own optimiser."""
-        return self.temperature.param_groups()
-
-    def after_step(self, progress: Progress) -> None:
-        """Keep the temperature within its bounds."""
-        self.temperature.clamp()
 
     def signatures(self, log: Log) -> list[Signature]:
         """Return signs that the networks do not reach their targets, or that rho is too large."""

@@ -27,19 +27,17 @@ from engine.contrastive import DEFAULT_CHUNK_ROWS
 from engine.method import (
     Features,
     LossOutput,
-    Method,
     MethodConfig,
     MethodEnv,
-    ParamGroup,
     Progress,
-    Temperature,
     TemperatureConfig,
+    TemperatureMethod,
 )
 
 EMPTY = -1
 
 
-class MemoryQueue(Method):
+class MemoryQueue(TemperatureMethod):
     """InfoNCE over the global batch and the embeddings of the batches before it."""
 
     class Config(MethodConfig):
@@ -55,17 +53,11 @@ class MemoryQueue(Method):
     index_KG: Tensor
 
     def __init__(self, config: Config, env: MethodEnv) -> None:
-        super().__init__(config, env)
+        super().__init__(config, env, config.temperature)
         self.config = config
-        self.temperature = Temperature(config.temperature)
         shape = (config.queue_batches, env.global_batch_size)
         self.register_buffer("queue_2KGD", torch.zeros(2, *shape, env.embed_dim))
         self.register_buffer("index_KG", torch.full(shape, EMPTY))
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """See `Method.logit_scale`."""
-        return self.temperature.scale
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Return InfoNCE of the local rows against batch and queue, and put the batch into the queue."""
@@ -83,14 +75,6 @@ class MemoryQueue(Method):
             "queue/filled_share": (self.index_KG != EMPTY).float().mean(),
         }
         return LossOutput(total, metrics)
-
-    def param_groups(self) -> list[ParamGroup]:
-        """Return the temperature, by default at the encoders' learning rate."""
-        return self.temperature.param_groups()
-
-    def after_step(self, progress: Progress) -> None:
-        """Keep the temperature within its bounds."""
-        self.temperature.clamp()
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:

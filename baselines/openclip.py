@@ -19,17 +19,15 @@ from torch.nn import functional as F
 from engine.method import (
     Features,
     LossOutput,
-    Method,
     MethodConfig,
     MethodEnv,
-    ParamGroup,
     Progress,
-    Temperature,
     TemperatureConfig,
+    TemperatureMethod,
 )
 
 
-class OpenCLIP(Method):
+class OpenCLIP(TemperatureMethod):
     """InfoNCE over the global batch."""
 
     class Config(MethodConfig):
@@ -41,17 +39,11 @@ class OpenCLIP(Method):
         A process whose batch fits in one chunk calls `ClipLoss` itself."""
 
     def __init__(self, config: Config, env: MethodEnv) -> None:
-        super().__init__(config, env)
+        super().__init__(config, env, config.temperature)
         self.config = config
-        self.temperature = Temperature(config.temperature)
         ours = env.collectives
         # The one pair of flags that gives the whole batch's gradient at a (B, G) cost.
         self._contrast = ClipLoss(local_loss=True, gather_with_grad=True, rank=ours.rank, world_size=ours.world_size)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """See `Method.logit_scale`."""
-        return self.temperature.scale
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Return InfoNCE of the local rows against the global batch."""
@@ -70,11 +62,3 @@ class OpenCLIP(Method):
         # The pair itself adds exp(0) = 1 to the sum of the G - 1 others.
         log_others = math.log(self.env.global_batch_size - 1)
         return -(F.logsigmoid(-log_g1_B - log_others) + F.logsigmoid(-log_g2_B - log_others)).mean() / 2
-
-    def param_groups(self) -> list[ParamGroup]:
-        """Return the temperature, by default at the encoders' learning rate."""
-        return self.temperature.param_groups()
-
-    def after_step(self, progress: Progress) -> None:
-        """Keep the temperature within its bounds."""
-        self.temperature.clamp()

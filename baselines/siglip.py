@@ -20,13 +20,12 @@ from torch.utils.checkpoint import checkpoint
 from engine.method import (
     Features,
     LossOutput,
-    Method,
     MethodConfig,
     MethodEnv,
     ParamGroup,
     Progress,
-    Temperature,
     TemperatureConfig,
+    TemperatureMethod,
 )
 
 
@@ -37,7 +36,7 @@ class SigLIPTemperature(TemperatureConfig):
     """Logit scale 10. Source: SigLIP, Algorithm 1."""
 
 
-class SigLIP(Method):
+class SigLIP(TemperatureMethod):
     """Sigmoid loss with a learned scale and bias."""
 
     class Config(MethodConfig):
@@ -54,16 +53,10 @@ class SigLIP(Method):
         A process whose batch fits in one chunk calls `SigLipLoss` itself."""
 
     def __init__(self, config: Config, env: MethodEnv) -> None:
-        super().__init__(config, env)
+        super().__init__(config, env, config.temperature)
         self.config = config
-        self.temperature = Temperature(config.temperature)
         self.bias = nn.Parameter(torch.tensor(config.bias_init), requires_grad=config.bias_learnable)
         self._contrast = SigLipLoss(rank=env.collectives.rank, world_size=env.collectives.world_size)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """See `Method.logit_scale`."""
-        return self.temperature.scale
 
     @property
     def logit_bias(self) -> Tensor:
@@ -99,11 +92,7 @@ class SigLIP(Method):
     def param_groups(self) -> list[ParamGroup]:
         """Return the temperature and the bias, each at its own learning rate, without weight decay."""
         bias = [ParamGroup(params=[self.bias], lr=self.config.bias_lr)] if self.config.bias_learnable else []
-        return self.temperature.param_groups() + bias
-
-    def after_step(self, progress: Progress) -> None:
-        """Keep the temperature within its bounds; the bias has none."""
-        self.temperature.clamp()
+        return super().param_groups() + bias
 
 
 def _sum_as_negatives(image_CD: Tensor, text_GD: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

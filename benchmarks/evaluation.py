@@ -33,6 +33,7 @@ from benchmarks import cases, shards
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.training.towers import build_towers, export
 from experiments import cards
+from experiments.fetch.shards import Sample, write_eval_set
 
 BASE = "ours"
 STOCK = ("one call", "per set")
@@ -76,20 +77,17 @@ def datacomp_like(num_pictures: int, folder: Path) -> list[EvalCard]:
     plan.append(("pairs", max(1, num_pictures // 100), [], []))
     sets = []
     for name, count, classes, templates in plan:
-        path = folder / name
-        (path / "test").mkdir(parents=True)
-        (path / "test" / "nshards.txt").write_text("4\n")
-        texts = {"classnames": classes, "zeroshot_classification_templates": templates}
-        for stem, lines in (texts if classes else {"dataset_type": ["retrieval"]}).items():
-            (path / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines))
+        texts = {"classnames.txt": classes, "zeroshot_classification_templates.txt": templates}
+        if not classes:
+            texts = {"dataset_type.txt": ["retrieval"]}
 
-        def sample(row: int, num_classes: int = len(classes)) -> dict[str, bytes]:
+        def sample(row: int, num_classes: int = len(classes)) -> Sample:
             captions = b"\n".join(shards.caption(rng) for _ in range(5))
             text = {"cls": str(row % num_classes).encode()} if num_classes else {"txt": captions}
             return {"jpg": shards.picture(rng, PHOTO_PX), **text}
 
-        for shard, rows in enumerate(np.array_split(np.arange(count), 4)):
-            shards.write_shard(path / "test" / f"{shard}.tar", rows, sample)
+        path = folder / name
+        write_eval_set(path, map(sample, range(count)), count, 4, "test", texts)
         task, metric = ("zeroshot_classification", "acc1") if classes else ("zeroshot_retrieval", "mean_recall@1")
         facts = {"task": task, "metric": metric, "images": count, "chance": 0.0, "licence": "none", "source": "made up"}
         sets.append(EvalCard.model_validate({"name": name, "title": name, "path": str(path), **facts}))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from engine import paths
 from engine.data.index import build_index
 from engine.registry import resolve_config
 from engine.schema.run import CaptionSource, DatasetSpec, RunSpec
+from experiments.fetch import shards
 
 DATASET = "made-up"
 FOLDER = Path("shards")
@@ -36,23 +35,10 @@ def write_shards(pairs: int, image_size: int, num_shards: int) -> list[Path]:
         The shards.
     """
     rng = np.random.default_rng(0)
-    FOLDER.mkdir()
-    shards = []
-    for number, rows in enumerate(np.array_split(np.arange(pairs), num_shards)):
-        shards.append(FOLDER / f"{number:05d}.tar")
-        write_shard(shards[-1], rows, lambda row: {"jpg": picture(rng, image_size), "txt": caption(rng)})
+    samples = ({"jpg": picture(rng, image_size), "txt": caption(rng)} for _ in range(pairs))
+    shards.write_shards(FOLDER, samples, pairs, [f"{number:05d}.tar" for number in range(num_shards)])
     build_index(DATASET, "1", FOLDER, CaptionSource(), paths.index(DATASET), pairs=pairs)
-    return shards
-
-
-def write_shard(path: Path, rows: Iterable[int], sample: Callable[[int], dict[str, bytes]]) -> None:
-    """Write samples into a tar; `sample` returns a row's files by extension."""
-    with tarfile.open(path, "w") as archive:
-        for row in rows:
-            for extension, content in sample(row).items():
-                member = tarfile.TarInfo(f"{row:06d}.{extension}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    return sorted(FOLDER.iterdir())
 
 
 def run_spec(

@@ -281,3 +281,30 @@ class Temperature(nn.Module):
     def clamp(self) -> None:
         """Keep the temperature within its bounds."""
         self.log_scale.clamp_(math.log(1 / self.config.maximum), math.log(1 / self.config.minimum))
+
+
+class TemperatureMethod(Method):
+    """A method with one global temperature, which the engine's optimiser moves.
+
+    Args:
+        config: The method's options.
+        env: The run.
+        temperature: The temperature's options.
+    """
+
+    def __init__(self, config: MethodConfig, env: MethodEnv, temperature: TemperatureConfig) -> None:
+        super().__init__(config, env)
+        self.temperature = Temperature(temperature)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """See `Method.logit_scale`."""
+        return self.temperature.scale
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return the temperature; what else a method trains has an optimiser of its own, or is added here."""
+        return self.temperature.param_groups()
+
+    def after_step(self, progress: Progress) -> None:
+        """Keep the temperature within its bounds."""
+        self.temperature.clamp()

@@ -87,6 +87,8 @@ class StandaloneLoss(nn.Module):
         self.env, self.accum_freq = env, accum_freq
         self.step, self.part = 0, 0
         self.metrics: dict[str, Tensor] = {}
+        self.index_is_for = ""
+        """What the method does with the positions of pairs; empty if it does not look at them."""
 
     def forward(
         self,
@@ -160,7 +162,18 @@ class StandaloneLoss(nn.Module):
             )
 
     def _positions(self, index: Tensor | None, num_pairs: int) -> Tensor:
-        return torch.arange(num_pairs)
+        if not self.index_is_for:
+            return torch.arange(num_pairs)
+        if index is None:
+            raise ValueError(
+                f"{self.index_is_for} and needs to know which pairs these are: let the data set return each pair's "
+                "position and pass them, loss(..., index=positions); see docs/use-a-loss-elsewhere.md"
+            )
+        if index.shape != (num_pairs,) or index.dtype == torch.bool or index.is_floating_point() or index.min() < 0:
+            raise ValueError(
+                f"index: got {index.dtype} of shape {tuple(index.shape)}, allowed are {num_pairs} integers of 0 or more"
+            )
+        return index.long()
 
 
 class _TakesLogitScale(Protocol):

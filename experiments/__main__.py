@@ -168,13 +168,14 @@ def _jobs(console: Console, args: argparse.Namespace) -> None:
     views = jobs.look(chosen)
     fixed = (Column(title, no_wrap=True) for title in ("job", "number"))
     table = Table(*fixed, "state", "submitted", "node", Column("log", overflow="fold"))
-    completed = [view for view in views if view.state == jobs.COMPLETED]
-    for view in views if suites else [view for view in views if view.state != jobs.COMPLETED]:
+    shown = views if suites else [view for view in views if view.status.word != "COMPLETED"]
+    for view in shown:
         since = time.strftime("%d %b %H:%M", time.localtime(view.job.started_at))
-        table.add_row(view.job.name, view.job.job_id, view.state, since, view.node, str(view.job.log(0, "err")))
+        log = str(view.job.log(0, "err"))
+        table.add_row(view.job.name, view.job.job_id, str(view.status), since, view.status.node, log)
     console.print(table if table.rows else "no jobs")
-    if completed and not suites:
-        console.print(f"{len(completed)} completed jobs are not shown: name suites to see theirs")
+    if len(shown) < len(views):
+        console.print(f"{len(views) - len(shown)} completed jobs are not shown: name suites to see theirs")
 
 
 def _cancel(console: Console, args: argparse.Namespace) -> None:

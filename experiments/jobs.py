@@ -5,27 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from engine import files, paths
 from engine.jobs import scheduler
-from engine.jobs.scheduler import Job
-from engine.schema.base import Frozen, parse
+from engine.jobs.scheduler import Job, Status
+from engine.schema.base import parse
 
-COMPLETED = "COMPLETED"
 _ANSWER_AGE_SEC = 5.0
 
 
-class JobView(Frozen):
+class JobView(NamedTuple):
     """A job as it is shown."""
 
-    job: Job
     run_id: str
     """Empty for jobs that prepare data."""
-    state: str
-    """As Slurm spells it; in brackets, why it is pending."""
-    node: str
-    is_live: bool
-    """Queued or running, or not known to have ended."""
+    job: Job
+    status: Status
 
 
 def look(run_ids: Collection[str] | None = None) -> list[JobView]:
@@ -47,7 +43,7 @@ def cancel(names: Sequence[str]) -> list[Job]:
     Raises:
         ValueError: If a name has no job that is queued or running; nothing is ended then.
     """
-    live = [view for view in look() if view.is_live]
+    live = [view for view in look() if view.status.phase != "ended"]
     chosen = {name: [view.job for view in live if name in (view.run_id, view.job.name)] for name in names}
     for name, jobs in chosen.items():
         if not jobs:
@@ -62,17 +58,6 @@ def cancel(names: Sequence[str]) -> list[Job]:
 
 def _view(path: Path) -> JobView:
     job = parse(Job, files.read_text(path), str(path))
-    folder = path.parent
-    is_of_run = folder.parent.parent.parent == paths.RESULTS / "runs"
-    state, node, is_live = job.end or "", "", False
-    if job.end is None:
-        status = scheduler.status(job, not_before=time.time() - _ANSWER_AGE_SEC)
-        state = f"{status.word} ({status.reason})" if status.reason else status.word
-        node, is_live = status.node, status.phase != "ended"
-    return JobView(
-        job=job,
-        run_id=folder.parent.parent.name if is_of_run else "",
-        state=state,
-        node=node,
-        is_live=is_live,
-    )
+    of_run = path.parent.parent.parent
+    run_id = of_run.name if of_run.parent == paths.RESULTS / "runs" else ""
+    return JobView(run_id, job, scheduler.status(job, not_before=time.time() - _ANSWER_AGE_SEC))

@@ -5,7 +5,6 @@ Cheap with hundreds of runs: of each log only the end is read, and a run that is
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from engine.jobs import scheduler
 from engine.schema.base import Frozen
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from engine.training.reporting import RECENT_SEC, format_duration
+from engine.training.reporting import RecentRate, format_duration, parse_lines, read_attempts
 
 TAIL_BYTES = 32 * 1024
 """Bytes that are read of the end of a log: some tens of lines."""
@@ -132,9 +131,9 @@ class Watcher:
     def _look_at(self, run_id: str) -> RunView:
         spec = self._specs[run_id]
         state = scheduler.run_state(run_id)
-        starts = _json_lines(paths.attempts(run_id))
+        starts = read_attempts(run_id)
         lines = _tail(paths.metrics(run_id))
-        rate = _rate(lines, starts[-1]["first_step"]) if starts and state == "running" else None
+        rate = _rate(lines, starts[-1].first_step) if starts and state == "running" else None
         seen = lines[-1]["samples_seen"] if lines else 0
         keys = sorted(self._evaluations[run_id])
         evaluated = {n: [paths.evaluated(run_id, n, key).exists() for key in keys] for n in spec.milestones}
@@ -181,29 +180,16 @@ def _tail(path: Path) -> list[dict[str, Any]]:
         data = file.read()
     # The first line may be cut off by us, the last one by whoever is writing it.
     whole = data[data.find(b"\n") + 1 if start else 0 : data.rfind(b"\n") + 1]
-    return _parse(path, whole.splitlines())
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return _parse(path, path.read_bytes().splitlines()) if path.exists() else []
-
-
-def _parse(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ValueError(f"{path} has a line that is no JSON ({error}): remove that line") from None
+    return list(parse_lines(path, whole.splitlines()))
 
 
 def _rate(lines: Sequence[dict[str, Any]], first_step: int) -> float | None:
-    """Return samples per second over the last `RECENT_SEC` of this start of the run, at least over two lines."""
-    recent = [line for line in lines if line["step"] > first_step and "unix_sec" in line]
-    if len(recent) < 2:
-        return None
-    last = recent[-1]
-    first = next((line for line in recent[:-2] if line["unix_sec"] >= last["unix_sec"] - RECENT_SEC), recent[-2])
-    elapsed_sec = last["unix_sec"] - first["unix_sec"]
-    return (last["samples_seen"] - first["samples_seen"]) / elapsed_sec if elapsed_sec > 0 else None
+    """Return recent samples per second of this start of the run."""
+    rate = RecentRate()
+    for line in lines:
+        if line["step"] > first_step and "unix_sec" in line:
+            rate.mark(line["unix_sec"], line["samples_seen"])
+    return rate.per_sec
 
 
 def _sum_up(name: str, runs: Sequence[RunView]) -> SuiteView:

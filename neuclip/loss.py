@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from engine.standalone import StandaloneLoss
 
 
@@ -41,19 +38,5 @@ class NeuCLIPLoss(StandaloneLoss):
             accum_freq=accum_freq,
             seed=seed,
         )
-        self._needs_index = options.get("architecture") == "queue"
-
-    def _positions(self, index: Tensor | None, num_pairs: int) -> Tensor:
-        if not self._needs_index:
-            return super()._positions(index, num_pairs)
-        if index is None:
-            raise ValueError(
-                "architecture 'queue' leaves out an anchor's own past and needs to know which pairs these are: let the "
-                "data set return each pair's position and pass them, loss(..., index=positions); see "
-                "docs/use-a-loss-elsewhere.md"
-            )
-        if index.shape != (num_pairs,) or index.dtype == torch.bool or index.is_floating_point() or index.min() < 0:
-            raise ValueError(
-                f"index: got {index.dtype} of shape {tuple(index.shape)}, allowed are {num_pairs} integers of 0 or more"
-            )
-        return index.long()
+        if options.get("architecture") == "queue":
+            self.index_is_for = "architecture 'queue' leaves out an anchor's own past"

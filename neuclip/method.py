@@ -48,13 +48,11 @@ from engine.contrastive import DEFAULT_CHUNK_ROWS, add_eps, log_partitions
 from engine.method import (
     Features,
     LossOutput,
-    Method,
     MethodConfig,
     MethodEnv,
-    ParamGroup,
     Progress,
-    Temperature,
     TemperatureConfig,
+    TemperatureMethod,
 )
 from engine.schema.record import Signature
 from engine.signatures import Log
@@ -76,7 +74,7 @@ class NeuCLIPTemperature(TemperatureConfig):
     lr_schedule: Literal["encoder", "step_threshold", "constant"] = "step_threshold"
 
 
-class NeuCLIP(Method):
+class NeuCLIP(TemperatureMethod):
     """NeuCLIP. Its state: the temperature, the network, AdaGrad's accumulator, embeddings kept for a restart.
 
     Without a network, the temperature and what stands in the network's place.
@@ -132,10 +130,9 @@ class NeuCLIP(Method):
             return self
 
     def __init__(self, config: Config, env: MethodEnv) -> None:
-        super().__init__(config, env)
+        super().__init__(config, env, config.temperature)
         self.config = config
         self.rho = RHO_SHARE * math.log(env.global_batch_size - 1) if config.rho is None else config.rho
-        self.temperature = Temperature(config.temperature)
         self.normalizer = self._build_normalizer()
 
     def _build_normalizer(self) -> Normalizer | Stored:
@@ -167,11 +164,6 @@ class NeuCLIP(Method):
         )
 
     @property
-    def logit_scale(self) -> Tensor:
-        """1 / temperature."""
-        return self.temperature.scale
-
-    @property
     def normalizer_eps(self) -> float:
         """Of the configuration: networks and queue predict log(eps + g)."""
         return self.config.eps
@@ -180,14 +172,6 @@ class NeuCLIP(Method):
     def num_extra_pairs(self) -> int:
         """Those of the exact normalizer."""
         return self.config.num_prototypes if isinstance(self.normalizer, Fresh) else 0
-
-    def param_groups(self) -> list[ParamGroup]:
-        """The temperature; the network has its own optimiser."""
-        return self.temperature.param_groups()
-
-    def after_step(self, progress: Progress) -> None:
-        """Keep the temperature within its bounds."""
-        self.temperature.clamp()
 
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Restart the network if it is due, train it (or let the batch into the queue); UNIFIED with its alphas."""

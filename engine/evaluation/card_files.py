@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def read_card(folder: Path, name: str, model: type[ModelT], noun: str) -> ModelT
     if calls_itself != name:
         raise ValueError(f"the card {name}.yaml calls itself {calls_itself!r}: make file name and 'name' equal")
     return card
+
+
+def rewrite(path: Path, values: dict[str, Any]) -> None:
+    """Write the values of some keys into a YAML file; its other lines stay as they are."""
+    text = files.read_text(path)
+    for key, value in values.items():
+        lines = yaml.safe_dump({key: value}, allow_unicode=True, width=110)
+        # The value may go on in lines that are indented, or be a list.
+        escaped = lines.replace("\\", r"\\")
+        text, found = re.subn(rf"^{key}:.*\n(?:[ -].*\n)*", escaped, text, flags=re.MULTILINE)
+        if not found:
+            text = f"{text.rstrip()}\n{lines}"
+    files.write_text(path, text)
 
 
 def eval_set(folder: Path, name: str) -> EvalCard:

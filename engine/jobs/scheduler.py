@@ -72,6 +72,9 @@ class Status(Frozen):
     reason: str = ""
     """Why a job is pending."""
 
+    def __str__(self) -> str:
+        return f"{self.word} ({self.reason})" if self.reason else self.word
+
 
 class _Listed(Frozen):
     """One line of squeue."""
@@ -129,12 +132,14 @@ def is_locked(path: Path) -> bool:
 
 
 def status(job: Job, *, not_before: float) -> Status:
-    """Ask for the state of a job.
+    """Ask for the state of a job that is not known to have ended; of another, return the last one.
 
     Args:
         job: The job.
         not_before: An answer that was given at or after this time is good enough, in seconds since 1970.
     """
+    if job.end is not None:
+        return Status(phase="ended", word=job.end)
     if job.scheduler == "local":
         return _local_status(job)
     # An answer from before it was submitted does not know it.
@@ -192,12 +197,9 @@ def run_state(run_id: str) -> str:
         outcome = parse(Record, files.read_text(record), str(record)).status
         return "done" if outcome == "finished" else "diverged"
     job = read(paths.jobs(run_id) / "train")
-    if job is not None and job.end is None:
-        phase = status(job, not_before=time.time() - 15).phase
-        if phase in ("pending", "running"):
-            return phase
-        if phase == "unknown":
-            return "pending"
+    phase = "ended" if job is None else status(job, not_before=time.time() - 15).phase
+    if phase != "ended":
+        return "running" if phase == "running" else "pending"
     if is_locked(paths.run(run_id) / "lock"):
         return "running"  # started by hand
     return "to do" if job is None else "failed"

@@ -13,7 +13,7 @@ from engine.schema.record import Attempt, Divergence, Milestone, NormalizerError
 from engine.schema.run import RunSpec
 from engine.signatures import find_signatures
 from engine.training.provenance import provenance
-from engine.training.reporting import parse_lines, peak_memory_bytes
+from engine.training.reporting import parse_lines, peak_memory_bytes, read_attempts
 from engine.training.towers import WEIGHTS_FILE, Towers, export
 from engine.training.trainer import Trainer
 
@@ -34,13 +34,6 @@ def add_attempt(trainer: Trainer) -> Attempt:
     attempts = (*read_attempts(run_id), attempt)
     files.write_text(paths.attempts(run_id), "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
     return attempt
-
-
-def read_attempts(run_id: str) -> tuple[Attempt, ...]:
-    """Return the attempts of a run so far, in order."""
-    path = paths.attempts(run_id)
-    lines = files.read_text(path).splitlines() if path.exists() else []
-    return tuple(parse(Attempt, line, str(path)) for line in lines)
 
 
 def export_weights(trainer: Trainer) -> None:

@@ -28,6 +28,7 @@ from rich.text import Text
 from torch import Tensor
 
 from engine import files, paths
+from engine.schema.base import parse
 from engine.schema.record import Attempt
 from engine.schema.run import RunSpec
 from engine.stop import Stopped
@@ -220,21 +221,28 @@ def parse_lines(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-class RecentRate:
-    """Steps per second over the last `RECENT_SEC`, or over the last step if that took longer.
+def read_attempts(run_id: str) -> tuple[Attempt, ...]:
+    """Return the attempts of a run so far, in order."""
+    path = paths.attempts(run_id)
+    lines = files.read_text(path).splitlines() if path.exists() else []
+    return tuple(parse(Attempt, line, str(path)) for line in lines)
 
-    The rate leaves out the step that ends with the first mark: it loads, allocates and compiles.
+
+class RecentRate:
+    """Steps or samples per second over the last `RECENT_SEC`, or since the mark before if that is longer ago.
+
+    The rate leaves out what was done before the first mark: the first step loads, allocates and compiles.
     """
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
 
-    def mark(self, now_sec: float, step: int) -> None:
-        """Note that `step` steps are done."""
+    def mark(self, now_sec: float, count: int) -> None:
+        """Note that `count` are done."""
         # One mark per second is enough: the newest.
         if len(self._marks) > 1 and now_sec - self._marks[-2][0] < 1:
             self._marks.pop()
-        self._marks.append((now_sec, step))
+        self._marks.append((now_sec, count))
         while len(self._marks) > 2 and self._marks[1][0] <= now_sec - RECENT_SEC:
             self._marks.popleft()
 
@@ -243,8 +251,8 @@ class RecentRate:
         """The rate; None before the second mark."""
         if len(self._marks) < 2:
             return None
-        (first_sec, first_step), (last_sec, last_step) = self._marks[0], self._marks[-1]
-        return (last_step - first_step) / max(last_sec - first_sec, 1e-9)
+        (first_sec, first), (last_sec, last) = self._marks[0], self._marks[-1]
+        return (last - first) / max(last_sec - first_sec, 1e-9)
 
 
 def format_duration(seconds: float) -> str:

@@ -224,14 +224,7 @@ def fetch(job: Fetch) -> Source:
 
 def pin(card: EvalCard, source: Source) -> None:
     """Write the commit and the digest of a set that was fetched into its card."""
-    path = cards.FOLDER / "evals" / f"{card.name}.yaml"
-    text = path.read_text(encoding="utf-8")
-    for key, value in source.pins.items():
-        line = f"{key}: '{value}'\n"  # without quotes, some digests would be numbers
-        text, found = re.subn(rf"^{key}:.*\n", line, text, flags=re.MULTILINE)
-        if not found:
-            text = text.rstrip("\n") + f"\n{line}"
-    files.write_text(path, text)
+    card_files.rewrite(cards.FOLDER / "evals" / f"{card.name}.yaml", source.pins)
 
 
 def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_cards: bool = False) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from engine.data.pictures import IMAGE_FORMATS, open_picture
 from engine.evaluation.reading import IMAGE_EXTENSIONS
 from engine.schema.evaluation import EvalCard
-from experiments.fetch.shards import Sample, png, write_shards
+from experiments.fetch.shards import Sample, png, write_eval_set
 
 IMAGES_PER_SHARD = 500
 
@@ -41,25 +41,22 @@ def convert(card: EvalCard, originals: Path, folder: Path) -> None:
     assert card.original is not None
     try:
         LAYOUTS[card.original.layout](card, originals, folder)
+    except LayoutError as error:
+        raise LayoutError(f"evaluation set {card.name!r}: {error}") from None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, LayoutError):
-            raise
         raise LayoutError(f"evaluation set {card.name!r}: its files cannot be read ({error})") from error
 
 
-def _require(card: EvalCard, condition: bool, problem: str) -> None:
+def _require(condition: bool, problem: str) -> None:
     if not condition:
-        raise LayoutError(f"evaluation set {card.name!r}: {problem}")
+        raise LayoutError(problem)
 
 
-def _write(card: EvalCard, folder: Path, samples: Iterator[Sample], count: int) -> None:
-    names = [f"{shard}.tar" for shard in range(-(-count // IMAGES_PER_SHARD))]
-    write_shards(folder / card.split, samples, count, names)
-    (folder / card.split / "nshards.txt").write_text(f"{len(names)}\n", encoding="utf-8")
-    if card.class_names:
-        texts = {"classnames": card.class_names, "zeroshot_classification_templates": card.templates}
-        for stem, lines in texts.items():
-            (folder / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def _write(card: EvalCard, folder: Path, samples: Iterator[Sample], count: int, instances: Sequence[str] = ()) -> None:
+    texts = {"classnames.txt": card.class_names, "zeroshot_classification_templates.txt": card.templates}
+    if instances:
+        texts = {"instances.jsonl": tuple(instances)}
+    write_eval_set(folder, samples, count, -(-count // IMAGES_PER_SHARD), card.split, texts)
 
 
 def _medmnist(card: EvalCard, originals: Path, folder: Path) -> None:
@@ -71,17 +68,17 @@ def _medmnist(card: EvalCard, originals: Path, folder: Path) -> None:
     (name,) = card.original.files
     with np.load(originals / name, allow_pickle=False) as arrays:
         for key in (f"{card.split}_images", f"{card.split}_labels"):
-            _require(card, key in arrays, f"{name} has no {key}, only {', '.join(arrays)}")
+            _require(key in arrays, f"{name} has no {key}, only {', '.join(arrays)}")
         pixels: Any = arrays[f"{card.split}_images"]
         labels: Any = arrays[f"{card.split}_labels"]
     shape = pixels.shape
     of_images = pixels.dtype == np.uint8 and (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3))
-    _require(card, of_images, f"{name} has pictures {pixels.dtype} {shape}, expected uint8 (N, H, W) or (N, H, W, 3)")
+    _require(of_images, f"{name} has pictures {pixels.dtype} {shape}, expected uint8 (N, H, W) or (N, H, W, 3)")
     of_labels = labels.shape == (len(pixels), 1) and np.issubdtype(labels.dtype, np.integer)
-    _require(card, of_labels, f"{name} has labels {labels.dtype} {labels.shape}, expected whole numbers (N, 1)")
+    _require(of_labels, f"{name} has labels {labels.dtype} {labels.shape}, expected whole numbers (N, 1)")
     num_classes = len(card.class_names)
     in_range = labels.min(initial=0) >= 0 and labels.max(initial=0) < num_classes
-    _require(card, bool(in_range), f"{name} has labels up to {labels.max(initial=0)}, there are {num_classes} classes")
+    _require(bool(in_range), f"{name} has labels up to {labels.max(initial=0)}, there are {num_classes} classes")
     samples = (
         {"png": png(pixels[row].tobytes(), shape[1], shape[2]), "cls": str(labels[row, 0]).encode()}
         for row in range(len(pixels))
@@ -96,12 +93,12 @@ def _pictures(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
     return {path: members[path] for path in sorted(seen)}
 
 
-def _decode(card: EvalCard, data: bytes, where: PurePosixPath) -> Image.Image:
+def _decode(data: bytes, where: PurePosixPath) -> Image.Image:
     try:
         image = open_picture(data, (*IMAGE_FORMATS, "TIFF"))
         image.load()
     except (OSError, ValueError, SyntaxError) as error:
-        raise LayoutError(f"evaluation set {card.name!r}: {where} cannot be decoded ({error})") from None
+        raise LayoutError(f"{where} cannot be decoded ({error})") from None
     return image
 
 
@@ -110,16 +107,16 @@ def _folders(card: EvalCard, originals: Path, folder: Path) -> None:
     assert card.original is not None
     (name,) = card.original.files
     label_of = {folder: label for label, folder in enumerate(card.original.folders)}
-    _require(card, len(label_of) == len(card.class_names), "original.folders and class_names are not equally many")
+    _require(len(label_of) == len(card.class_names), "original.folders and class_names are not equally many")
     with zipfile.ZipFile(originals / name) as archive:
         members = {path: member for path, member in _pictures(archive).items() if path.suffix.lower() in _SUFFIXES}
         strange = sorted({path.parent.name for path in members} - label_of.keys())
-        _require(card, not strange, f"{name} has folders that are no class: {', '.join(strange[:5])}")
+        _require(not strange, f"{name} has folders that are no class: {', '.join(strange[:5])}")
 
         def samples() -> Iterator[Sample]:
             for path, member in members.items():
                 data, extension = archive.read(member), path.suffix.lower().removeprefix(".")
-                image = _decode(card, data, path)
+                image = _decode(data, path)
                 if extension not in IMAGE_EXTENSIONS:
                     data, extension = png(image.convert("RGB").tobytes(), image.height, image.width), "png"
                 yield {extension: data, "cls": str(label_of[path.parent.name]).encode()}
@@ -147,29 +144,26 @@ def _winogavil(card: EvalCard, originals: Path, folder: Path) -> None:
     with zipfile.ZipFile(pictures) as archive:
         by_name = {path.stem: (path, member) for path, member in _pictures(archive).items() if path.suffix == ".jpg"}
         lacking = [name for name in names if name not in by_name]
-        _require(
-            card, not lacking, f"{pictures.name} lacks the pictures of {len(lacking)} candidates, e.g. {lacking[:3]}"
-        )
+        _require(not lacking, f"{pictures.name} lacks the pictures of {len(lacking)} candidates, e.g. {lacking[:3]}")
 
         def samples() -> Iterator[Sample]:
             for name in names:
                 path, member = by_name[name]
                 data = archive.read(member)
-                _decode(card, data, path)
+                _decode(data, path)
                 yield {"jpg": data}
 
-        _write(card, folder, samples(), len(names))
-    lines = [
-        json.dumps(
-            {
-                "cue": cue,
-                "candidates": [key_of[name] for name in candidates],
-                "associations": [key_of[name] for name in candidates if name in associations],
-            }
-        )
-        for cue, candidates, associations in rows
-    ]
-    (folder / "instances.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        instances = [
+            json.dumps(
+                {
+                    "cue": cue,
+                    "candidates": [key_of[name] for name in candidates],
+                    "associations": [key_of[name] for name in candidates if name in associations],
+                }
+            )
+            for cue, candidates, associations in rows
+        ]
+        _write(card, folder, samples(), len(names), instances)
 
 
 LAYOUTS: dict[str, Callable[[EvalCard, Path, Path], None]] = {

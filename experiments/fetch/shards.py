@@ -7,7 +7,7 @@ import itertools
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 Sample = dict[str, bytes]
@@ -81,3 +81,21 @@ def write_shards(folder: Path, samples: Iterable[Sample], count: int, names: Seq
                     member = tarfile.TarInfo(f"{number:06d}.{extension}")  # owner and time are zero
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
+
+
+def write_eval_set(
+    folder: Path, samples: Iterable[Sample], count: int, num_shards: int, split: str, texts: Mapping[str, Sequence[str]]
+) -> None:
+    """Write an evaluation set as `engine.evaluation.reading` reads it.
+
+    Args:
+        folder: Folder of the set; may be there, without the split.
+        samples: What is written; taken one by one.
+        count: How many there are.
+        num_shards: Number of shards.
+        split: Folder of the shards.
+        texts: Lines of further files, by name.
+    """
+    write_shards(folder / split, samples, count, [f"{shard}.tar" for shard in range(num_shards)])
+    for name, lines in {f"{split}/nshards.txt": [str(num_shards)], **texts}.items():
+        (folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode())

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from engine import errors
 from experiments.icons import sources
-from experiments.icons.build import build
+from experiments.icons.build import fill
+from experiments.icons.folder import Fill, publish
 from experiments.icons.sets import FULL, TINY
 
 
@@ -24,12 +24,12 @@ def common_parser(module: str, description: str | None) -> argparse.ArgumentPars
     return parser
 
 
-def run(name: str, out: Path, make: Callable[[], dict[str, Any]]) -> None:
-    """Build a data set and say what is in it."""
+def run(name: str, args: argparse.Namespace, fill: Fill) -> None:
+    """Build a data set as the options of `common_parser` say, and say what is in it."""
     start_sec = time.monotonic()
-    print(f"building {name} in {out}", flush=True)
+    print(f"building {name} in {args.out}", flush=True)
     with errors.explained():
-        manifest = make()
+        manifest = publish(args.out, args.cache, fill, update_cards=args.update_cards)
     print("  train: " + ", ".join(f"{count} {what}" for what, count in manifest["train"].items() if what != "shards"))
     for key, found in manifest["evals"].items():
         counts = ", ".join(
@@ -50,8 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: give at least 1")
     size = TINY if args.tiny else FULL
-    options = {"size": size, "cache": args.cache, "jobs": args.jobs, "update_cards": args.update_cards}
-    run(size.name, args.out, lambda: build(args.out, **options))
+    run(size.name, args, functools.partial(fill, size=size, jobs=args.jobs))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.fetch.shards import write_shards
-from experiments.icons import cards, catalogue, folder, licences, render, sets
+from experiments.icons import catalogue, folder, licences, render, sets
 from experiments.icons.eval_set import EvalSet
 from experiments.icons.sets import LOOK_ALIKE, SAME_DRAWING, Picture, Size
 
@@ -20,33 +20,25 @@ RECIPE = "1"
 """Raised when the same wheels are to give another data set."""
 
 
-def build(out: Path, *, size: Size, cache: Path, jobs: int, update_cards: bool = False) -> dict[str, Any]:
-    """Build a data set into `out`, replacing an earlier one.
+def fill(new: Path, wheels: Mapping[str, ZipFile], *, size: Size, jobs: int) -> dict[str, Any]:
+    """Write a data set into an empty folder.
 
     Args:
-        out: Folder to make.
+        new: The folder.
+        wheels: Opened wheels by project.
         size: Which data set.
-        cache: Folder of wheels; missing ones are fetched.
         jobs: Processes that draw; the result does not depend on it.
-        update_cards: Rewrite the cards with what was built instead of comparing.
 
     Returns:
         The manifest.
-
-    Raises:
-        OutputError, SourceError, CardError, ValueError: As `experiments.icons.folder.publish`.
     """
-
-    def fill(new: Path, wheels: Mapping[str, ZipFile]) -> dict[str, Any]:
-        train, evals = _draw(wheels, size, jobs)
-        _write(new, train, evals)
-        made = licences.MADE.format(side=render.SIDE_PX)
-        (new / "LICENSES.md").write_bytes(licences.licence_notes(wheels, made=made).encode())
-        counts = {name: chosen.counts for name, chosen in evals.items()}
-        concepts = len({picture.icon.concept for picture in train})
-        return folder.manifest(new, RECIPE, size.name, counts, concepts=concepts)
-
-    return folder.publish(out, cache, fill, cards.ICONS, update_cards=update_cards)
+    train, evals = _draw(wheels, size, jobs)
+    _write(new, train, evals)
+    made = licences.MADE.format(side=render.SIDE_PX)
+    (new / "LICENSES.md").write_bytes(licences.licence_notes(wheels, made=made).encode())
+    counts = {name: chosen.counts for name, chosen in evals.items()}
+    concepts = len({picture.icon.concept for picture in train})
+    return folder.manifest(new, RECIPE, size.name, counts, concepts=concepts)
 
 
 def _draw(wheels: Mapping[str, ZipFile], size: Size, jobs: int) -> tuple[list[Picture], dict[str, EvalSet[Picture]]]:

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from experiments.fetch.shards import Sample, write_shards
+from experiments.fetch.shards import Sample, write_eval_set
 
 NUM_EVAL_SHARDS = 4
 """clip_benchmark's command line reads with four workers, and webdataset refuses more workers than shards."""
@@ -78,16 +78,12 @@ class EvalSet(Generic[DrawnT]):
         for extension, column in columns.items():
             for sample, content in zip(samples, column, strict=bool(column)):
                 sample[extension] = content
-        write_shards(folder / "test", samples, len(samples), [f"{shard}.tar" for shard in range(NUM_EVAL_SHARDS)])
-        texts: dict[str, Sequence[str]] = {"test/nshards.txt": [str(NUM_EVAL_SHARDS)]}
+        texts: dict[str, Sequence[str]] = {"dataset_type.txt": ["retrieval"]}
         if self.classes:
-            texts |= {"classnames.txt": self.classes, "zeroshot_classification_templates.txt": self.templates}
+            texts = {"classnames.txt": self.classes, "zeroshot_classification_templates.txt": self.templates}
         elif self.tasks:
-            texts["instances.jsonl"] = [json.dumps(task, ensure_ascii=False) for task in self.tasks]
-        else:
-            texts["dataset_type.txt"] = ["retrieval"]
-        for name, lines in texts.items():
-            (folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
+            texts = {"instances.jsonl": [json.dumps(task, ensure_ascii=False) for task in self.tasks]}
+        write_eval_set(folder, samples, len(samples), NUM_EVAL_SHARDS, "test", texts)
 
 
 def _npy(number: int) -> bytes:

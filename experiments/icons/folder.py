@@ -21,6 +21,8 @@ from experiments.icons import cards, sources
 
 ENTRIES = frozenset({"LICENSES.md", "evals", "manifest.json", "pictures.tsv", "train"})
 PAIRS_PER_SHARD = 1000
+Fill = Callable[[Path, Mapping[str, ZipFile]], dict[str, Any]]
+"""Writes a data set made of opened wheels into a folder; returns its manifest."""
 
 
 class OutputError(ValueError):
@@ -73,21 +75,13 @@ def manifest(
     }
 
 
-def publish(
-    out: Path,
-    cache: Path,
-    fill: Callable[[Path, Mapping[str, ZipFile]], dict[str, Any]],
-    family: cards.Family,
-    *,
-    update_cards: bool,
-) -> dict[str, Any]:
+def publish(out: Path, cache: Path, fill: Fill, *, update_cards: bool) -> dict[str, Any]:
     """Make the folder of a data set: beside its place, and moved there once its cards say what is in it.
 
     Args:
         out: Folder to make; an earlier one is replaced.
         cache: Folder of wheels; missing ones are fetched.
-        fill: Writes the data set made of these wheels into a folder, and returns its manifest.
-        family: What its cards say.
+        fill: Writes the data set.
         update_cards: Rewrite the cards with what was built instead of comparing.
 
     Returns:
@@ -115,12 +109,12 @@ def publish(
         found = fill(folder, wheels)
         (folder / "manifest.json").write_bytes((json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
-        made = cards.cards(found, family)
+        made = cards.cards(found)
         for card in made.values():
             if "task" in card:
                 reading.count(EvalCard.model_validate({**card, "path": str(folder / "evals" / card["name"])}))
         if update_cards:
-            cards.write(made, family)
+            cards.write(made)
         else:
             cards.check(made)
         if out.exists():

@@ -8,11 +8,6 @@ from zipfile import ZipFile
 
 from experiments.icons.sources import SourceError
 
-SUMMARY = (
-    "Apache-2.0, MIT, CC-BY-4.0, CC-BY-SA-4.0, OFL-1.1 and BSD-3-Clause by source; LICENSES.md of the built folder "
-    "has all"
-)
-
 
 @dataclass(frozen=True)
 class Licence:

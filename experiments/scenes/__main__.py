@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 from experiments.icons.__main__ import common_parser, run
-from experiments.scenes.build import build
+from experiments.scenes.build import fill
 from experiments.scenes.scenes import LEVELS
 
 
@@ -13,8 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--level", choices=LEVELS, default="easy", help="which set to build (%(default)s)")
     args = parser.parse_args(argv)
     level = LEVELS[args.level]
-    options = {"level": level, "cache": args.cache, "update_cards": args.update_cards}
-    run(level.name, args.out, lambda: build(args.out, **options))
+    run(level.name, args, functools.partial(fill, level=level))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from experiments.fetch.shards import Sample, write_shards
 from experiments.icons import folder, licences, render
-from experiments.scenes import cards, drawings, sets
+from experiments.scenes import drawings, sets
 from experiments.scenes.scenes import Level
 
 RECIPE = "1"
@@ -26,40 +26,32 @@ in part turned or bent. `pictures.tsv` says which drawings are in each picture. 
 licence."""
 
 
-def build(out: Path, *, level: Level, cache: Path, update_cards: bool = False) -> dict[str, Any]:
-    """Build a data set into `out`, replacing an earlier one.
+def fill(new: Path, wheels: Mapping[str, ZipFile], *, level: Level) -> dict[str, Any]:
+    """Write a data set into an empty folder.
 
     Args:
-        out: Folder to make.
+        new: The folder.
+        wheels: Opened wheels by project.
         level: Which data set.
-        cache: Folder of wheels; missing ones are fetched.
-        update_cards: Rewrite the cards with what was built instead of comparing.
 
     Returns:
         The manifest.
-
-    Raises:
-        OutputError, SourceError, CardError, ValueError: As `experiments.icons.folder.publish`.
     """
-
-    def fill(new: Path, wheels: Mapping[str, ZipFile]) -> dict[str, Any]:
-        painter = sets.Painter(level, drawings.stencils(wheels, level))
-        counts = {}
-        with (new / "pictures.tsv").open("w", encoding="utf-8", newline="\n") as table:
-            table.write("set\tkey\tscene\tsources\n")
-            samples = _training(painter, table)
-            write_shards(new / "train", samples, level.pairs, folder.shard_names(level.pairs))
-            for kind, chosen in sets.eval_sets(painter).items():
-                name = f"{level.name}_{kind}"
-                chosen.write(new / "evals" / name)
-                counts[name] = chosen.counts
-                table.writelines(_row(name, number, picture) for number, picture in enumerate(chosen.pictures))
-        notes = licences.licence_notes(wheels, made=MADE.format(side=render.SIDE_PX), without=WITHOUT)
-        (new / "LICENSES.md").write_bytes(notes.encode())
-        shown = {"concepts": len(level.concepts), "colours": len(level.colours)}
-        return folder.manifest(new, RECIPE, level.name, counts, **shown)
-
-    return folder.publish(out, cache, fill, cards.family(level), update_cards=update_cards)
+    painter = sets.Painter(level, drawings.stencils(wheels, level))
+    counts = {}
+    with (new / "pictures.tsv").open("w", encoding="utf-8", newline="\n") as table:
+        table.write("set\tkey\tscene\tsources\n")
+        samples = _training(painter, table)
+        write_shards(new / "train", samples, level.pairs, folder.shard_names(level.pairs))
+        for kind, chosen in sets.eval_sets(painter).items():
+            name = f"{level.name}_{kind}"
+            chosen.write(new / "evals" / name)
+            counts[name] = chosen.counts
+            table.writelines(_row(name, number, picture) for number, picture in enumerate(chosen.pictures))
+    notes = licences.licence_notes(wheels, made=MADE.format(side=render.SIDE_PX), without=WITHOUT)
+    (new / "LICENSES.md").write_bytes(notes.encode())
+    shown = {"concepts": len(level.concepts), "colours": len(level.colours)}
+    return folder.manifest(new, RECIPE, level.name, counts, **shown)
 
 
 def _training(painter: sets.Painter, table: TextIO) -> Iterator[Sample]:

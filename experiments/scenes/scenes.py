@@ -36,8 +36,6 @@ class Level:
     """Pictures of the main retrieval set."""
     others: int
     """Pictures of every other evaluation set."""
-    options: str = ""
-    """Of the command that builds it."""
 
     def unseen_colour(self, concept: str) -> str:
         """Return the colour in which a concept is never trained on."""
@@ -95,7 +93,6 @@ HARD = Level(
     pairs=100_000,
     retrieval=4000,
     others=1000,
-    options=" --level hard",
 )
-TINY = replace(EASY, name="scenes_tiny", pairs=1500, retrieval=200, others=120, options=" --level tiny")
+TINY = replace(EASY, name="scenes_tiny", pairs=1500, retrieval=200, others=120)
 LEVELS = {"easy": EASY, "hard": HARD, "tiny": TINY}

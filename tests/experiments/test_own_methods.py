@@ -89,7 +89,7 @@ def built(spec: MethodSpec) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_executes_the_file_as_it_was_when_the_suite_was_expanded(mine):
-    edit(mine / "dcl.py", "class DCL(Method):", "class DCL(Method):\n    version = 1")
+    edit(mine / "dcl.py", "class DCL(TemperatureMethod):", "class DCL(TemperatureMethod):\n    version = 1")
     first = runs()["dcl"].method
     edit(mine / "dcl.py", "version = 1", "version = 2")
     second = runs()["dcl"].method
@@ -129,7 +129,7 @@ def test_a_method_may_build_on_one_of_ours(mine):
         ("dcl:DCL", r"allowed is path/to/file\.py:ClassName"),
         ("dlc.py:DCL", r"class: dlc\.py:DCL: there is no file .*/path/to/dlc\.py"),
         ("dcl.py:DLC", r"dcl\.py: unknown method class 'DLC'; did you mean 'DCL'"),
-        ("dcl.py:Temperature", r"Temperature is no subclass of engine\.method\.Method made here; unknown method class"),
+        ("dcl.py:TemperatureConfig", r"Config is no subclass of engine\.method\.Method made here; unknown method"),
     ],
 )
 def test_a_wrong_reference_says_what_is_allowed(mine, reference, message):
@@ -142,7 +142,7 @@ def test_a_wrong_reference_says_what_is_allowed(mine, reference, message):
     ("old", "new", "message"),
     [
         ("def loss(", "def lost(", r"dcl\.py: DCL does not define 'loss': see engine\.method\.Method"),
-        ("def logit_scale(", "def scale(", "DCL does not define 'logit_scale'"),
+        ("TemperatureMethod", "Method", "DCL does not define 'logit_scale'"),
         ("(MethodConfig):", ":", r"DCL\.Config is <class .*DCL\.Config'>: make it a subclass of MethodConfig"),
         ("import LossOutput", "import LossOutputs", r"dcl\.py, line 1: ImportError: cannot import name 'LossOutputs'"),
         ("super().", "super(.", r"dcl\.py, line \d+: SyntaxError"),

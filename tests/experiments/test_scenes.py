@@ -30,7 +30,7 @@ from experiments.fetch import shards
 from experiments.fetch.shards import palette_png
 from experiments.icons import catalogue, sources
 from experiments.icons.folder import read_shards
-from experiments.scenes import cards, language, scenes
+from experiments.scenes import language, scenes
 from experiments.scenes.draws import Draws
 from experiments.scenes.language import COLOURS, CONCEPTS, Scene, Thing
 
@@ -39,6 +39,9 @@ VARIANTS = ("unseen_drawings", "other_grounds", "sketched", "turned")
 SWAPPED = ("swapped_colours", "swapped_concepts", "swapped_places", "validation_swapped")
 ZEROSHOT = ("colour", "concept", "place", "count")
 LEVELS = (scenes.EASY, scenes.HARD)
+KINDS = tuple(
+    name.removeprefix("scenes_tiny_") for name in experiments_cards.names("evals") if name.startswith("scenes_tiny_")
+)
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +191,7 @@ def test_held_out_scenes_are_never_trained_on_nor_validated_on(
     table: dict[str, list[tuple[Scene, list[str]]]],
 ) -> None:
     of = {kind: {scene for scene, _ in rows} for kind, rows in table.items()}
-    assert set(of) == {"train", *cards.KINDS}
+    assert set(of) == {"train", *KINDS}
     validation = of["validation"] | of["validation_swapped"]
     tested = set().union(*(of[kind] for kind in set(of) - {"train", "validation", "validation_swapped"}))
     assert not of["train"] & (tested | validation)
@@ -332,7 +335,7 @@ def test_the_levels_share_no_more_than_they_say() -> None:
         assert level.pairs >= 100_000
         assert level.retrieval >= 4000
         evaluation = experiments_cards.evaluation(level.name)
-        assert set(evaluation.sets) == {f"{level.name}_{kind}" for kind in cards.KINDS}
+        assert set(evaluation.sets) == {f"{level.name}_{kind}" for kind in KINDS}
         averaged = set().union(*evaluation.averages.values())
         assert set(evaluation.averages["Average"]) == averaged
         assert set(evaluation.sets) - averaged == {
@@ -340,7 +343,7 @@ def test_the_levels_share_no_more_than_they_say() -> None:
         }
 
 
-@pytest.mark.parametrize("kind", cards.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_clip_benchmark_reads_the_evaluation_sets(tiny: Path, kind: str) -> None:
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
     name = f"scenes_tiny_{kind}"
@@ -365,7 +368,7 @@ def test_a_model_that_knows_nothing_scores_the_chance_of_every_card_and_of_every
     seeds = range(3)
     found: dict[str, list[float]] = {}
     variances: dict[str, float] = {}
-    for kind in cards.KINDS:
+    for kind in KINDS:
         card = card_of(tiny, kind)
         data = reading.read(card)
         choices = len(data.classes) or (4 if kind in SWAPPED else card.images)
@@ -407,10 +410,11 @@ def test_licence_notes_name_every_source_of_a_picture(
 
 
 def test_cards_of_every_level_are_of_what_the_builder_says() -> None:
-    for level in scenes.LEVELS.values():
+    for key, level in scenes.LEVELS.items():
         card = yaml.safe_load((ROOT / f"experiments/datasets/{level.name}.yaml").read_text())
         assert card["pairs"] == level.pairs
-        assert card["build"] == f"python -m experiments.scenes --out data/{level.name}{level.options}"
+        option = "" if key == "easy" else f" --level {key}"
+        assert card["build"] == f"python -m experiments.scenes --out data/{level.name}{option}"
         assert card["ready"] == f"data/{level.name}/manifest.json"
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from support import toy
 from support.terminal import lines_of, run_on_terminal
@@ -17,9 +18,11 @@ from support.terminal import lines_of, run_on_terminal
 from engine import files, paths
 from engine.jobs import scheduler
 from engine.jobs.scheduler import Job
+from engine.schema.record import Attempt
 from engine.schema.run import Execution
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training.loop import train
+from engine.training.provenance import provenance
 from engine.training.reporting import RECENT_SEC
 from experiments.__main__ import main
 from experiments.watch import STATES, TAIL_BYTES, Overview, RunView, Watcher, show
@@ -55,9 +58,14 @@ def write_log(spec, steps, *, seconds_a_step=1.0, start_sec=1e9, first_step=0):
     ]
     path = paths.metrics(spec.run_id)
     files.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    starts = [0, first_step] if first_step else [0]
-    files.write_text(paths.attempts(spec.run_id), "".join(f'{{"first_step": {step}}}\n' for step in starts))
+    note_starts(spec, *([0, first_step] if first_step else [0]))
     return path
+
+
+def note_starts(spec, *steps):
+    origin = provenance(dataset_sha256="0", device=torch.device("cpu"), world_size=1)
+    starts = (Attempt(first_step=step, provenance=origin, host="here") for step in steps)
+    files.write_text(paths.attempts(spec.run_id), "".join(f"{start.model_dump_json()}\n" for start in starts))
 
 
 def note_job(spec, kind="train", *, pid=None, end=None):
@@ -132,7 +140,7 @@ def test_a_rate_is_that_of_the_last_seconds_and_of_this_start(root):
     for line in fast:
         line["unix_sec"] += 3600
     files.write_text(paths.metrics(spec.run_id), "".join(json.dumps(line) + "\n" for line in slow + fast[:3]))
-    files.write_text(paths.attempts(spec.run_id), '{"first_step": 0}\n{"first_step": 500}\n')
+    note_starts(spec, 0, 500)
     run = look(suite)[1][spec.run_id]
     assert (run.samples_per_sec, run.attempts) == (pytest.approx(160), 2)
     assert run.left_sec == pytest.approx((1000 - 503) / 10)

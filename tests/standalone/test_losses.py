@@ -184,7 +184,7 @@ def test_a_bias_gets_a_zero_gradient_as_from_open_clip(name: str) -> None:
 WRONG: dict[str, tuple[type[StandaloneLoss], dict[str, Any], str]] = {
     "an unknown option": (NeuCLIPLoss, {"num_prototype": 3}, "did you mean 'num_prototypes'.*Known: .*restart_period"),
     "a wrong value": (FastCLIPLoss, {"gamma_min": 2.0}, "gamma_min: .*less than or equal to 1"),
-    "a temperature": (AmorLIPLoss, {"temperature": {"init": 0.1}}, "your model's"),
+    "a temperature": (AmorLIPLoss, {"temperature": {"init": 0.1}}, "your model has the temperature"),
     "one temperature per sample": (FastCLIPLoss, {"version": "v2"}, "allowed are v0 and v3"),
     "no step": (AmorLIPLoss, {"steps_per_epoch": 0}, "steps_per_epoch = 0: allowed is 1 or more"),
 }
@@ -204,7 +204,7 @@ def test_fastclip_says_what_to_do_about_positions() -> None:
     sides = (features.image_BD, features.text_BD, 14.3)
     with pytest.raises(ValueError, match=r"return each pair's position and pass them, loss.*index=positions"):
         loss(*sides)
-    with pytest.raises(ValueError, match=r"allowed is int64 \(8,\)"):
+    with pytest.raises(ValueError, match="allowed are 8 integers of 0 or more"):
         loss(*sides, index=features.index_B[:4])
     with pytest.raises(ValueError, match="allowed are 0 to 19"):
         loss(*sides, index=features.index_B + 20)

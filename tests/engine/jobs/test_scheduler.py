@@ -191,7 +191,7 @@ def test_jobs_are_shown_and_cancelled_by_run_or_by_name(here):
     for (number, name), folder in zip(names.items(), [*folders, paths.prepare_jobs("index-toy")], strict=True):
         scheduler.write(folder, slurm_job(number, name))
     answers(here, *(f"{number}|PENDING||Priority|{name}|{here}" for number, name in names.items()))
-    assert {(view.run_id, view.job.name, view.state) for view in jobs.look()} == {
+    assert {(view.run_id, view.job.name, str(view.status)) for view in jobs.look()} == {
         ("run-a", "run-a", "PENDING (Priority)"),
         ("run-a", "eval-run-a-10-icons-1", "PENDING (Priority)"),
         ("run-b", "run-b", "PENDING (Priority)"),

@@ -25,7 +25,7 @@ from engine.schema.base import parse
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.training.checkpoint import newest_step
-from engine.training.outcome import read_attempts
+from engine.training.reporting import read_attempts
 
 pytestmark = pytest.mark.slow
 FIRST_SEED = int(os.environ.get("KILL_SEED", "0"))

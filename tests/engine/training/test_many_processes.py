@@ -29,7 +29,7 @@ from engine.schema.record import Record
 from engine.schema.run import Execution
 from engine.training import diagnostics, loop
 from engine.training.checkpoint import load_checkpoint, newest_step
-from engine.training.outcome import read_attempts
+from engine.training.reporting import read_attempts
 from engine.training.towers import WEIGHTS_FILE, build_towers
 from engine.training.trainer import Trainer
 

@@ -194,7 +194,8 @@ def test_pinning_writes_commit_and_digest_into_the_card_and_changes_nothing_else
     digest = files.folder_sha256(Path(card.path))
     pinned = cards.eval_set("pets")
     assert (pinned.hf_revision, pinned.sha256) == (FIRST, digest)
-    assert path.read_text() == before.replace("null", f"'{FIRST}'") + f"sha256: '{digest}'\n"
+    lines = [yaml.safe_dump({key: value}) for key, value in (("hf_revision", FIRST), ("sha256", digest))]
+    assert path.read_text() == before.replace("hf_revision: null\n", "".join(lines))
     assert reading.read(pinned).sha256 == digest
     assert "there" in run("zoo")
     path.write_text(before)  # a set that was fetched before can be pinned too
