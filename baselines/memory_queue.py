@@ -16,6 +16,7 @@ D embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from pydantic import Field
@@ -91,6 +92,11 @@ class MemoryQueue(Method):
     def after_step(self, progress: Progress) -> None:
         """Keep the temperature within its bounds."""
         self.temperature.clamp()
+
+    def exact_loss(self, log_g: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
+        """See `Method.exact_loss`: InfoNCE over all pairs, which leave nothing for the queue."""
+        log_g_2P = log_g(self.temperature.scale)
+        return F.softplus(log_g_2P + math.log(log_g_2P.shape[1] - 1)).mean()
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:

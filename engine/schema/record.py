@@ -88,6 +88,43 @@ class NormalizerError(Frozen):
     """Of the file with the estimates and exact values of some anchors; None in records from before there was one."""
 
 
+class GradientError(Frozen):
+    """How far a method's gradients are from that of the loss over a population of pairs, at one milestone.
+
+    Squares are sums over the pairs, relative to the squared norm of what they are compared with; `_se` is a standard
+    error over pairs. Noise is taken off a squared bias, so that one of zero comes out on either side of it.
+    """
+
+    samples_seen: int
+    temperature: float
+    population: int
+    """Pairs, both sides of each."""
+    num_rounds: int
+    """Batches that held each pair."""
+    num_batches: int
+    """In all."""
+    factor: float
+    """Of the mean gradient to that of RGCL, by least squares: taken out of what is compared with RGCL."""
+    bias_squared: float
+    bias_squared_se: float
+    variance: float
+    """Of one batch's gradient, summed over its components."""
+    variance_se: float
+    exact_bias_squared: float | None
+    """Against the method's own loss over the population, no factor taken out; None where the method gives none."""
+    exact_bias_squared_se: float | None
+    pull: float | None
+    """Mean over batches of the derivative of the loss in log(1 / temperature), in nats: a step down raises the
+    temperature where it is positive. None where no single temperature enters the loss."""
+    pull_sd: float | None
+    """Over batches."""
+    exact_pull: float | None
+    """The same of the method's own loss over the population; None where the method gives none."""
+    rgcl_pull: float
+    """The same of RGCL over the population, without rho: KL, the mean divergence of an anchor's softmax over the others
+    from uniform."""
+
+
 class Divergence(Frozen):
     """Where and how training stopped being finite, or fp16 found no loss scale at which its gradient is."""
 
@@ -109,6 +146,7 @@ class Record(Frozen):
     samples_seen: int
     milestones: dict[str, Milestone]
     normalizer_error: tuple[NormalizerError, ...]
+    gradient_error: tuple[GradientError, ...] = ()
     clock_sec: dict[str, float]
     """Seconds by phase over the steps that were timed (all on CPU, the logged ones on a GPU)."""
     median_step_sec: float | None
