@@ -31,7 +31,7 @@ COLUMNS = {
     "commit": "str",  # of all attempts of the run, if they differ
     "device": "str",  # likewise, with the number of processes if there are several
     # eval | average | sampling (interval over a set's samples) | train | normalizer | log_normalizer (of one anchor
-    # each) | cost | option (numeric, of the method) | signature
+    # each) | gradient | cost | option (numeric, of the method) | signature
     "kind": "str",
     "samples_seen": "int64",
     "is_final": "bool",  # at the end of training, not at an earlier milestone or step

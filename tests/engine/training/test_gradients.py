@@ -128,7 +128,7 @@ def test_exact_normalizers_leave_no_bias_and_the_batch_s_own_do(root):
     errors = {}
     for architecture in ("average", "batch"):
         options = {"architecture": architecture, "average_gamma": 1e-12, "temperature": {"init": 0.1}}
-        trainer = make_trainer("neuclip", options=options, num_rounds=100)
+        trainer = make_trainer("neuclip", options=options, num_rounds=60)
         trainer.encoder.encode_detached = toy.encode_pictures
         if architecture == "average":
             population = gradients._encode_population(trainer, toy.NUM_PAIRS, 0, lambda: None)
@@ -183,13 +183,13 @@ def test_workers_change_nothing_and_extra_pairs_are_of_the_population(root):
 
 def _in_processes(folder):
     os.chdir(folder)
-    return measure_gradient_error(make_trainer("neuclip", collectives=ProcessGroup()))
+    return measure_gradient_error(make_trainer("neuclip", collectives=ProcessGroup())).model_dump()
 
 
 def test_two_processes_measure_what_one_does(root):
     alone = measure_gradient_error(make_trainer("neuclip")).model_dump()
     for found in run_in_processes(_in_processes, 2, str(root)):
-        assert found.model_dump() == pytest.approx(alone, rel=1e-3, abs=1e-6)
+        assert found == pytest.approx(alone, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("call", [3, 9])  # while pairs are encoded; while batches are measured
