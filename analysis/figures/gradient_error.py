@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from analysis import drawing, style
 from analysis import frame as tidy
 
-SUITES = ("quickstart", "laptop", "*headroom*", "*attribution*", "*batch_size*", "*gradient_error*", "study*")
 KINDS = ("gradient",)
 ROW_IN, HEAD_IN, PANEL_IN = 0.24, 0.6, 2.2
 PANELS = {"bias_squared": "Bias", "variance": "Standard deviation", "pull": "Pull on the temperature, nats"}

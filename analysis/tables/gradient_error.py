@@ -10,7 +10,6 @@ from analysis import frame as tidy
 from analysis import stats, style
 from analysis.table import Cell, Row, Table, three_digits
 
-SUITES = ("quickstart", "laptop", "*headroom*", "*attribution*", "*batch_size*", "*gradient_error*", "study*")
 KINDS = ("gradient",)
 COLUMNS = {
     "bias_squared": "Squared bias",
