@@ -92,7 +92,8 @@ class GradientError(Frozen):
     """How far a method's gradients are from that of the loss over a population of pairs, at one milestone.
 
     Squares are sums over the pairs, relative to the squared norm of what they are compared with; `_se` is a standard
-    error over pairs. Noise is taken off a squared bias, so that one of zero comes out on either side of it.
+    error over pairs. Noise is taken off a squared bias, so that one of zero comes out on either side of it. What is not
+    finite is None.
     """
 
     samples_seen: int
@@ -103,24 +104,24 @@ class GradientError(Frozen):
     """Batches that held each pair."""
     num_batches: int
     """In all."""
-    factor: float
+    factor: float | None
     """Of the mean gradient to that of RGCL, by least squares: taken out of what is compared with RGCL."""
-    bias_squared: float
-    bias_squared_se: float
-    variance: float
+    bias_squared: float | None
+    bias_squared_se: float | None
+    variance: float | None
     """Of one batch's gradient, summed over its components."""
-    variance_se: float
+    variance_se: float | None
     exact_bias_squared: float | None
     """Against the method's own loss over the population, no factor taken out; None where the method gives none."""
     exact_bias_squared_se: float | None
     pull: float | None
     """Mean over batches of the derivative of the loss in log(1 / temperature), in nats: a step down raises the
-    temperature where it is positive. None where no single temperature enters the loss."""
+    temperature where it is positive. None where the loss has not one temperature."""
     pull_sd: float | None
     """Over batches."""
     exact_pull: float | None
     """The same of the method's own loss over the population; None where the method gives none."""
-    rgcl_pull: float
+    rgcl_pull: float | None
     """The same of RGCL over the population, without rho: KL, the mean divergence of an anchor's softmax over the others
     from uniform."""
 

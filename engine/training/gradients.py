@@ -3,7 +3,7 @@
 At the weights and the temperature after a step, the population's embeddings x_i, y_i are computed once. With s = 1 /
 temperature, d_i = x_i . y_i and g1, g2 of `engine.contrastive` over the population, a loss F(log g1, log g2) has
 
-    dF/dx_k = s [ a1_k sum_j p1_kj y_j - (a1_k + a2_k) y_k + sum_i a2_i p2_ik y_i ],   as1_k = dF / dlog g1_k,
+    dF/dx_k = s [ a1_k sum_j p1_kj y_j - (a1_k + a2_k) y_k + sum_i a2_i p2_ik y_i ],   a1_k = dF / dlog g1_k,
     p1_kj = softmax over j != k of s x_k . y_j,   p2_ik = softmax over k != i of s y_i . x_k
 
 and the reverse for y_k: k as an anchor, as the pair that others are measured by, and as a negative of all others.
@@ -35,7 +35,7 @@ from engine.schema.record import GradientError
 from engine.training import sweep
 from engine.training.trainer import Trainer
 
-_CHUNK_ROWS = 1024
+_CHUNK_ROWS = 256
 
 
 def is_due(trainer: Trainer) -> bool:
@@ -117,8 +117,8 @@ class Gradient(NamedTuple):
 
     embedding_2PD: Tensor
     """P times the gradient in the embeddings, perpendicular to them."""
-    log_scale: float | None
-    """The derivative in log s; None where the loss has not one temperature."""
+    log_scale: float
+    """The derivative in log s; NaN where the loss has not one temperature."""
 
 
 class BatchGradients(NamedTuple):
@@ -152,7 +152,7 @@ def _encode_population(trainer: Trainer, size: int, epoch: int, before_batch: Ca
 @contextlib.contextmanager
 def _differentiable_temperature(method: Method) -> Generator[_Temperature | None, None, None]:
     """Find the one scalar parameter that `logit_scale` is a function of; let it have gradients, also if it is fixed."""
-    scalars = [parameter for parameter in method.parameters() if parameter.ndim == 0]
+    scalars = [parameter for parameter in method.parameters() if parameter.numel() == 1]
     are_learned = [parameter.requires_grad for parameter in scalars]
     try:
         for parameter in scalars:
@@ -189,7 +189,8 @@ def _references(
     if total is None:
         return rgcl, None
     weights_2P, slope = _differentiate(total, (log_g_2P,), temperature)
-    return rgcl, Gradient(population_gradient(embedding_2PD, scale, partitions, weights_2P[0]), slope)
+    own_2PD = population_gradient(embedding_2PD, scale, partitions, weights_2P[0])
+    return rgcl, Gradient(own_2PD, math.nan if slope is None else slope)
 
 
 def _differentiate(
@@ -286,7 +287,9 @@ def _batch_gradients(
         features = population.take(rows_B, extra)
         inputs = (features.image_BD.requires_grad_(), features.text_BD.requires_grad_())
         grads, slope = _differentiate(method.loss(features, progress).total, inputs, temperature)
-        method.load_state_dict(state)
+        # Parameters and buffers are copied; extra state may be kept as it is given.
+        extra_state = {key: copy.deepcopy(value) for key, value in state.items() if key.endswith("_extra_state")}
+        method.load_state_dict(state | extra_state)
         # A process's loss is a mean over its own rows, and gradients come summed over processes.
         grad_G2D = ours.gather(len(rows_B) * torch.stack(grads, dim=1))
         grad_2GD = _perpendicular(grad_G2D.transpose(0, 1), population.embedding_2PD[:, rows_G]).double()
@@ -327,9 +330,9 @@ def _compare(
     unit = abs(factor) * temperature
     bias = _ratio(_squares(mean_2PD / factor - rgcl_2PD) - variance_P / num_rounds / factor**2, _squares(rgcl_2PD))
     variance = _ratio(variance_P / factor**2, _squares(rgcl_2PD))
-    own_bias: tuple[float, float] | tuple[None, None] = (None, None)
+    own_bias, own_pull = (math.nan, math.nan), math.nan
     if own is not None:
-        own_2PD = own.embedding_2PD.double()
+        own_2PD, own_pull = own.embedding_2PD.double(), own.log_scale / unit if unit else math.nan
         own_bias = _ratio(_squares(mean_2PD - own_2PD) - variance_P / num_rounds, _squares(own_2PD))
     pulls = torch.tensor(found.log_scales, dtype=torch.float64) / unit
     return GradientError(
@@ -338,18 +341,23 @@ def _compare(
         population=len(population.index_P),
         num_rounds=num_rounds,
         num_batches=num_rounds * len(population.index_P) // trainer.spec.global_batch_size,
-        factor=factor,
-        bias_squared=bias[0],
-        bias_squared_se=bias[1],
-        variance=variance[0],
-        variance_se=variance[1],
-        exact_bias_squared=own_bias[0],
-        exact_bias_squared_se=own_bias[1],
-        pull=float(pulls.mean()) if len(pulls) else None,
-        pull_sd=float(pulls.std()) if len(pulls) else None,
-        exact_pull=None if own is None or own.log_scale is None else own.log_scale / unit,
-        rgcl_pull=rgcl.log_scale / temperature if rgcl.log_scale is not None else None,
+        factor=_known(factor),
+        bias_squared=_known(bias[0]),
+        bias_squared_se=_known(bias[1]),
+        variance=_known(variance[0]),
+        variance_se=_known(variance[1]),
+        exact_bias_squared=_known(own_bias[0]),
+        exact_bias_squared_se=_known(own_bias[1]),
+        pull=_known(pulls.mean()),
+        pull_sd=_known(pulls.std()) if len(pulls) else None,
+        exact_pull=_known(own_pull),
+        rgcl_pull=_known(rgcl.log_scale / temperature),
     )
+
+
+def _known(value: float | Tensor) -> float | None:
+    """Return a number if it is finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _squares(x_2PD: Tensor) -> Tensor:

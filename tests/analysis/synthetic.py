@@ -56,7 +56,7 @@ def run_spec(method: str, seed: int, **changes: Any) -> dict[str, Any]:
         "optimizer": {},
         "augmentation": {},
         "normalizer_error": {"at": [BATCH * STEPS // 2, BATCH * STEPS], "num_anchors": 512},
-        "gradient_error": {"at": [BATCH * STEPS]},
+        "gradient_error": {"at": [changes.get("samples_seen", BATCH * STEPS)]},
         "seed": seed,
     }
     return RunSpec.model_validate(spec | changes).model_dump(mode="json")

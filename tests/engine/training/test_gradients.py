@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from engine import paths
 from engine.data.loader import build_loader
 from engine.distributed import Collectives, ProcessGroup
+from engine.method import LossOutput
 from engine.schema.run import Execution
 from engine.stop import Stopped
 from engine.training import gradients, sweep
@@ -143,6 +144,15 @@ def test_exact_normalizers_leave_no_bias_and_the_batch_s_own_do(root):
     assert off["average"] < 3 < 10 < off["batch"]
     # Unbiased weights cost variance.
     assert exact.variance > own.variance > 0
+
+
+def test_gradients_that_are_not_finite_are_no_numbers_and_end_no_training(root):
+    trainer = make_trainer("openclip")
+    honest = trainer.method.loss
+    trainer.method.loss = lambda *args: LossOutput(honest(*args).total * math.nan)
+    error = measure_gradient_error(trainer)
+    assert (error.factor, error.bias_squared, error.variance, error.pull) == (None, None, None, None)
+    assert error.rgcl_pull > 0
 
 
 # A measurement leaves no trace and depends on nothing else ------------------------------------------------------------
