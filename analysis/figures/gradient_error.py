@@ -13,7 +13,7 @@ from analysis import drawing, style
 from analysis import frame as tidy
 
 KINDS = ("gradient",)
-ROW_IN, HEAD_IN, PANEL_IN = 0.24, 0.6, 2.2
+ROW_IN, GAP_IN, HEAD_IN, PANEL_IN = 0.2, 0.09, 0.6, 2.2
 PANELS = {"bias_squared": "Bias", "variance": "Standard deviation", "pull": "Pull on the temperature, nats"}
 
 
@@ -32,17 +32,21 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     if frame.empty:
         return drawing.nothing("No errors of gradients: no run of this suite measures them.", width)
     columns = min(max(1, int(width / PANEL_IN)), len(PANELS))
+    # Panels beside each other share the labels of the first.
+    label_in = width / columns * (1.5 if columns > 1 else 1.0)
+    rows = _rows(frame)
+    labels = drawing.wrapped([row.label for row in rows], label_in)
+    row_in = max(ROW_IN, GAP_IN + drawing.LINE_IN * max(label.count("\n") + 1 for label in labels))
     # All panels, with as many rows as there is room for.
-    most = int((drawing.MAX_IN / math.ceil(len(PANELS) / columns) - HEAD_IN) / ROW_IN)
-    rows, left_out = drawing.fit(_rows(frame), most, "rows")
-    height = HEAD_IN + ROW_IN * len(rows)
+    most = int((drawing.MAX_IN / math.ceil(len(PANELS) / columns) - HEAD_IN) / row_in)
+    rows, left_out = drawing.fit(rows, most, "rows")
+    height = HEAD_IN + row_in * len(rows)
     shown = drawing.arrange(list(PANELS), width, panel_in=PANEL_IN, line_in=height, what="panels")
     figure, all_axes = shown.draw(sharey=True)
-    # Panels beside each other share the labels of the first.
-    label_in = shown.panel_in * (1.5 if columns > 1 else 1.0)
     for axes, name in zip(all_axes, shown.panels, strict=True):
         drawing.title(axes, PANELS[name], shown.panel_in)
-        _draw(axes, rows[::-1], name, label_in)
+        # Bottom to top.
+        _draw(axes, rows[::-1], labels[: len(rows)][::-1], name)
     text = (
         "Bias and standard deviation of the gradient in a pair's embeddings, relative to RGCL's over all pairs, one "
         "factor a run taken out. Pull: positive raises the temperature; upright: that of all pairs."
@@ -62,7 +66,7 @@ def _rows(frame: pd.DataFrame) -> list[_Row]:
     return rows
 
 
-def _draw(axes: Axes, rows: list[_Row], name: str, label_in: float) -> None:
+def _draw(axes: Axes, rows: list[_Row], labels: list[str], name: str) -> None:
     drawn = [0.0]
     for y, row in enumerate(rows):
         values = row.runs[name]
@@ -76,4 +80,4 @@ def _draw(axes: Axes, rows: list[_Row], name: str, label_in: float) -> None:
             drawn.append(exact)
     axes.axvline(0, color=style.INK, linewidth=0.8, zorder=1)
     ours = [y for y, row in enumerate(rows) if row.method == style.OURS and row.is_main]
-    drawing.label_rows(axes, drawing.wrapped([row.label for row in rows], label_in), pd.Series(drawn).dropna(), ours)
+    drawing.label_rows(axes, labels, pd.Series(drawn).dropna(), ours)

@@ -16,6 +16,7 @@ COLUMNS = {
     "variance": "Variance",
     "cosine": "Cosine of the mean",
     "exact_bias_squared": "Squared bias, own loss",
+    "exact_factor": "Length, own loss",
     "pull": "Pull on the temperature",
     "pull_sd": "sd of the pull",
     "exact_pull": "Pull of all pairs",
@@ -49,7 +50,7 @@ def build(frame: pd.DataFrame) -> Table:
             "Of a pair's embeddings, in batches that hold it, relative to the squared norm of RGCL's gradient over "
             f"{sizes or 'many'} pairs; one factor a run is taken out, since AdamW does not see it. Bias and variance "
             "add up; noise is taken off the bias, so that zero comes out on either side of it. Own loss: against what "
-            "the method's batches stand in for, without a factor.",
+            "the method's batches stand in for, the length being the factor that is taken out.",
             "Pull: the derivative of the loss in log(1 / temperature), in nats, on batches and on all pairs. Positive "
             "raises the temperature; 'opposite' is where a batch pulls the other way than all pairs, beyond noise.",
             "A single run's interval is over its pairs or batches.",

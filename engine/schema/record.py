@@ -111,16 +111,19 @@ class GradientError(Frozen):
     variance: float | None
     """Of one batch's gradient, summed over its components."""
     variance_se: float | None
+    exact_factor: float | None
+    """Of the mean gradient to that of the method's own loss over the population, likewise; None where the method gives
+    none, here and below."""
     exact_bias_squared: float | None
-    """Against the method's own loss over the population, no factor taken out; None where the method gives none."""
     exact_bias_squared_se: float | None
     pull: float | None
     """Mean over batches of the derivative of the loss in log(1 / temperature), in nats: a step down raises the
-    temperature where it is positive. None where the loss has not one temperature."""
+    temperature where it is positive. Divided by the temperature and by the factor from RGCL's gradient to the exact
+    one, or to the mean one without that. None where the loss has not one temperature."""
     pull_sd: float | None
     """Over batches."""
     exact_pull: float | None
-    """The same of the method's own loss over the population; None where the method gives none."""
+    """The same of the method's own loss over the population, in the same units."""
     rgcl_pull: float | None
     """The same of RGCL over the population, without rho: KL, the mean divergence of an anchor's softmax over the others
     from uniform."""

@@ -321,38 +321,53 @@ def _compare(
     spec = trainer.spec.gradient_error
     assert spec is not None
     num_rounds, temperature = spec.num_rounds, 1 / float(trainer.method.logit_scale.detach())
-    mean_2PD = found.sum_2PD / num_rounds
-    variance_P = (found.sum_of_squares_P - num_rounds * _squares(mean_2PD)) / (num_rounds - 1)
-    rgcl_2PD = rgcl.embedding_2PD.double()
-    # Least squares of the mean on RGCL's: noise of the mean does not shrink it.
-    factor = float((mean_2PD * rgcl_2PD).sum() / rgcl_2PD.square().sum())
-    # In the units of RGCL, then without the temperature in front of it.
-    unit = abs(factor) * temperature
-    bias = _ratio(_squares(mean_2PD / factor - rgcl_2PD) - variance_P / num_rounds / factor**2, _squares(rgcl_2PD))
-    variance = _ratio(variance_P / factor**2, _squares(rgcl_2PD))
-    own_bias, own_pull = (math.nan, math.nan), math.nan
-    if own is not None:
-        own_2PD, own_pull = own.embedding_2PD.double(), own.log_scale / unit if unit else math.nan
-        own_bias = _ratio(_squares(mean_2PD - own_2PD) - variance_P / num_rounds, _squares(own_2PD))
-    pulls = torch.tensor(found.log_scales, dtype=torch.float64) / unit
+    to_rgcl = _measure(found, num_rounds, rgcl.embedding_2PD)
+    to_own = None if own is None else _measure(found, num_rounds, own.embedding_2PD)
+    # RGCL has the temperature in front; other losses are brought to its units by their gradients over the population.
+    size = to_rgcl.factor if own is None else _least_squares(own.embedding_2PD, rgcl.embedding_2PD)
+    pulls = torch.tensor(found.log_scales, dtype=torch.float64) / (abs(size) * temperature)
+    own_pull = math.nan if own is None else own.log_scale / (abs(size) * temperature)
     return GradientError(
         samples_seen=trainer.samples_seen,
         temperature=temperature,
         population=len(population.index_P),
         num_rounds=num_rounds,
         num_batches=num_rounds * len(population.index_P) // trainer.spec.global_batch_size,
-        factor=_known(factor),
-        bias_squared=_known(bias[0]),
-        bias_squared_se=_known(bias[1]),
-        variance=_known(variance[0]),
-        variance_se=_known(variance[1]),
-        exact_bias_squared=_known(own_bias[0]),
-        exact_bias_squared_se=_known(own_bias[1]),
+        factor=_known(to_rgcl.factor),
+        bias_squared=_known(to_rgcl.bias_squared[0]),
+        bias_squared_se=_known(to_rgcl.bias_squared[1]),
+        variance=_known(to_rgcl.variance[0]),
+        variance_se=_known(to_rgcl.variance[1]),
+        exact_factor=to_own and _known(to_own.factor),
+        exact_bias_squared=to_own and _known(to_own.bias_squared[0]),
+        exact_bias_squared_se=to_own and _known(to_own.bias_squared[1]),
         pull=_known(pulls.mean()),
         pull_sd=_known(pulls.std()) if len(pulls) else None,
         exact_pull=_known(own_pull),
         rgcl_pull=_known(rgcl.log_scale / temperature),
     )
+
+
+class _Errors(NamedTuple):
+    """Of gradients on batches against one over the population; pairs are of a number and its standard error."""
+
+    factor: Tensor
+    bias_squared: tuple[float, float]
+    variance: tuple[float, float]
+
+
+def _measure(found: BatchGradients, num_rounds: int, reference_2PD: Tensor) -> _Errors:
+    """Compare, after the factor between the mean and the reference has been taken out."""
+    mean_2PD, reference_2PD = found.sum_2PD / num_rounds, reference_2PD.double()
+    factor, size_P = _least_squares(mean_2PD, reference_2PD), _squares(reference_2PD)
+    variance_P = (found.sum_of_squares_P - num_rounds * _squares(mean_2PD)) / (num_rounds - 1) / factor**2
+    bias_squared_P = _squares(mean_2PD / factor - reference_2PD) - variance_P / num_rounds
+    return _Errors(factor, _ratio(bias_squared_P, size_P), _ratio(variance_P, size_P))
+
+
+def _least_squares(of_2PD: Tensor, on_2PD: Tensor) -> Tensor:
+    """Return the factor from `on` to `of`, scalar, which noise of `of` does not shrink."""
+    return (of_2PD * on_2PD).sum(dtype=torch.float64) / on_2PD.square().sum(dtype=torch.float64)
 
 
 def _known(value: float | Tensor) -> float | None:

@@ -92,6 +92,7 @@ def gradient_error(method: str, seed: int, samples_seen: int) -> dict[str, Any]:
         "bias_squared_se": 0.01,
         "variance": 4.0,
         "variance_se": 0.1,
+        "exact_factor": 1.1 if is_known else None,
         "exact_bias_squared": bias if is_known else None,
         "exact_bias_squared_se": 0.01 if is_known else None,
         "pull": -0.5 if method == "openclip" else 0.5,

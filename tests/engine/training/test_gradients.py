@@ -110,6 +110,7 @@ def test_a_method_that_sees_all_pairs_at_once_has_the_gradients_of_its_exact_los
     error = measure_gradient_error(trainer)
     assert (error.population, error.num_batches) == (toy.NUM_PAIRS, 2)
     # In float32.
+    assert error.exact_factor == pytest.approx(1, rel=1e-5)
     assert abs(error.exact_bias_squared) < 1e-9
     assert error.variance < 1e-9
     assert error.pull == pytest.approx(error.exact_pull, rel=1e-4)
@@ -138,6 +139,7 @@ def test_exact_normalizers_leave_no_bias_and_the_batch_s_own_do(root):
             trainer.method.normalizer.visited_N[:] = True
         errors[architecture] = measure_gradient_error(trainer)
     exact, own = errors["average"], errors["batch"]
+    assert exact.exact_factor == pytest.approx(1, abs=0.1)
     assert abs(exact.exact_bias_squared) < 3 * exact.exact_bias_squared_se
     assert own.exact_bias_squared > 10 * own.exact_bias_squared_se
     off = {name: abs(e.pull - e.exact_pull) / (e.pull_sd / math.sqrt(e.num_batches)) for name, e in errors.items()}
