@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from open_clip.loss import ClipLoss
 from pydantic import Field
 from torch import Tensor
@@ -69,12 +68,12 @@ class OpenCLIP(Method):
 
     def _chunked(self, features: Features, scale: Tensor) -> Tensor:
         log_g = self.batch_log_partitions(features, scale, self.config.chunk_rows)
-        return _infonce(torch.stack(log_g), self.env.global_batch_size)
+        return _infonce(*log_g, self.env.global_batch_size)
 
     def exact_loss(self, log_g: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
         """See `Method.exact_loss`: InfoNCE over all pairs."""
-        log_g_2P = log_g(self.temperature.scale)
-        return _infonce(log_g_2P, log_g_2P.shape[1])
+        log_g1_P, log_g2_P = log_g(self.temperature.scale)
+        return _infonce(log_g1_P, log_g2_P, len(log_g1_P))
 
     def param_groups(self) -> list[ParamGroup]:
         """The temperature, at the encoders' learning rate unless told otherwise."""
@@ -85,6 +84,7 @@ class OpenCLIP(Method):
         self.temperature.clamp()
 
 
-def _infonce(log_g_2B: Tensor, num_pairs: int) -> Tensor:
-    # The pair itself adds exp(0) = 1 to the sum over the others.
-    return F.softplus(log_g_2B + math.log(num_pairs - 1)).mean()
+def _infonce(log_g1_B: Tensor, log_g2_B: Tensor, num_pairs: int) -> Tensor:
+    # The pair itself adds exp(0) = 1 to the sum of the others.
+    log_others = math.log(num_pairs - 1)
+    return -(F.logsigmoid(-log_g1_B - log_others) + F.logsigmoid(-log_g2_B - log_others)).mean() / 2
