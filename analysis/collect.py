@@ -75,6 +75,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
             *(_sampling_rows(suite.evaluation, run) if not run.variant and num_seeds[_place(run)] == 1 else ()),
             *_normalizer_rows(record),
             *_log_normalizer_rows(record),
+            *_gradient_rows(record),
             *_train_rows(run),
             *_cost_rows(record),
             *_option_rows(run),
@@ -221,6 +222,12 @@ def _log_normalizer_rows(record: Record) -> Iterator[Row]:
                         "metric": str(anchor),
                         "value": value if math.isfinite(value) else math.nan,
                     }
+
+
+def _gradient_rows(record: Record) -> Iterator[Row]:
+    for entry in record.gradient_error:
+        for name, value in entry.model_dump(exclude={"samples_seen"}).items():
+            yield {"kind": "gradient", "samples_seen": entry.samples_seen, "name": name, "value": value}
 
 
 def _train_rows(run: SuiteRun) -> Iterator[Row]:

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -43,7 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
-from engine.contrastive import DEFAULT_CHUNK_ROWS, log_mix
+from engine.contrastive import DEFAULT_CHUNK_ROWS, add_eps, log_mix
 from engine.method import (
     Features,
     LossOutput,
@@ -223,6 +224,12 @@ class AmorLIP(TemperatureMethod):
             "normalizer/loss_after": last,
         }
         return LossOutput(total=total, metrics=metrics)
+
+    def exact_loss(self, log_g: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
+        """See `Method.exact_loss`, with lambda = C."""
+        scale = self.temperature.scale
+        log_sums = add_eps(log_g(scale), self.normalizer_eps).sum(dim=0).mean()
+        return log_sums / scale.detach() + self.rho(progress.epoch) / scale
 
     def z_beta(self, epoch: int) -> float:
         """Return z, the previous network's weight in the mixture: 0 in epoch 0, then up to its maximum by a cosine."""

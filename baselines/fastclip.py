@@ -21,6 +21,7 @@ Shape suffixes: B local batch, G global batch, N data set, D embedding, 2 sides 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -179,10 +180,7 @@ class FastCLIP(Method):
 
         mean_log_u = log_u_B2.sum(dim=1).mean()
         objective = log_weight_B2.sum(dim=1).mean()
-        total = surrogate
         if self.config.version == "v3":
-            weight = 0.5 if self.config.temperature_gradient == "authors" else 1.0
-            total = surrogate / scale.detach() + weight * (mean_log_u + 2 * self.config.rho) / scale
             objective = (objective + 2 * self.config.rho) / scale.detach()
         metrics = {
             "loss/contrastive": surrogate.detach(),
@@ -192,7 +190,22 @@ class FastCLIP(Method):
             "normalizer/unvisited_share": 1 - visited_B1.float().mean(),
             "normalizer/eps_share": (math.log(self.config.eps) - log_weight_B2).exp().mean(),
         }
-        return LossOutput(total=total, metrics=metrics)
+        return LossOutput(total=self._total(surrogate, mean_log_u, scale), metrics=metrics)
+
+    def exact_loss(self, log_g: Callable[[Tensor], Tensor], progress: Progress) -> Tensor | None:
+        """See `Method.exact_loss`, with averages that are exact; v2 has no one temperature."""
+        if self._individual:
+            return None
+        log_g_2P = log_g(self.temperature.scale)
+        log_u_2P = self._log_estimate(log_g_2P.detach())
+        surrogate = (log_g_2P - self._log_eps_plus_u(log_u_2P)).exp().sum(dim=0).mean()
+        return self._total(surrogate, log_u_2P.sum(dim=0).mean(), self.temperature.scale)
+
+    def _total(self, surrogate: Tensor, mean_log_u: Tensor, scale: Tensor) -> Tensor:
+        if self.config.version != "v3":
+            return surrogate
+        weight = 0.5 if self.config.temperature_gradient == "authors" else 1.0
+        return surrogate / scale.detach() + weight * (mean_log_u + 2 * self.config.rho) / scale
 
     def gamma(self, epoch: int) -> float:
         """Return the weight of the new estimate: 1 in epoch 0, then down to `gamma_min`, constant within an epoch.

@@ -16,6 +16,7 @@ D embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from pydantic import Field
@@ -75,6 +76,11 @@ class MemoryQueue(TemperatureMethod):
             "queue/filled_share": (self.index_KG != EMPTY).float().mean(),
         }
         return LossOutput(total, metrics)
+
+    def exact_loss(self, log_g: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
+        """See `Method.exact_loss`: InfoNCE over all pairs, which leave nothing for the queue."""
+        log_g_2P = log_g(self.temperature.scale)
+        return F.softplus(log_g_2P + math.log(log_g_2P.shape[1] - 1)).mean()
 
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:

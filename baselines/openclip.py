@@ -10,6 +10,7 @@ Shape suffixes: B local batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from open_clip.loss import ClipLoss
 from pydantic import Field
@@ -58,7 +59,16 @@ class OpenCLIP(TemperatureMethod):
         )
 
     def _chunked(self, features: Features, scale: Tensor) -> Tensor:
-        log_g1_B, log_g2_B = self.batch_log_partitions(features, scale, self.config.chunk_rows)
-        # The pair itself adds exp(0) = 1 to the sum of the G - 1 others.
-        log_others = math.log(self.env.global_batch_size - 1)
-        return -(F.logsigmoid(-log_g1_B - log_others) + F.logsigmoid(-log_g2_B - log_others)).mean() / 2
+        log_g = self.batch_log_partitions(features, scale, self.config.chunk_rows)
+        return _infonce(*log_g, self.env.global_batch_size)
+
+    def exact_loss(self, log_g: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
+        """See `Method.exact_loss`: InfoNCE over all pairs."""
+        log_g1_P, log_g2_P = log_g(self.temperature.scale)
+        return _infonce(log_g1_P, log_g2_P, len(log_g1_P))
+
+
+def _infonce(log_g1_B: Tensor, log_g2_B: Tensor, num_pairs: int) -> Tensor:
+    # The pair itself adds exp(0) = 1 to the sum of the others.
+    log_others = math.log(num_pairs - 1)
+    return -(F.logsigmoid(-log_g1_B - log_others) + F.logsigmoid(-log_g2_B - log_others)).mean() / 2

@@ -219,6 +219,20 @@ class Method(nn.Module):
         log_g_image_B, log_g_text_B = add_eps(log_g_2B, self.normalizer_eps)
         return log_g_image_B, log_g_text_B
 
+    def exact_loss(self, log_g: Callable[[Tensor], Tensor], progress: Progress) -> Tensor | None:
+        """Return the loss over many pairs that the loss on a batch stands in for, given their exact normalizers.
+
+        Were those pairs one batch, its loss would have these gradients in log g and in the temperature, once nothing
+        that the method keeps is older than the step. For the measurement of gradients alone; changes no state. None,
+        the default: the loss is no function of log g, or the method does not say.
+
+        Args:
+            log_g: From the method's 1 / temperature, scalar with or without gradient, to log g of all image and all
+                text anchors, (2, P), means over the P - 1 others. Differentiable.
+            progress: Where training stands.
+        """
+        return None
+
 
 class TemperatureConfig(Frozen):
     """The start, the bounds and the learning rate of a global temperature."""

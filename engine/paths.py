@@ -78,6 +78,11 @@ def log_normalizers(run_id: str, samples_seen: int) -> Path:
     return run(run_id) / "normalizer_error" / f"{samples_seen}.safetensors"
 
 
+def gradient_error(run_id: str, samples_seen: int) -> Path:
+    """How far the method's gradients were from that of the loss over a population."""
+    return run(run_id) / "gradient_error" / f"{samples_seen}.json"
+
+
 def jobs(run_id: str) -> Path:
     """Logs and records of the scheduler's jobs."""
     return run(run_id) / "jobs"

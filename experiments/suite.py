@@ -31,6 +31,14 @@ class NormalizerErrorPlan(Frozen):
     control_size: int = 1024
 
 
+class GradientErrorPlan(Frozen):
+    """As `GradientErrorSpec`, with shares of the training, in (0, 1]."""
+
+    at: tuple[float, ...] = (1.0,)
+    population: int = 16384
+    num_rounds: int = 8
+
+
 class Training(Frozen):
     """How every run of a suite is trained; lengths may be given in epochs or samples, warm-up as a share."""
 
@@ -46,6 +54,7 @@ class Training(Frozen):
     batch_norm_sample: int | None = Field(default=None, ge=2)
     """Pairs whose batch-norm statistics are taken together, also where an ablation changes the batch; None: all."""
     normalizer_error: NormalizerErrorPlan | None = None
+    gradient_error: GradientErrorPlan | None = None
 
 
 class MethodEntry(Frozen):
@@ -215,7 +224,7 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
     def samples_at(shares: tuple[float, ...]) -> tuple[int, ...]:
         return tuple(sorted({max(1, round(share * num_steps)) * batch for share in shares}))
 
-    error = plan.normalizer_error
+    error, gradients = plan.normalizer_error, plan.gradient_error
     spec = RunSpec.model_validate(
         {
             "method": MethodSpec(name=method, config=config, source=source),
@@ -229,6 +238,7 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
             "precision": plan.precision,
             "batch_norm_groups": batch // sample,
             "normalizer_error": error and {**error.model_dump(), "at": samples_at(error.at)},
+            "gradient_error": gradients and {**gradients.model_dump(), "at": samples_at(gradients.at)},
             "seed": seed,
         }
     )

@@ -38,6 +38,7 @@ Shape suffixes: 2 sides (image anchors, text anchors), B local batch, G global b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -227,7 +228,8 @@ class NeuCLIP(TemperatureMethod):
             )
         fresh_2B = self._alpha(features, logit_scale)
         alpha_2B = fresh_2B if stale_2B is None else stale_2B
-        total = unified(self._counted(log_gamma_2B), self._counted(alpha_2B), 1 / logit_scale, rho=self.rho)
+        size = self.env.global_batch_size
+        total = unified(self._counted(log_gamma_2B, size), self._counted(alpha_2B, size), 1 / logit_scale, rho=self.rho)
         if infonce is not None:
             # Its gradient in the temperature, and nothing of its value.
             total = total + infonce - infonce.detach()
@@ -247,6 +249,20 @@ class NeuCLIP(TemperatureMethod):
             metrics["temperature/value"] = 1 / logit_scale
         return LossOutput(total, {"loss/contrastive": total.detach()} | metrics)
 
+    def exact_loss(self, log_g: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
+        """See `Method.exact_loss`: RGCL, with the positive pair and the temperature's gradient that the options say."""
+        scale = self.logit_scale
+        fixed_2P = log_g(scale.detach())
+        num_pairs = fixed_2P.shape[1]
+        infonce = None
+        if self.config.temperature_gradient == "infonce":
+            # No gradient but the temperature's.
+            infonce = count_positive(fixed_2P.detach() + log_g(scale) - fixed_2P, num_pairs).mean()
+            scale = scale.detach()
+        log_gamma_2P = self._counted(add_eps(log_g(self._felt(scale)), self.config.eps), num_pairs)
+        total = unified(log_gamma_2P, log_gamma_2P.detach(), 1 / scale, rho=self.rho)
+        return total if infonce is None else total + infonce - infonce.detach()
+
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
         """Return the prediction of the network, or of what stands in its place; NaN before the first step."""
@@ -260,23 +276,25 @@ class NeuCLIP(TemperatureMethod):
 
     def _log_gamma(self, features: Features, pair_G2D: Tensor, logit_scale: Tensor, offset: int) -> Tensor:
         """The batch's estimate of log(eps + g) for the local anchors, (2, B)."""
-        if self.config.temperature_gradient == "authors":
-            logit_scale = 2 * logit_scale - logit_scale.detach()  # the same value, twice the gradient
         log_g = log_partitions(
             features.image_BD,
             features.text_BD,
             pair_G2D[:, 0],
             pair_G2D[:, 1],
-            logit_scale,
+            self._felt(logit_scale),
             offset=offset,
             chunk_rows=self.config.chunk_rows,
         )
         return add_eps(torch.stack(log_g), self.config.eps)
 
-    def _counted(self, log_g_2B: Tensor) -> Tensor:
-        """Count the anchor's own pair, if the options say so."""
-        is_counted = self.config.positive == "counted"
-        return count_positive(log_g_2B, self.env.global_batch_size) if is_counted else log_g_2B
+    def _felt(self, logit_scale: Tensor) -> Tensor:
+        """The logit scale in g: of the same value, with twice the gradient if the options say so."""
+        is_doubled = self.config.temperature_gradient == "authors"
+        return 2 * logit_scale - logit_scale.detach() if is_doubled else logit_scale
+
+    def _counted(self, log_g_2B: Tensor, num_pairs: int) -> Tensor:
+        """Count the anchor's own pair as one of so many, if the options say so."""
+        return count_positive(log_g_2B, num_pairs) if self.config.positive == "counted" else log_g_2B
 
     def _infonce(self, features: Features, pair_G2D: Tensor, logit_scale: Tensor, offset: int) -> Tensor:
         """InfoNCE of the local anchors over the batch, of which only the temperature gets a gradient."""

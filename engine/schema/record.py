@@ -87,6 +87,47 @@ class NormalizerError(Frozen):
     """Digest of the file with estimates and exact values of some anchors; None in old records."""
 
 
+class GradientError(Frozen):
+    """How far a method's gradients are from that of the loss over a population of pairs, at one milestone.
+
+    Squares are sums over the pairs, relative to the squared norm of what they are compared with; `_se` is a standard
+    error over pairs. Noise is taken off a squared bias, so that one of zero comes out on either side of it. What is not
+    finite is None.
+    """
+
+    samples_seen: int
+    temperature: float
+    population: int
+    """Pairs, both sides of each."""
+    num_rounds: int
+    """Batches that held each pair."""
+    num_batches: int
+    """In all."""
+    factor: float | None
+    """Of the mean gradient to that of RGCL, by least squares: taken out of what is compared with RGCL."""
+    bias_squared: float | None
+    bias_squared_se: float | None
+    variance: float | None
+    """Of one batch's gradient, summed over its components."""
+    variance_se: float | None
+    exact_factor: float | None
+    """Of the mean gradient to that of the method's own loss over the population, likewise; None where the method gives
+    none, here and below."""
+    exact_bias_squared: float | None
+    exact_bias_squared_se: float | None
+    pull: float | None
+    """Mean over batches of the derivative of the loss in log(1 / temperature), in nats: a step down raises the
+    temperature where it is positive. Divided by the temperature and by the factor from RGCL's gradient to the exact
+    one, or to the mean one without that. None where the loss has not one temperature."""
+    pull_sd: float | None
+    """Over batches."""
+    exact_pull: float | None
+    """The same of the method's own loss over the population, in the same units."""
+    rgcl_pull: float | None
+    """The same of RGCL over the population, without rho: KL, the mean divergence of an anchor's softmax over the others
+    from uniform."""
+
+
 class Divergence(Frozen):
     """The step at which the loss or its gradient was not finite; in fp16, at any loss scale."""
 
@@ -108,6 +149,7 @@ class Record(Frozen):
     samples_seen: int
     milestones: dict[str, Milestone]
     normalizer_error: tuple[NormalizerError, ...]
+    gradient_error: tuple[GradientError, ...] = ()
     clock_sec: dict[str, float]
     """Seconds by phase over the timed steps: all on a CPU, the logged ones on a GPU."""
     median_step_sec: float | None

@@ -24,6 +24,11 @@ Digest = Literal["bytes", "members"]
 are checked. ``members``: headers only; the digest covers members' names, offsets and sizes, and the file's size."""
 
 
+def _without_none(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Leave out the value of one name if it is None: what came later enters the ids of those runs only that have it."""
+    return {key: value for key, value in values.items() if key != name or value is not None}
+
+
 class MethodSource(Frozen):
     """The class and file of a method from outside this repository; a copy of the file is kept."""
 
@@ -42,8 +47,7 @@ class MethodSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
-        return {key: value for key, value in values.items() if key != "source" or value is not None}
+        return _without_none(dump(self), "source")
 
 
 class CaptionSource(Frozen):
@@ -106,6 +110,17 @@ class NormalizerErrorSpec(Frozen):
     """Random pairs of the control, an estimate that learns nothing."""
 
 
+class GradientErrorSpec(Frozen):
+    """Compare the method's gradients with that of the loss over a part of the training set, and when."""
+
+    at: tuple[int, ...]
+    """Samples seen at which this is done."""
+    population: int = Field(default=16384, ge=2)
+    """Random pairs whose loss the batches stand in for: of the whole set if it has no more, and whole batches of it."""
+    num_rounds: int = Field(default=8, ge=2)
+    """Batches that hold each of them: so often all of them are put in random order and cut into batches."""
+
+
 class RunSpec(Frozen):
     """All settings that decide a run's result, with defaults written out."""
 
@@ -125,7 +140,13 @@ class RunSpec(Frozen):
     """Equal parts of the global batch that batch norm normalises apart: 1 is the whole batch, 8 is plain data parallel
     training on 8 GPUs. It changes results, so it does not follow from the number of processes."""
     normalizer_error: NormalizerErrorSpec | None = None
+    gradient_error: GradientErrorSpec | None = None
+    """None does not enter the run's id."""
     seed: int = Field(ge=0)
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(dump(self), "gradient_error")
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
@@ -147,6 +168,13 @@ class RunSpec(Frozen):
         points = {"milestones": self.milestones}
         if self.normalizer_error is not None:
             points["normalizer_error.at"] = self.normalizer_error.at
+        if self.gradient_error is not None:
+            points["gradient_error.at"] = self.gradient_error.at
+            if self.gradient_error.population < self.global_batch_size:
+                raise ValueError(
+                    f"gradient_error.population = {self.gradient_error.population} is less than global_batch_size = "
+                    f"{self.global_batch_size}: use several batches at least"
+                )
         for name, at in points.items():
             wrong = [n for n in at if n % self.global_batch_size or not 0 < n <= self.samples_seen]
             if wrong or list(at) != sorted(set(at)):

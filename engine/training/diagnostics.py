@@ -1,36 +1,31 @@
 """Measure the error of a method's log-normalizers against the exact ones over the whole training set.
 
-Shape suffixes: B local batch, G global batch, A anchors, C chunk of anchors, P pairs to add, K random pairs,
-D embedding. A rank is a pair's place in the order of the measurement, which has the anchors first.
+Shape suffixes: G global batch, A anchors, C chunk of anchors, P pairs to add, K random pairs, D embedding. Ranks are
+those of `engine.training.sweep`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import files, paths
 from engine.contrastive import add_eps
-from engine.data import order
-from engine.data.loader import Request, load
 from engine.method import Features, Method, Progress
 from engine.schema.record import NormalizerError
-from engine.stop import Stopped
+from engine.training import sweep
+from engine.training.sweep import Part, encode_all
 from engine.training.trainer import Trainer
-
-_ANCHOR_EPOCH = 1 << 40
-"""A number that no epoch reaches: anchors are drawn in an order of their own."""
 
 _CHUNK_ROWS = 1024
 _SAMPLE_SIZE = 2048
@@ -46,17 +41,14 @@ class Measurement(NamedTuple):
 
 
 def is_due(trainer: Trainer) -> bool:
-    """Tell if log-normalizers are to be measured after the last step."""
-    spec = trainer.spec.normalizer_error
-    return spec is not None and trainer.samples_seen in spec.at
+    """Tell whether log-normalizers are to be measured after the last step."""
+    return sweep.is_due(trainer, trainer.spec.normalizer_error)
 
 
 def is_missing(trainer: Trainer) -> bool:
     """Tell if a measurement is due and not written down: it was given up, and the run resumed."""
     path = paths.normalizer_error(trainer.spec.run_id, trainer.samples_seen)
-    # The first process writes it; others may not see it yet.
-    is_there = trainer.collectives.broadcast(torch.tensor(float(path.exists()), device=trainer.device))
-    return is_due(trainer) and not is_there
+    return is_due(trainer) and not sweep.is_there(trainer, path)
 
 
 def measure_normalizers(trainer: Trainer, signals: Sequence[bool]) -> None:
@@ -67,22 +59,16 @@ def measure_normalizers(trainer: Trainer, signals: Sequence[bool]) -> None:
         signals: For each of `engine.stop.STOP_SIGNALS`, if this process has got it by now.
 
     Raises:
-        Stopped: On every process, as soon as any gets a signal: a measurement takes long, and can be made again.
+        Stopped: On every process, as soon as any gets a signal.
     """
-    run_id, samples_seen, ours = trainer.spec.run_id, trainer.samples_seen, trainer.collectives
+    run_id, samples_seen, is_first = trainer.spec.run_id, trainer.samples_seen, trainer.collectives.rank == 0
     path = paths.normalizer_error(run_id, samples_seen)
-    if ours.rank == 0:
+    if is_first:
         path.unlink(missing_ok=True)  # of an attempt that went back to before it
-
-    def heed_signals() -> None:
-        counts = ours.all_reduce(torch.tensor(signals, device=trainer.device, dtype=torch.int64), "sum").tolist()
-        if any(counts):
-            raise Stopped.by(counts, trainer.step_number)
-
     trainer.seed_draws(0)
     with trainer.clock.phase("diagnostics"):
-        error, sample = measure_normalizer_error(trainer, heed_signals)
-    if ours.rank == 0:
+        error, sample = measure_normalizer_error(trainer, functools.partial(sweep.heed_signals, trainer, signals))
+    if is_first:
         sample_path = paths.log_normalizers(run_id, samples_seen)
         with files.atomic_write(sample_path, num_bytes=len(sample)) as temporary:
             temporary.write_bytes(sample)
@@ -94,8 +80,8 @@ def measure_normalizer_error(trainer: Trainer, before_batch: Callable[[], None] 
     """Compare `Method.log_normalizers` with the exact values of what they estimate.
 
     That is log(eps + g) with the method's `normalizer_eps`, each anchor at its temperature: `anchor_logit_scales`.
-    Embeddings are those of training: train-mode features of whole global batches, augmented as in the current epoch.
-    Batch-norm statistics and the method's state are left as they were. Every process calls this together.
+    Embeddings are those of training, see `sweep.encode_all`, augmented as in the current epoch. The method's state is
+    left as it was. Every process calls this together.
 
     Args:
         trainer: The run, after a step; its `normalizer_error` says how many anchors, and how many pairs the control.
@@ -109,7 +95,7 @@ def measure_normalizer_error(trainer: Trainer, before_batch: Callable[[], None] 
     control_K = _draw_control(num_pairs, spec.control_size, method).to(trainer.device)
 
     anchors, estimates, control = [], [], []
-    with contextlib.closing(_encode_all(trainer, progress.epoch, num_anchor_parts, before_batch)) as parts:
+    with contextlib.closing(encode_all(trainer, progress.epoch, num_anchor_parts, before_batch)) as parts:
         for part in itertools.islice(parts, num_anchor_parts):
             anchors.append(part)
             estimates.append(_estimate(method, part.features, progress))
@@ -147,50 +133,6 @@ def measure_normalizer_error(trainer: Trainer, before_batch: Callable[[], None] 
     return Measurement(error, sample)
 
 
-class _Part(NamedTuple):
-    """A global batch of the measurement."""
-
-    features: Features
-    """This process's rows."""
-    image_PD: Tensor
-    """Embeddings of the pairs of all processes that were in no part before."""
-    text_PD: Tensor
-    rank_P: Tensor
-    """Their ranks in the order in which anchors come first."""
-
-
-def _encode_all(
-    trainer: Trainer, epoch: int, num_anchor_parts: int, before_batch: Callable[[], None]
-) -> Generator[_Part, None, None]:
-    """Yield all pairs of the data set, anchors first; only their parts have the pairs beyond the batch."""
-    ours, num_pairs, batch_size = trainer.collectives, trainer.dataset.index.pairs, trainer.spec.global_batch_size
-    spec, num_extra = trainer.spec, trainer.method.num_extra_pairs
-
-    def requests() -> Iterator[Request]:
-        for number, positions_G in enumerate(_batches(trainer.dataset.index.shard_sizes, spec.seed, batch_size)):
-            extra = None
-            if num_extra and number < num_anchor_parts:
-                # Those of steps that the run does not have.
-                positions = order.extra_positions(num_pairs, num_extra, seed=spec.seed, step=spec.num_steps + number)
-                extra = Request(epoch, order.share(positions, ours.rank, ours.world_size))
-            yield Request(epoch, order.share(positions_G, ours.rank, ours.world_size), extra)
-
-    first = 0
-    with contextlib.closing(load(trainer.dataset, requests(), trainer.execution.num_workers)) as batches:
-        for batch in batches:
-            before_batch()
-            image_BD, text_BD = trainer.encoder.encode_detached(
-                batch.image_BCHW.to(trainer.device), batch.tokens_BT.to(trainer.device)
-            )
-            extra = None if batch.extra is None else trainer.encode_extra(batch.extra)
-            features = Features(image_BD, text_BD, batch.index_B.to(trainer.device), extra)
-            # The last batch is filled up at its beginning, with pairs that were there already.
-            fresh = min(batch_size, num_pairs - first)
-            rank_P = torch.arange(first, first + fresh, device=trainer.device)
-            yield _Part(features, ours.gather(image_BD)[-fresh:], ours.gather(text_BD)[-fresh:], rank_P)
-            first += fresh
-
-
 def _estimate(method: Method, features: Features, progress: Progress) -> Tensor:
     """Return the log-normalizers that a method estimates and the scales of its anchors, (2, G) each, as (4, G)."""
     estimate_2B = torch.stack(method.log_normalizers(features, progress))
@@ -221,7 +163,7 @@ class _LogSums:
         scale_2A: s of each anchor on either side.
     """
 
-    def __init__(self, anchors: Sequence[_Part], scale_2A: Tensor) -> None:
+    def __init__(self, anchors: Sequence[Part], scale_2A: Tensor) -> None:
         self._image_AD = torch.cat([part.image_PD for part in anchors])
         self._text_AD = torch.cat([part.text_PD for part in anchors])
         self._rank_A = torch.cat([part.rank_P for part in anchors])
@@ -239,18 +181,6 @@ class _LogSums:
                 logits_CP.masked_fill_(self._rank_A[rows, None] == rank_P[None, :], -math.inf)
                 added_C = logits_CP.logsumexp(dim=1).double()
                 self.log_sum_2A[side, rows] = torch.logaddexp(self.log_sum_2A[side, rows], added_C)
-
-
-def _batches(shard_sizes: Sequence[int], seed: int, global_batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Yield all positions in global batches, anchors first; pairs before it fill up the last one."""
-    last = rest = np.empty(0, dtype=np.int64)
-    for window in order.epoch_order(shard_sizes, seed=seed, epoch=_ANCHOR_EPOCH):
-        rest = np.concatenate([rest, window])
-        while len(rest) >= global_batch_size:
-            last, rest = rest[:global_batch_size], rest[global_batch_size:]
-            yield last
-    if len(rest):
-        yield np.concatenate([last, rest])[-global_batch_size:]
 
 
 def _draw_control(num_pairs: int, size: int, method: Method) -> Tensor:

@@ -9,7 +9,7 @@ from typing import cast
 from engine import files, paths
 from engine.data.index import read_index
 from engine.schema.base import fingerprint, parse
-from engine.schema.record import Attempt, Divergence, Milestone, NormalizerError, Record
+from engine.schema.record import Attempt, Divergence, GradientError, Milestone, NormalizerError, Record
 from engine.schema.run import RunSpec
 from engine.signatures import find_signatures
 from engine.training.provenance import provenance
@@ -52,6 +52,8 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
     weights = {n: paths.weights(run_id, n) / WEIGHTS_FILE for n in spec.milestones if n <= reached}
     measured = spec.normalizer_error.at if spec.normalizer_error else ()
     errors = [files.read_text(paths.normalizer_error(run_id, n)) for n in measured if n <= reached]
+    measured = spec.gradient_error.at if spec.gradient_error else ()
+    gradient_errors = [files.read_text(paths.gradient_error(run_id, n)) for n in measured if n <= reached]
     log = paths.metrics(run_id)
     return Record(
         run_id=run_id,
@@ -64,6 +66,7 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
             for n, path in weights.items()
         },
         normalizer_error=tuple(NormalizerError.model_validate_json(error) for error in errors),
+        gradient_error=tuple(GradientError.model_validate_json(error) for error in gradient_errors),
         clock_sec={name: round(sec, 6) for name, sec in sorted(trainer.clock.total_sec.items())},
         median_step_sec=trainer.clock.median_step_sec,
         peak_memory_bytes=peak_memory_bytes(trainer.device),

@@ -119,6 +119,17 @@ def test_normalizer_errors_and_costs_are_rows(frame: pd.DataFrame) -> None:
     assert value(one, kind="cost", name="num_processes")["value"] == 1
 
 
+def test_errors_of_gradients_are_rows_and_what_a_method_does_not_say_is_a_hole(frame: pd.DataFrame) -> None:
+    for method, exact in (("openclip", 0.4), ("siglip", math.nan)):
+        one = frame[frame["run_id"] == run_id(method, 1)]
+        assert (
+            value(one, kind="gradient", name="bias_squared", is_final=True)["value"]
+            == {"openclip": 0.25, "siglip": 1.0}[method]
+        )
+        found = value(one, kind="gradient", name="exact_pull")["value"]
+        assert found == pytest.approx(exact, nan_ok=True)
+
+
 def test_a_device_with_other_threads_is_another_device(suite: Path) -> None:
     change(RECORD, "attempts", 0, "provenance", "threads", to=16)
     devices = collect(suite).drop_duplicates("run_id").set_index("run_id")["device"]

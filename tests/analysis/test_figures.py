@@ -375,3 +375,21 @@ def test_drawing_leaves_no_setting_behind(frame: pd.DataFrame) -> None:
     before = dict(mpl.rcParams)
     build_figure(frame, "normalizer_error")
     assert dict(mpl.rcParams) == before
+
+
+def test_errors_of_gradients_are_drawn_by_batch_and_variant_with_the_pull_of_all_pairs() -> None:
+    specs = [
+        synthetic.run_spec(m, s, global_batch_size=b) for m in ("neuclip", "openclip") for s in (0, 1) for b in (32, 64)
+    ]
+    variants = {"fixed": [synthetic.run_spec("openclip", 0, global_batch_size=32, config={"fixed": True})]}
+    figure = build_figure(collect(synthetic.write_suite(specs, variants=variants)), "gradient_error")
+    bias, spread, pull = figure.get_axes()
+    labels = [tick.get_text().replace("\n", " ") for tick in bias.get_yticklabels()]
+    small = ["NeuCLIP, batch 32", "OpenCLIP, fixed, batch 32", "OpenCLIP, batch 32"]
+    assert labels[::-1] == [*small, "NeuCLIP, batch 64", "OpenCLIP, batch 64"]
+    # Roots of 0.23 and 0.25; of a negative square 0.
+    assert {one.get_xdata()[0] for one in bias.get_lines() if one.get_label() == "NeuCLIP"} == {0}
+    drawn = [one.get_xdata()[0] for one in bias.get_lines() if one.get_label() == "OpenCLIP"]
+    assert drawn[0] == pytest.approx((0.23**0.5 + 0.5) / 2)
+    assert {one.get_xdata()[0] for one in spread.get_lines() if one.get_label() == "OpenCLIP"} == {2.0}
+    assert {one.get_xdata()[0] for one in pull.get_lines() if one.get_label() == "exact"} == {0.4}

@@ -133,6 +133,29 @@ def test_the_normalizer_table_averages_both_sides(frame: pd.DataFrame) -> None:
     assert cells["Without estimate"].value == 3
 
 
+def test_the_gradient_table_tells_bias_from_variance_and_which_way_batches_pull(frame: pd.DataFrame) -> None:
+    table = build_table(frame, "gradient_error")
+    cells = row(table, "OpenCLIP")
+    # Over seeds 0.23, 0.25, 0.27.
+    assert cells["Squared bias"].text() == "0.250 ± 0.050"
+    assert cells["Cosine of the mean"].value == pytest.approx(1.25**-0.5, abs=1e-3)
+    assert (cells["Pull on the temperature"].value, cells["Pull on the temperature"].remark) == (-0.5, "opposite")
+    assert cells["Pull of all pairs"].value == pytest.approx(0.4)
+    cells = row(table, "NeuCLIP")
+    assert cells["Squared bias"].value == pytest.approx(-0.01)
+    assert cells["Cosine of the mean"].value == pytest.approx(1, abs=0.01)
+    assert cells["Pull on the temperature"].remark == ""
+    assert row(table, "SigLIP")["Squared bias, own loss"].text() == ""
+
+
+def test_the_gradient_error_of_one_seed_has_the_interval_over_its_pairs(frame: pd.DataFrame) -> None:
+    cells = row(build_table(frame[frame["seed"] == 1], "gradient_error"), "OpenCLIP")
+    assert cells["Squared bias"].half_width == pytest.approx(1.96 * 0.01)
+    # Over 256 batches.
+    assert cells["Pull on the temperature"].half_width == pytest.approx(1.96 * 0.8 / 16)
+    assert math.isnan(cells["Pull of all pairs"].half_width)
+
+
 def test_the_cost_table_gives_shares_of_time(frame: pd.DataFrame) -> None:
     cells = row(build_table(frame, "cost"), "cpu", "NeuCLIP")
     assert cells["Median step, ms"].value == pytest.approx(11.0)

@@ -270,6 +270,18 @@ def test_the_quickstart_compares_all_five_methods_with_paired_seeds():
     assert all(found == {0, 1, 2} for found in seeds.values())
 
 
+def test_a_suite_asks_for_errors_of_gradients_by_shares_of_the_training(own):
+    training = yaml.safe_load((own / "suites" / "smoke.yaml").read_text())["training"]
+    before = {run.spec.run_id for run in expand("smoke").runs}
+    change(own, training=training | {"gradient_error": {"at": [0.5, 1.0], "population": 256}})
+    runs = expand("smoke").runs
+    assert not before & {run.spec.run_id for run in runs}
+    for spec in (run.spec for run in runs):
+        asked = spec.gradient_error
+        assert asked.at == (round(0.5 * spec.num_steps) * spec.global_batch_size, spec.samples_seen)
+        assert (asked.population, asked.num_rounds) == (256, 8)
+
+
 def test_a_run_id_is_pinned_for_ever():
     # If this changes, no earlier result is found again: raise SCHEMA_VERSION and say so in the change log.
     spec = RunSpec.model_validate(

@@ -10,7 +10,6 @@ from safetensors.numpy import load
 from support import toy
 from support.methods import resolve_config
 from support.spawn import run_in_processes
-from torch.nn.functional import normalize
 
 from engine.data import order
 from engine.data.loader import Request
@@ -18,7 +17,8 @@ from engine.distributed import Collectives, ProcessGroup
 from engine.method import Features
 from engine.schema.run import Execution
 from engine.training import diagnostics
-from engine.training.diagnostics import _ANCHOR_EPOCH, measure_normalizer_error
+from engine.training.diagnostics import measure_normalizer_error
+from engine.training.sweep import SWEEP_EPOCH
 from engine.training.trainer import Trainer
 
 BATCH = 20  # 96 pairs: four whole batches, and a last one that is filled up
@@ -43,7 +43,7 @@ def measured(collectives, num_workers=0, method="fastclip"):
 def direct(trainer):
     """MSE of the random control, in float64, by plain loops over all pairs."""
     index = trainer.dataset.index
-    positions = np.concatenate(list(order.epoch_order(index.shard_sizes, seed=0, epoch=_ANCHOR_EPOCH)))
+    positions = np.concatenate(list(order.epoch_order(index.shard_sizes, seed=0, epoch=SWEEP_EPOCH)))
     batch = trainer.dataset[Request(0, positions)]
     x, y = (features.double() for features in trainer.encoder.encode(batch.image_BCHW, batch.tokens_BT))
     scale = float(trainer.method.logit_scale)
@@ -112,14 +112,6 @@ def test_two_processes_measure_what_one_does(root):
 # Exact estimates have no error ----------------------------------------------------------------------------------------
 
 
-def encode_pictures(image_BCHW, tokens_BT):
-    """Embeddings that tell every pair apart, and most so well that g is far below 1e-6 at a temperature of 0.01."""
-    projection = torch.randn(image_BCHW[0].numel(), 32, generator=torch.Generator().manual_seed(0))
-    flat_BP = image_BCHW.flatten(1) / 255
-    image_BD = normalize((flat_BP - flat_BP.mean(dim=1, keepdim=True)) @ projection, dim=1)
-    return image_BD, normalize(image_BD + 0.05 * image_BD.roll(1, dims=1), dim=1)
-
-
 def measured_when_the_batch_is_the_set(name, prepare=lambda method: None, **options):
     """The error after one step of a method on all pairs at once."""
     spec = toy.run_spec(name, steps=1, batch=toy.NUM_PAIRS, normalizer_error={**SPEC, "at": (toy.NUM_PAIRS,)})
@@ -129,9 +121,9 @@ def measured_when_the_batch_is_the_set(name, prepare=lambda method: None, **opti
     batch = trainer.dataset[Request(0, np.random.default_rng(1).permutation(toy.NUM_PAIRS))]
     prepare(trainer.method)
     with torch.no_grad():
-        features = Features(*encode_pictures(batch.image_BCHW, batch.tokens_BT), batch.index_B)
+        features = Features(*toy.encode_pictures(batch.image_BCHW, batch.tokens_BT), batch.index_B)
     trainer.method.loss(features, trainer.progress())
-    trainer.step_number, trainer.encoder.encode_detached = 1, encode_pictures
+    trainer.step_number, trainer.encoder.encode_detached = 1, toy.encode_pictures
     return measure_normalizer_error(trainer)
 
 

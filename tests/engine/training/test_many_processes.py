@@ -27,7 +27,7 @@ from engine.registry import method_class, method_names
 from engine.schema.base import parse
 from engine.schema.record import Record
 from engine.schema.run import Execution
-from engine.training import diagnostics, loop
+from engine.training import loop, sweep
 from engine.training.checkpoint import load_checkpoint, newest_step
 from engine.training.reporting import read_attempts
 from engine.training.towers import WEIGHTS_FILE, build_towers
@@ -171,7 +171,7 @@ def test_a_signal_to_one_process_lets_all_save_the_same_step_and_end(root, serve
 
 def signal_in_measurement(batch, number, sender, rank):
     """Let one process get a signal while a batch of the measurement is encoded."""
-    honest = diagnostics.load
+    honest = sweep.load
 
     def load(*args):
         for count, loaded in enumerate(honest(*args), start=1):
@@ -179,7 +179,7 @@ def signal_in_measurement(batch, number, sender, rank):
                 os.kill(os.getpid(), number)
             yield loaded
 
-    diagnostics.load = load
+    sweep.load = load
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from engine.data.loader import build_loader
 from engine.distributed import Collectives, ProcessGroup
 from engine.schema.run import Execution
 from engine.stop import Stopped
-from engine.training import batch_norm, diagnostics
+from engine.training import batch_norm, sweep
 from engine.training.checkpoint import newest_step
 from engine.training.loop import train
 from engine.training.outcome import export_weights, read_attempts
@@ -228,7 +228,7 @@ def test_handlers_are_as_they_were_after_a_run(root):
 
 def signal_in_measurement(number, patch, *, of=1, batch=3):
     """Let this process get a signal while the `of`-th measurement from now is at a batch; returns the batches begun."""
-    honest, begun, measurements = diagnostics.load, [], iter(range(1, 10))
+    honest, begun, measurements = sweep.load, [], iter(range(1, 10))
 
     def load(*args):
         this = next(measurements)
@@ -238,7 +238,7 @@ def signal_in_measurement(number, patch, *, of=1, batch=3):
                 os.kill(os.getpid(), number)
             yield loaded
 
-    patch.setattr(diagnostics, "load", load)
+    patch.setattr(sweep, "load", load)
     return begun
 
 
