@@ -25,7 +25,6 @@ class _Row(NamedTuple):
     """One line a run, one column a number."""
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one panel for each of bias, standard deviation and pull, one row per setting, method and variant."""
     frame = frame[frame["is_final"]]

@@ -15,7 +15,6 @@ KINDS = ("average",)
 ROW_IN = 0.2
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one panel per setting and average, one row per method or variant; lines mark no gain and the large batch."""
     panels = headroom.gaps(frame)

@@ -15,7 +15,6 @@ KINDS = ("average", "setting")
 SUITES = ("tuning@*",)
 
 
-@style.paper
 def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw a curve per method, and its own defaults as a hollow marker at one trial."""
     scores = tidy.final_scores(frame)

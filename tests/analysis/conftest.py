@@ -50,6 +50,8 @@ def everything() -> Path:
         for size in (64, 32)
     ]
     specs.append(synthetic.run_spec("amorlip", 0, config=main))
+    end = {"milestones": [synthetic.BATCH * synthetic.STEPS], "normalizer_error": None}
+    specs += [synthetic.run_spec("openclip", seed, global_batch_size=256, config=main, **end) for seed in range(2)]
     variants = {
         "1 update": [synthetic.run_spec("neuclip", seed, config={**main, "num_updates": 1}) for seed in range(2)],
         "fixed temperature": [

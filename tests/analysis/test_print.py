@@ -67,6 +67,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         for size in (64, 32)
         for seed in range(2)
     ]
+    end = {"milestones": [synthetic.BATCH * synthetic.STEPS], "normalizer_error": None}
+    specs += [synthetic.run_spec("openclip", seed, global_batch_size=256, config=main, **end) for seed in range(2)]
     variants = {
         f"{updates} updates, restart every {period}": [
             synthetic.run_spec("neuclip", seed, config={"num_updates": updates, "restart_period": period})
@@ -85,6 +87,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         suite = synthetic.write_suite(
             specs, cards=cards, averages=averages, variants=variants, diverged=(("siglip", 1),)
         )
+        content = json.loads(suite.read_text())
+        for run in content["runs"]:
+            if run["variant"].startswith("1 updates"):
+                run["settings"] = {"options.num_updates": {"value": 1, "range": "1 to 50, log", "place": 0.0}}
+        synthetic.write_json(suite, content)
         for record in paths.RESULTS.glob("runs/siglip*/record.json"):
             record.write_text(json.dumps(json.loads(record.read_text()) | {"signatures": [sign]}))
         return collect(suite)

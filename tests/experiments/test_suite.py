@@ -127,7 +127,7 @@ def test_batches_are_compared_at_equal_samples_and_at_equal_steps():
 def test_batch_norm_sees_as_many_pairs_at_a_time_whatever_the_batch():
     runs = [run.spec for suite in ("cc3m", *names.ablations("cc3m")) for run in expand(suite).runs]
     found = {run.global_batch_size: run.global_batch_size // run.batch_norm_groups for run in runs}
-    assert found == {64: 64, 128: 128, 256: 128, 512: 128, 1024: 128, 2048: 128}
+    assert found == {64: 64, 128: 128, 256: 128, 512: 128, 1024: 128, 2048: 128, 8192: 128}
     assert {run.spec.batch_norm_groups for run in expand("laptop").runs} == {1}
 
 
