@@ -14,6 +14,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Of the terminal that tests are started from; xdist gives it to its workers.
+os.environ.pop("COLUMNS", None)
 
 import pytest
 import torch
