@@ -18,6 +18,7 @@ SUITES = ("!smoke",)
 # Phases differ in lightness and hatching, so that grey prints show them. No method has the colour of "method".
 PHASES: dict[str, dict[str, Any]] = {
     "data": {"facecolor": "#A6A6A6"},
+    "extra": {"facecolor": "#E3E3E3", "hatch": "...."},
     "encoder": {"facecolor": "#9FB4C6", "hatch": "////"},
     "method": {"facecolor": "#F0E442"},
     "optimizer": {"facecolor": "#3F4A54"},
@@ -42,7 +43,9 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         _draw(axes, rows)
     for axes in all_axes[-shown.columns :]:
         axes.set_xlabel("Median step, ms")
-    drawing.legend(figure, [Patch(label=phase, **look, **EDGE) for phase, look in PHASES.items()])
+    # Only some methods ask for pairs beyond the batch.
+    timed = {name.removeprefix("clock_sec/") for name in frame["name"].unique()}
+    drawing.legend(figure, [Patch(label=phase, **look, **EDGE) for phase, look in PHASES.items() if phase in timed])
     drawing.caption(figure, frame, drawing.where_timed(frame), shown.left_out, over_seeds="Means over seeds.")
     return figure
 

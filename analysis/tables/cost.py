@@ -15,21 +15,26 @@ SUITES = ("!smoke",)
 CLOCK = "clock_sec/"
 PHASES = ("data", "encoder", "method", "optimizer")
 """Phases of a step. The time between steps (checkpoints, diagnostics) depends on the suite, not on the method."""
+EXTRA = "clock_sec/extra"
+"""Of runs whose method asks for pairs beyond the batch: their encoding."""
 
 
 def build(frame: pd.DataFrame) -> Table:
     """Build one row per setting, device, commit and method: times of different devices or code are never averaged.
 
-    A run that moved between devices or commits has no times: they are a mixture.
+    A variant has a row only if its method asks for pairs beyond the batch. A run that moved between devices or commits
+    has no times: they are a mixture.
     """
-    frame = tidy.main_runs(frame[~frame["name"].str.startswith("time/")])
+    frame = frame[~frame["name"].str.startswith("time/")]
+    with_extra = frame.loc[frame["name"] == EXTRA, "run_id"]
+    frame = frame[(frame["variant"] == "") | frame["run_id"].isin(with_extra)]
     is_one_commit = frame["commit"].nunique() < 2
-    clocks = [CLOCK + phase for phase in PHASES]
+    clocks = [*(CLOCK + phase for phase in PHASES), *([EXTRA] if len(with_extra) else [])]
     rows: list[Row] = []
     for label, part in tidy.settings(frame):
         for (device, commit), alike in part.groupby(["device", "commit"]):
-            for method in tidy.methods(alike):
-                one = alike[alike["method"] == method]
+            for method, variant in tidy.curves(alike):
+                one = alike[(alike["method"] == method) & (alike["variant"] == variant)]
                 runs = one.pivot(index="run_id", columns="name", values="value").reindex(columns=frame["name"].unique())
                 if tidy.moved(one).any():
                     runs = runs * float("nan")
@@ -39,7 +44,7 @@ def build(frame: pd.DataFrame) -> Table:
                         label,
                         str(device),
                         "" if is_one_commit else short(str(commit)),
-                        style.method(method).name,
+                        style.variant(method, variant),
                         cells.mean(1e3 * runs["median_step_sec"]),
                         *(cells.mean(shares[clock]) for clock in clocks),
                         cells.mean(runs["peak_memory_bytes"] / 2**30, ".2f"),
@@ -57,6 +62,10 @@ def build(frame: pd.DataFrame) -> Table:
         header=("Setting", "Device", "Commit", "Method", "Median step, ms", *titles, "Peak memory, GiB", "Runs"),
         rows=tuple(rows),
         num_keys=4,
-        notes=("Percentages are shares of a training step.", *mixed),
+        notes=(
+            "Percentages are shares of a training step.",
+            *(("Extra: random pairs beyond the batch, encoded without gradient.",) if len(with_extra) else ()),
+            *mixed,
+        ),
         reference=reference.table("cost"),
     )

@@ -163,6 +163,20 @@ def test_the_cost_table_gives_shares_of_time(frame: pd.DataFrame) -> None:
     assert cells["Peak memory, GiB"].value == 1.0
 
 
+def test_a_variant_has_a_cost_only_where_it_encodes_pairs_beyond_the_batch(frame: pd.DataFrame) -> None:
+    costs = frame[(frame["kind"] == "cost") & (frame["method"] == "neuclip")]
+    exact, fixed = (costs.assign(variant=name, run_id=costs["run_id"] + name) for name in ("exact", "fixed"))
+    # As long as the encoder's six milliseconds: 6 of 15.5.
+    extra = exact[exact["name"] == "clock_sec/encoder"].assign(name="clock_sec/extra")
+    table = build_table(pd.concat([frame, exact, fixed, extra]), "cost")
+    names = [line[1] for line in table.rows]
+    assert names == [*METHODS, "NeuCLIP, exact"]
+    cells = dict(zip(table.header, table.rows[-1], strict=True))
+    assert cells["Extra, %"].value == pytest.approx(100 * 6 / 15.5)
+    assert math.isnan(dict(zip(table.header, table.rows[0], strict=True))["Extra, %"].value)
+    assert "Extra, %" not in build_table(frame, "cost").header
+
+
 def test_times_of_different_devices_or_commits_are_not_averaged(frame: pd.DataFrame) -> None:
     assert not any("do not compare" in note for note in build_table(frame, "cost").notes)
     moved = frame.assign(
