@@ -1,4 +1,4 @@
-"""How much of the gap between a small batch and a large one each method closes.
+"""Measure how much of the gap between a small and a large batch each method closes.
 
 The gap is OpenCLIP's own, at `FACTOR` times the batch and as many samples: what a better normalizer could bring at the
 small batch, if the small batch's normalizer were all that costs it.

@@ -79,7 +79,7 @@ def log_normalizers(run_id: str, samples_seen: int) -> Path:
 
 
 def gradient_error(run_id: str, samples_seen: int) -> Path:
-    """How far the method's gradients were from that of the loss over a population."""
+    """The error of the method's gradients after a number of samples."""
     return run(run_id) / "gradient_error" / f"{samples_seen}.json"
 
 

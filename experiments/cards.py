@@ -104,7 +104,7 @@ def unfinished(card: DatasetCard) -> list[Path]:
 
 
 def is_there(card: DatasetCard) -> bool:
-    """Whether a training set has been built, or fetched to its end."""
+    """Tell if a training set has been built, or fetched to its end."""
     return any(Path(card.shards).glob("*.tar")) and not unfinished(card)
 
 

@@ -72,7 +72,7 @@ class _Tuned(BaseModel):
 
 
 class _Sources(_Tuned):
-    """What a suite says of other files: those of methods, and suites whose chosen settings it takes."""
+    """Other files that a suite names: those of methods, and suites whose chosen settings it takes."""
 
     methods: dict[str, _Entry]
     variants: tuple[_Tuned, ...] = ()
@@ -94,7 +94,7 @@ def _read(name: str) -> ExpandedSuite:
 
 
 def _is_whole(suite: ExpandedSuite) -> bool:
-    """Whether everything that an expansion writes besides is there: folders of runs may have been removed since."""
+    """Tell if all else that an expansion writes is there: folders of runs may have been removed since."""
     specs = all(paths.spec(run.spec.run_id).exists() for run in suite.runs)
     sources = {run.spec.method.source for run in suite.runs} - {None}
     methods = all(paths.method(source.sha256).exists() for source in sources if source)
@@ -106,6 +106,6 @@ def _digest_path(name: str) -> Path:
 
 
 def _digest_of(name: str) -> str:
-    """What an expansion that is there was made from."""
+    """Return the digest of what an earlier expansion was made from."""
     path = _digest_path(name)
     return files.read_text(path).strip() if path.exists() and paths.suite(name).exists() else ""

@@ -1,4 +1,4 @@
-"""What a suite may be called. Standard library and cards only: the workflow reads this without importing torch.
+"""Names of suites, and what they ask for. Standard library and cards only: reading the workflow imports no torch.
 
 - ``NAME`` is a file of `experiments/suites/`;
 - ``ablation_WHAT@NAME`` is a file of `experiments/ablations/`, applied to that suite; without ``@NAME`` to `laptop`;
@@ -31,7 +31,7 @@ SUFFIX = ".yaml"
 
 
 class _Bundle(BaseModel):
-    """What a suite says of others: those asked for along with it, and its tuning."""
+    """Other suites that a suite names: those asked for along with it, and its tuning."""
 
     ablations: tuple[str, ...] = ()
     tuning: dict[str, JsonValue] | None = None
@@ -62,21 +62,21 @@ class Asked(NamedTuple):
     """Name of the suite that is a file."""
     file: Path
     is_ours: bool
-    """Whether that file is one of `experiments/suites/`."""
+    """True if that file is one of `experiments/suites/`."""
 
     @property
     def name(self) -> str:
-        """What its results are called."""
+        """Name of its results."""
         return self.base if self.part is None else f"{self.part}@{self.base}"
 
     @property
     def base_reference(self) -> str:
-        """How to ask for the suite itself again."""
+        """Name that asks for the suite itself again."""
         return self.base if self.is_ours else str(self.file)
 
     @property
     def reference(self) -> str:
-        """How to ask for it again."""
+        """Name that asks for it again."""
         return self.base_reference if self.part is None else f"{self.part}@{self.base_reference}"
 
     @property
@@ -113,7 +113,7 @@ def split(name: str) -> Asked:
 
 
 def called(asked: str) -> str:
-    """What all that a name asks for is called together: a suite with its ablations as the suite is.
+    """Return one name for all that a name asks for: a suite with its ablations is called as the suite.
 
     Raises:
         ValueError: If the name is unknown.

@@ -40,7 +40,7 @@ class GradientErrorPlan(Frozen):
 
 
 class Training(Frozen):
-    """How every run of a suite is trained; lengths may be given in epochs or samples, warm-up as a share."""
+    """Training of every run of a suite; lengths may be given in epochs or samples, warm-up as a share."""
 
     global_batch_size: int = Field(ge=2)
     epochs: float | None = Field(default=None, gt=0)

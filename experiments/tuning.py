@@ -82,7 +82,7 @@ class Range(Frozen):
 
     @property
     def _is_ordered(self) -> bool:
-        """Whether choices are three or more numbers, or lists of them, that rise or fall."""
+        """True if choices are three or more numbers, or lists of them, that rise or fall."""
         rows: list[Any] = [choice if isinstance(choice, list) else [choice] for choice in self.choices]
         if len(rows) < 3 or any(isinstance(x, bool) or not isinstance(x, int | float) for row in rows for x in row):
             return False
@@ -101,7 +101,7 @@ Space = dict[str, Range]
 
 
 class Tuning(Frozen):
-    """How a suite's methods are tuned: as many trials for each, judged by sets that no average has."""
+    """Tuning of a suite's methods: as many trials for each, judged by sets that no average has."""
 
     trials: int = Field(ge=1)
     """Of every method."""
@@ -187,7 +187,7 @@ def described(point: Settings, space: Space) -> dict[str, Setting]:
 
 
 class Chosen(Frozen):
-    """What was chosen for a method."""
+    """Settings that were chosen for a method."""
 
     settings: Settings
     trial: int

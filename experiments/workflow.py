@@ -1,4 +1,4 @@
-"""What the Snakefile asks: which files a command is about, and how each job is started.
+"""Answer what the Snakefile asks: which files a command is about, and how each job is started.
 
 Reads cards and expanded suites, no data, and imports no torch. A `Workflow` is made while the Snakefile is read, and
 never changes.
@@ -35,7 +35,7 @@ sources_sha256 = functools.cache(artifacts.sources_sha256)  # asked for once a j
 
 
 class Config(Frozen):
-    """What `--config` may say; `train` and the following lie over the cluster's settings."""
+    """Values of `--config`; `train` and the following lie over the cluster's settings."""
 
     suites: str = "quickstart"
     """Names, separated by commas."""
@@ -77,7 +77,7 @@ class Build(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """How the jobs of a run are started."""
+    """Start of a run's jobs."""
 
     threads: int
     """Cores taken on this machine: none by a job that runs elsewhere and is only waited for."""
@@ -86,7 +86,7 @@ class Launch(NamedTuple):
 
 
 class Workflow:
-    """What one command is about.
+    """Files and jobs that one command is about.
 
     Args:
         config: Snakemake's, see `Config`.

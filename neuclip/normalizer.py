@@ -36,7 +36,7 @@ EMPTY = -1
 
 @dataclass(frozen=True)
 class Anchors:
-    """What a normalizer network is trained on: all pairs of the global batch, without gradient."""
+    """Training data of a normalizer network: all pairs of the global batch, without gradient."""
 
     embedding_2GD: Tensor
     """Unit embeddings: images, then texts."""
@@ -339,7 +339,7 @@ class MLP(Normalizer):
 
 @dataclass(frozen=True)
 class Observed:
-    """What a step shows to what stands in place of a network: the global batch, without gradient."""
+    """The global batch of a step, without gradient, as `Stored` sees it."""
 
     embedding_2GD: Tensor
     """Unit embeddings: images, then texts."""
@@ -570,7 +570,7 @@ def _predict_in_chunks(predict: Callable[..., Tensor], chunks: Sequence[tuple[Te
 
 
 def _cosines_above(positive_C: Tensor, anchor_2CD: Tensor, other_2MD: Tensor) -> Tensor:
-    """How far the unit anchors' cosines with the others lie above their own pair's, (2, C, M).
+    """Return the unit anchors' cosines with the others, less their own pair's, (2, C, M).
 
     Subtracted before 1 / tau multiplies: the difference of two logits of 100 would be as coarse as these are.
     """

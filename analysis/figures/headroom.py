@@ -1,4 +1,4 @@
-"""How much of the gap between a small batch and a large one each method closes."""
+"""Share of the gap between a small and a large batch that each method closes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tuning brings each method: the best score to expect from k random trials, for every k."""
+"""Best score to expect from k random trials of each method, for every k."""
 
 from __future__ import annotations
 

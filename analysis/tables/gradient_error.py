@@ -1,4 +1,4 @@
-"""How far each method's gradients on batches are from that of the loss over all pairs, at the end of training."""
+"""Error of each method's gradients on batches against that of the loss over all pairs, at the end of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a larger batch is worth, and how much of that each method gets at the small one."""
+"""Gain of a larger batch, and the share of it that each method gets at the small one."""
 
 from __future__ import annotations
 

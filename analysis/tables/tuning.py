@@ -1,4 +1,4 @@
-"""What a tuning has chosen for each method, from which ranges, and which ranges to widen."""
+"""Settings that a tuning has chosen for each method, their ranges, and which ranges to widen."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class NormalizerError(Frozen):
 
 
 class GradientError(Frozen):
-    """How far a method's gradients are from that of the loss over a population of pairs, at one milestone.
+    """Error of a method's gradients against that of the loss over a population of pairs, at one milestone.
 
     Squares are sums over the pairs, relative to the squared norm of what they are compared with; `_se` is a standard
     error over pairs. Noise is taken off a squared bias, so that one of zero comes out on either side of it. What is not

@@ -1,4 +1,4 @@
-"""How far a method's gradients on batches are from that of the loss over all pairs, in embeddings and temperature.
+"""Measure a method's gradients on batches against that of its loss over all pairs: in embeddings, in the temperature.
 
 At the weights and the temperature after a step, the population's embeddings x_i, y_i are computed once. With s = 1 /
 temperature, d_i = x_i . y_i and g1, g2 of `engine.contrastive` over the population, a loss F(log g1, log g2) has
@@ -105,7 +105,7 @@ class Population(NamedTuple):
 
 
 class Partitions(NamedTuple):
-    """What a population's similarities come to, float64, (2, P): image anchors, then text anchors."""
+    """Sums of a population's similarities, float64, (2, P): image anchors, then text anchors."""
 
     log_g_2P: Tensor
     slope_2P: Tensor
