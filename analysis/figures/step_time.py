@@ -43,7 +43,6 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         _draw(axes, rows)
     for axes in all_axes[-shown.columns :]:
         axes.set_xlabel("Median step, ms")
-    # Only some methods ask for pairs beyond the batch.
     timed = {name.removeprefix("clock_sec/") for name in frame["name"].unique()}
     drawing.legend(figure, [Patch(label=phase, **look, **EDGE) for phase, look in PHASES.items() if phase in timed])
     drawing.caption(figure, frame, drawing.where_timed(frame), shown.left_out, over_seeds="Means over seeds.")
@@ -54,10 +53,12 @@ def _draw(axes: Axes, rows: pd.DataFrame) -> None:
     methods = tidy.methods(rows)
     for y, method in enumerate(methods):
         runs = rows[rows["method"] == method].pivot_table(index="run_id", columns="name", values="value")
-        clocks = runs.reindex(columns=[f"clock_sec/{phase}" for phase in PHASES]).fillna(0)
+        # Only some methods ask for pairs beyond the batch.
+        phases = {phase: look for phase, look in PHASES.items() if f"clock_sec/{phase}" in runs}
+        clocks = runs[[f"clock_sec/{phase}" for phase in phases]].fillna(0)
         shares = clocks.div(clocks.sum(axis=1), axis=0)
         left = 0.0
-        for phase, look in PHASES.items():
+        for phase, look in phases.items():
             width = float(1e3 * (runs["median_step_sec"] * shares[f"clock_sec/{phase}"]).mean())
             axes.barh(y, width, 0.68, left=left, label=phase, **look, **EDGE)
             left += width

@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 from analysis.collect import collect
 from analysis.figures import headroom as figure
 from analysis.headroom import share
+from analysis.rendering import build_figure
 from analysis.tables import headroom as table
 
 AT_LARGE = "OpenCLIP, 8 \N{MULTIPLICATION SIGN} the batch"
@@ -88,7 +89,7 @@ def test_without_a_large_batch_table_and_figure_say_so(frame: pd.DataFrame) -> N
 
 
 def test_the_figure_has_a_panel_for_each_average() -> None:
-    drawn = figure.build(frame_with_gap(), 5.5)
+    drawn = build_figure(frame_with_gap(), "headroom", 5.5)
     assert [axes.get_title(loc="left") for axes in drawn.axes] == ["Average", "Retrieval"]
     labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert labels[0].replace("\n", " ") == AT_LARGE
