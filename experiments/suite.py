@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Variant(Frozen):
     model: str | None = None
     dataset: str | None = None
     data_fraction: float | None = Field(default=None, gt=0, lt=1)
-    """Train on a part of the data, see `cards.subset`."""
+    """Train on a part of the suite's data, see `cards.subset`."""
     defaults: bool = False
     """Leave out what the suite says of the methods: their options are their own defaults, their training is the
     suite's."""
@@ -96,6 +97,8 @@ class Suite(Frozen):
 
     title: str
     dataset: str
+    data_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Train on a part of the data, see `cards.subset`; a variant's is a part of that part."""
     model: str
     evaluation: str
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -195,7 +198,8 @@ def _label(variant: Variant, values: Options) -> str:
 
 def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
     card = cards.dataset(variant.dataset or suite.dataset)
-    return card if variant.data_fraction is None else cards.subset(card, variant.data_fraction)
+    fractions = [fraction for fraction in (suite.data_fraction, variant.data_fraction) if fraction is not None]
+    return cards.subset(card, float(f"{math.prod(fractions):.12g}")) if fractions else card
 
 
 def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | None, seed: int) -> SuiteRun:
@@ -281,7 +285,8 @@ def _check_tuning(suite: Suite, tuning: Tuning) -> None:
 
 def _training_of_trials(suite: Suite, tuning: Tuning) -> Options:
     """Return what trials are trained with: no more is measured than their score."""
-    of_suite = {key: value for key, value in suite.training.items() if key not in ("milestones", "normalizer_error")}
+    measured = ("milestones", "normalizer_error", "gradient_error")
+    of_suite = {key: value for key, value in suite.training.items() if key not in measured}
     training: Options = merge(of_suite, tuning.training)
     return training
 
@@ -297,7 +302,7 @@ def _digest(suite: Suite, tuning: Tuning, method: str) -> str:
 
     Code is no part of it: what is chosen names its commit.
     """
-    card, entry = cards.dataset(suite.dataset), suite.methods[method]
+    card, entry = _card(suite, Variant()), suite.methods[method]
     return fingerprint(
         {
             "dataset": [card.name, card.revision, card.pairs],
@@ -380,6 +385,7 @@ def _as_variant(suite: Suite, variant: Variant, method: str) -> Suite:
     return suite.model_copy(
         update={
             "dataset": _card(suite, variant).name,
+            "data_fraction": None,
             "model": variant.model or suite.model,
             "training": merge(suite.training, variant.training),
             "methods": {method: changed},
