@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ examples:
   python -m analysis table results/collected/quickstart.parquet main_results --out results/tables/quickstart
   python -m analysis figure results/collected/quickstart.parquet training_curves --out results/figures/quickstart
   python -m analysis report quickstart --out results/reports/quickstart.html
+  python -m analysis publish results/collected/quickstart.parquet main_results headroom --out docs/results
   python -m analysis show results
   python -m analysis check
   python -m analysis compare results /other/checkout/results
@@ -50,6 +52,14 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("report", help="write all that suites say as one HTML file that needs no network")
     one.add_argument("suites", nargs="+", metavar="SUITE", help="a collected suite, as in results/collected")
     one.add_argument("--out", type=Path, required=True, metavar="HTML", help="file to write")
+    one = commands.add_parser(
+        "publish", help="keep a collected frame, with tables (.md) and figures (.svg) drawn from it, to be committed"
+    )
+    one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame")
+    one.add_argument(
+        "ids", nargs="*", metavar="ID", help="tables and figures; without any, those that are there are drawn again"
+    )
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to, such as docs/results")
     one = commands.add_parser("show", help="print the main table, and where all tables, figures and reports are")
     one.add_argument(
         "places", type=Path, nargs="+", metavar="PARQUET_OR_RESULTS", help="a collected frame, or the results folder"
@@ -74,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
             rendering.write_table(frame.read(args.frame), args.id, args.out)
         elif args.command == "figure":
             rendering.write_figure(frame.read(args.frame), args.id, args.out)
+        elif args.command == "publish":
+            publish(args.frame, args.ids, args.out)
         elif args.command == "report":
             text = page.render(content.gather(args.suites))
             with files.atomic_write(args.out) as temporary:
@@ -89,6 +101,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {errors.describe(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def publish(source: Path, ids: list[str], folder: Path) -> None:
+    """Write a frame as ``<suite>.parquet``, and tables and figures drawn from it into the folder ``<suite>``."""
+    rows, drawn = frame.read(source), folder / source.stem
+    ids = ids or sorted({path.stem for path in drawn.glob("*.*")})
+    if not ids:
+        raise FileNotFoundError(f"{drawn}: nothing is drawn here; name the tables and figures to draw")
+    rendering.publish(rows, ids, drawn)
+    with files.atomic_write(folder / source.name) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def check() -> int:

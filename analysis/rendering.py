@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,15 +68,30 @@ def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
 
     As wide as a page: ``<name>.pdf``, ``.svg``, ``.png``. As wide as one of two columns: ``<name>_column.pdf``, ...
     """
-    # Metadata that would hold a time or a version of a program.
-    stamps = {"pdf": ("CreationDate", "Creator", "Producer"), "svg": ("Date", "Creator"), "png": ("Software",)}
     for end, width in {"": style.PAGE_IN, artifacts.IN_COLUMN: style.COLUMN_IN}.items():
         figure = build_figure(frame, name, width)
         for form in artifacts.FIGURE_FORMATS:
-            with files.atomic_write(folder / f"{name}{end}.{form}") as temporary:
-                figure.savefig(temporary, format=form, metadata=dict.fromkeys(stamps[form]))
+            _save(figure, folder / f"{name}{end}.{form}")
     with files.atomic_write(folder / f"{name}.json") as temporary:
         temporary.write_text(_sidecar("figure", name, frame), encoding="utf-8")
+
+
+@style.paper
+def publish(frame: pd.DataFrame, names: Iterable[str], folder: Path) -> None:
+    """Write tables as ``<name>.md`` and figures as ``<name>.svg``, to be committed; some names are both."""
+    for name in names:
+        if name in artifacts.tables() or name not in artifacts.figures():
+            with files.atomic_write(folder / f"{name}.md") as temporary:
+                temporary.write_text(to_markdown(build_table(frame, name)), encoding="utf-8")
+        if name in artifacts.figures():
+            _save(build_figure(frame, name), folder / f"{name}.svg")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Metadata that would hold a time or a version of a program.
+    stamps = {".pdf": ("CreationDate", "Creator", "Producer"), ".svg": ("Date", "Creator"), ".png": ("Software",)}
+    with files.atomic_write(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], metadata=dict.fromkeys(stamps[path.suffix]))
 
 
 def to_csv(table: Table) -> str:

@@ -1,0 +1,49 @@
+"""What is committed under docs/results: every table and figure is what its frame draws, to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.__main__ import main
+from support.checkout import ROOT
+
+RESULTS = ROOT / "docs" / "results"
+FRAMES = sorted(RESULTS.glob("*.parquet"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("frame", FRAMES, ids=lambda path: path.stem)
+def test_what_is_committed_is_what_its_frame_draws(frame: Path, tmp_path: Path) -> None:
+    committed = files(RESULTS / frame.stem)
+    ids = {name.rpartition(".")[0] for name in committed}
+    assert main(["publish", str(frame), *sorted(ids), "--out", str(tmp_path)]) == 0
+    assert files(tmp_path / frame.stem) == committed
+    assert (tmp_path / frame.name).read_bytes() == frame.read_bytes()
+
+
+def test_nothing_lies_there_that_no_frame_draws() -> None:
+    assert {path.name for path in RESULTS.iterdir() if path.is_dir()} == {path.stem for path in FRAMES}
+
+
+def test_without_names_what_is_there_is_drawn_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = RESULTS / "scenes_headroom.parquet"
+    command = ["publish", "--out", str(tmp_path), str(frame)]
+    assert main(command) == 1
+    assert "nothing is drawn here; name the tables and figures to draw" in capsys.readouterr().err
+    assert main([*command, "headroom"]) == 0
+    drawn = tmp_path / "scenes_headroom"
+    before = files(drawn)
+    assert before.keys() == {"headroom.md", "headroom.svg"}
+    (drawn / "headroom.svg").write_bytes(b"")
+    assert main(command) == 0
+    assert files(drawn) == before
+
+
+def test_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["publish", str(FRAMES[0]), "headrom", "--out", str(tmp_path)]) == 1
+    assert "unknown table 'headrom'" in capsys.readouterr().err
