@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "check", help="name every collected frame, table and figure that is older than its records; status 1 if any"
     )
     one = commands.add_parser("compare", help="say what differs between two results folders beyond noise, as Markdown")
-    one.add_argument("a", type=Path, metavar="RESULTS_A", help="a results folder")
+    one.add_argument("a", type=Path, metavar="RESULTS_A", help="a results folder, or docs/results")
     one.add_argument("b", type=Path, metavar="RESULTS_B", help="another one: another commit, another cluster")
     one.add_argument("--json", action="store_true", help="all numbers, for programs")
     return top

@@ -105,11 +105,15 @@ def report(comparison: Comparison) -> str:
 
 
 def _load(folder: Path) -> pd.DataFrame:
-    """Read the final numbers of all suites in a folder; column `finished` has the status of each run."""
-    files = sorted((folder / "collected").glob("*.parquet"))
+    """Read the final numbers of all suites in a folder, as the workflow or `publish` left it.
+
+    Column `finished` has the status of each run.
+    """
+    files = sorted((folder / "collected").glob("*.parquet")) or sorted(folder.glob("*.parquet"))
     if not files:
         raise FileNotFoundError(
-            f"{folder}: no collected/*.parquet here; give a results folder, and run snakemake there"
+            f"{folder}: no collected/*.parquet here; give a results folder, and run snakemake there, or a folder of "
+            "published frames, such as docs/results"
         )
     frames = []
     for file in files:

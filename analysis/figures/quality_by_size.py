@@ -9,7 +9,7 @@ from analysis import drawing
 from analysis import frame as tidy
 
 KINDS = ("average",)
-SUITES = ("ablation_batch_size*", "ablation_dataset_size*")
+SUITES = ("quickstart", "laptop", "ablation_batch_size*", "ablation_dataset_size*")
 SIZES = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in the data set"}
 LINE_IN = 2.0
 
@@ -27,7 +27,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
             for variant in tidy.variants(rows):
                 part = rows[rows["variant"] == variant]
                 drawn = pd.concat([part, shared]) if variant else part
-                if drawn[size].nunique() > 1:
+                if part[size].nunique() > 1:
                     panels.append((variant.capitalize() or "Equal samples seen", score.title, size, label, drawn))
     if not panels:
         return drawing.nothing("No quality by size: neither batch nor data size varies in this suite.", width)

@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke", "tuning@study"):
+        for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke", "tuning@laptop"):
             write_expansion(expand(name))
             digest = expansion._digest(expansion.sources_sha256(), names.split(name))
             files.write_text(expansion._digest_path(name), digest + "\n")
@@ -52,13 +52,13 @@ def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_no
 
 
 def test_to_tune_is_to_run_the_trials_of_the_suites_that_are_asked_for():
-    tuning = Workflow({"suites": "study"}, ["snakemake", "tune"])
-    assert tuning.suites.keys() == {"tuning@study"}
-    assert tuning.choosing == "tuning@study"
+    tuning = Workflow({"suites": "laptop"}, ["snakemake", "tune"])
+    assert tuning.suites.keys() == {"tuning@laptop"}
+    assert tuning.choosing == "tuning@laptop"
     assert [path for files in tuning.targets.values() for path in files] == [
-        paths.tables("tuning@study") / "tuning.json",
-        paths.figures("tuning@study") / "tuning.json",
-        paths.report("tuning@study"),
+        paths.tables("tuning@laptop") / "tuning.json",
+        paths.figures("tuning@laptop") / "tuning.json",
+        paths.report("tuning@laptop"),
     ]
 
 
