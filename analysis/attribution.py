@@ -67,8 +67,8 @@ class Share(NamedTuple):
     """What one factor changes on the way from OpenCLIP to another cell: fractions, by seed."""
 
     factor: str
-    change: str
-    """What its levels are: ``batch to network``."""
+    level: str
+    """What it is changed to."""
     share: pd.Series
     """The mean over all orders in which the factors can be changed."""
     first: pd.Series
@@ -130,7 +130,7 @@ def attributions(frame: pd.DataFrame) -> list[Attribution]:
                 for cell, of_cell in runs.items()
             }
             decompositions, missing = _decompose_all(scores)
-            missing = [f"{setting}: {text}" if setting else text for text in missing]
+            missing = [f"Setting {setting}: {text}" if setting else text for text in missing]
             found.append(Attribution(setting, score, scores, temperatures, decompositions, missing, doubles))
     return found
 
@@ -187,14 +187,10 @@ def _decompose(end: Cell, by_seed: pd.DataFrame) -> Decomposition:
     def series(values: np.ndarray) -> pd.Series:
         return pd.Series(values, index=by_seed.index)
 
-    levels = (
-        f"{SOURCES[OPENCLIP.source]} to {SOURCES[end.source]}",
-        f"{RULES[OPENCLIP.rule]} to {RULES[end.rule]}",
-        "counted to left out",
-    )
+    levels = (SOURCES[end.source], RULES[end.rule], "left out")
     parts = [
-        Share(factor, change, series(share), series(first), series(last))
-        for factor, change, share, (first, *_, last) in zip(
+        Share(factor, level, series(share), series(first), series(last))
+        for factor, level, share, (first, *_, last) in zip(
             FACTORS, levels, shapley(corners), _changes(corners), strict=True
         )
     ]

@@ -20,7 +20,7 @@ def build(frame: pd.DataFrame) -> Table:
         for parts in one.decompositions:
             keys = (one.setting, one.score.title, parts.end.title)
             rows += [
-                (*keys, f"{share.factor}: {share.change}", *_row(parts, share.share, share.first, share.last))
+                (*keys, f"{share.factor}: {share.level}", *_row(parts, share.share, share.first, share.last))
                 for share in parts.shares
             ]
             rows.append((*keys, "All three", *_row(parts, parts.gain, None, None)))
