@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from analysis import frame as tidy
-from analysis import stats, style
+from analysis import headroom, stats, style
 from analysis.table import Cell, Row, Table
 
 
@@ -65,6 +67,16 @@ def by_score(frame: pd.DataFrame, key: str, *, title: str, size: str = "") -> Ta
 def mean(values: pd.Series, form: str = ".1f") -> Cell:
     """Return the mean of runs with its interval."""
     return Cell(float(values.mean()), stats.half_width(values), int(values.count()), form)
+
+
+def ratio(share: headroom.Share, *, of: str) -> Cell:
+    """Show a ratio in percent with its interval; where the denominator, called `of`, is within noise, say that."""
+    if math.isinf(share.low):
+        return Cell(None, remark=f"{of} within noise")
+    if math.isnan(share.low):
+        return Cell(100 * share.value, form=".0f")
+    spread = f"({100 * share.low:.0f} to {100 * share.high:.0f})" if share.low < share.high else ""
+    return Cell(100 * share.value, form=".0f", remark=spread)
 
 
 def notes(frame: pd.DataFrame, column: str) -> tuple[str, ...]:

@@ -265,10 +265,28 @@ def _cost_rows(record: Record) -> Iterator[Row]:
 
 
 def _option_rows(run: SuiteRun) -> Iterator[Row]:
-    """Give the method's numeric options, for the axes of figures; "never" becomes an infinite period."""
-    options = {name: math.inf if value == "never" else value for name, value in run.spec.method.config.items()}
-    numbers = {name: value for name, value in options.items() if type(value) in (int, float)}
-    return _rows("option", run.spec.samples_seen, numbers)
+    """Give the method's options: numbers in `value` ("never" is an infinite period), texts and switches in `title`.
+
+    Lists and options that are not set have no row.
+    """
+    end = run.spec.samples_seen
+    for name, option in _leaves(run.spec.method.config):
+        if option == "never":
+            option = math.inf
+        if type(option) in (int, float):
+            yield {"kind": "option", "samples_seen": end, "name": name, "value": option}
+        elif isinstance(option, (str, bool)):
+            title = option if isinstance(option, str) else canonical_json(option)
+            yield {"kind": "option", "samples_seen": end, "name": name, "title": title, "value": math.nan}
+
+
+def _leaves(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield options with their dotted names."""
+    for name, option in options.items():
+        if isinstance(option, Mapping):
+            yield from _leaves(option, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", option
 
 
 def _setting_rows(run: SuiteRun) -> Iterator[Row]:

@@ -32,8 +32,8 @@ COLUMNS = {
     "commit": "str",  # of all attempts of the run, if they differ
     "device": "str",  # likewise, with the number of processes if there are several
     # eval | average | sampling (interval over a set's samples) | train | normalizer | log_normalizer (of one anchor
-    # each) | gradient | cost | option (numeric, of the method) | setting (of a trial: its place in its range) |
-    # signature
+    # each) | gradient | cost | option (of the method: a number in `value`, or a text in `title`) | setting (of a
+    # trial: its place in its range) | signature
     "kind": "str",
     "samples_seen": "int64",
     "is_final": "bool",  # at the end of training, not at an earlier milestone or step

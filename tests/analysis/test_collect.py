@@ -141,11 +141,17 @@ def test_times_are_costs_and_not_curves(frame: pd.DataFrame) -> None:
     assert set(frame.loc[frame["name"] == "time/step_sec", "kind"]) == {"cost"}
 
 
-def test_numeric_options_are_rows_and_never_is_an_infinite_period() -> None:
-    config = {"num_updates": 5, "restart_period": "never", "objective": "unified", "nested": {"a": 1}, "on": True}
+def test_options_are_rows_and_never_is_an_infinite_period() -> None:
+    config = {
+        "num_updates": 5, "restart_period": "never", "objective": "unified", "eps": None, "rho": [2.0, -2.0],
+        "temperature": {"init": 0.1, "learnable": False},
+    }  # fmt: skip
     frame = collect(synthetic.write_suite([synthetic.run_spec("neuclip", 0, config=config)]))
-    options = frame[frame["kind"] == "option"].set_index("name")["value"].to_dict()
-    assert options == {"num_updates": 5.0, "restart_period": math.inf}
+    options = frame[frame["kind"] == "option"].set_index("name")
+    numbers = options["value"].dropna().to_dict()
+    assert numbers == {"num_updates": 5.0, "restart_period": math.inf, "temperature.init": 0.1}
+    texts = options.loc[options["value"].isna(), "title"].to_dict()
+    assert texts == {"objective": "unified", "temperature.learnable": "false"}
 
 
 def test_signs_of_failure_are_rows_with_their_first_and_last_step(suite: Path) -> None:
