@@ -165,16 +165,13 @@ class RunSpec(Frozen):
                 f"batch_norm_groups = {self.batch_norm_groups} does not divide global_batch_size = "
                 f"{self.global_batch_size}: use a number that does"
             )
-        points = {"milestones": self.milestones}
-        if self.normalizer_error is not None:
-            points["normalizer_error.at"] = self.normalizer_error.at
-        if self.gradient_error is not None:
-            points["gradient_error.at"] = self.gradient_error.at
-            if self.gradient_error.population < self.global_batch_size:
-                raise ValueError(
-                    f"gradient_error.population = {self.gradient_error.population} is less than global_batch_size = "
-                    f"{self.global_batch_size}: use several batches at least"
-                )
+        if self.gradient_error is not None and self.gradient_error.population < self.global_batch_size:
+            raise ValueError(
+                f"gradient_error.population = {self.gradient_error.population} is less than global_batch_size = "
+                f"{self.global_batch_size}: use several batches at least"
+            )
+        measured = {f"{name}.at": measurement.at for name, measurement in self.measurements.items()}
+        points = {"milestones": self.milestones, **measured}
         for name, at in points.items():
             wrong = [n for n in at if n % self.global_batch_size or not 0 < n <= self.samples_seen]
             if wrong or list(at) != sorted(set(at)):
@@ -185,6 +182,12 @@ class RunSpec(Frozen):
         if not self.milestones or self.milestones[-1] != self.samples_seen:
             raise ValueError("the last milestone must be samples_seen, so that the final model is evaluated")
         return self
+
+    @property
+    def measurements(self) -> dict[str, NormalizerErrorSpec | GradientErrorSpec]:
+        """What is measured between two steps, by its name here and in the record."""
+        both = {"normalizer_error": self.normalizer_error, "gradient_error": self.gradient_error}
+        return {name: spec for name, spec in both.items() if spec is not None}
 
     @property
     def num_steps(self) -> int:
