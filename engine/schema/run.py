@@ -7,26 +7,15 @@ in `Execution`, another type, so that they cannot enter by mistake.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import (
-    Field,
-    JsonValue,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, JsonValue, model_validator
 
 from engine.schema.base import ID_PATTERN, SCHEMA_VERSION, Frozen, fingerprint
 
 Digest = Literal["bytes", "members"]
 """The part of a shard that the index step reads. ``bytes``: all of it; the digest is the file's SHA-256, and captions
 are checked. ``members``: headers only; the digest covers members' names, offsets and sizes, and the file's size."""
-
-
-def _without_none(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Leave out the value of one name if it is None: what came later enters the ids of those runs only that have it."""
-    return {key: value for key, value in values.items() if key != name or value is not None}
 
 
 class MethodSource(Frozen):
@@ -42,12 +31,8 @@ class MethodSpec(Frozen):
 
     name: str = Field(pattern=ID_PATTERN)
     config: dict[str, JsonValue]
-    source: MethodSource | None = None
+    source: MethodSource | None = Field(default=None, exclude_if=lambda source: source is None)
     """None for a method of this repository; it then stays out of the run's id."""
-
-    @model_serializer(mode="wrap")
-    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_none(dump(self), "source")
 
 
 class CaptionSource(Frozen):
@@ -140,13 +125,9 @@ class RunSpec(Frozen):
     """Equal parts of the global batch that batch norm normalises apart: 1 is the whole batch, 8 is plain data parallel
     training on 8 GPUs. It changes results, so it does not follow from the number of processes."""
     normalizer_error: NormalizerErrorSpec | None = None
-    gradient_error: GradientErrorSpec | None = None
-    """None does not enter the run's id."""
+    gradient_error: GradientErrorSpec | None = Field(default=None, exclude_if=lambda error: error is None)
+    """None does not enter the run's id, as in the runs from before there was one."""
     seed: int = Field(ge=0)
-
-    @model_serializer(mode="wrap")
-    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_none(dump(self), "gradient_error")
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
