@@ -51,8 +51,7 @@ def write_table(frame: pd.DataFrame, name: str, folder: Path) -> None:
     table = build_table(frame, name)
     texts = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}
     for suffix, text in {**texts, "json": _sidecar("table", name, frame)}.items():
-        with files.atomic_write(folder / f"{name}.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        files.write_text(folder / f"{name}.{suffix}", text)
 
 
 @style.paper
@@ -75,8 +74,7 @@ def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
         for form in artifacts.FIGURE_FORMATS:
             with files.atomic_write(folder / f"{name}{end}.{form}") as temporary:
                 figure.savefig(temporary, format=form, metadata=dict.fromkeys(stamps[form]))
-    with files.atomic_write(folder / f"{name}.json") as temporary:
-        temporary.write_text(_sidecar("figure", name, frame), encoding="utf-8")
+    files.write_text(folder / f"{name}.json", _sidecar("figure", name, frame))
 
 
 def to_csv(table: Table) -> str:
