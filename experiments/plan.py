@@ -40,7 +40,8 @@ PUBLISHED_BASIS = (
 EVALUATION_SEC = {"datacomp38": 5142.0}
 EVALUATION_BASIS = "published: 5,142 s for a model on all 38 tasks, DataComp's own estimate (its task list)"
 FORWARD_SHARE = 1 / 3
-"""Of a training step; an exact normalizer needs the forward half over the whole set."""
+"""Of a training step; an exact normalizer needs the forward half over the whole set, errors of gradients over their
+population."""
 
 
 class Amount(Frozen):
@@ -148,6 +149,9 @@ def estimate(spec: RunSpec, finished: Sequence[Record]) -> Estimate | None:
     pairs = spec.samples_seen
     if spec.normalizer_error is not None:
         pairs += round(FORWARD_SHARE * spec.dataset.pairs * len(spec.normalizer_error.at))
+    if spec.gradient_error is not None:
+        encoded = min(spec.gradient_error.population, spec.dataset.pairs)
+        pairs += round(FORWARD_SHARE * encoded * len(spec.gradient_error.at))
 
     def distance(run: Record) -> tuple[bool, float]:
         ratio = run.spec.global_batch_size / spec.global_batch_size
