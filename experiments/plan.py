@@ -265,15 +265,8 @@ def _weights_bytes(model: str) -> int:
 def _checkpoint_bytes(spec: RunSpec) -> int:
     """Return the size of a run's checkpoints: weights, AdamW's two moments and the method's state in each."""
     num_parameters, dim = _outline(spec.model.name)
-    env = MethodEnv(
-        embed_dim=dim,
-        dataset_size=spec.dataset.pairs,
-        global_batch_size=spec.global_batch_size,
-        steps_per_epoch=max(1, spec.dataset.pairs // spec.global_batch_size),
-        num_steps=spec.num_steps,
-    )
     with torch.device("meta"):
-        state = build_method(spec.method, env).state_dict()
+        state = build_method(spec.method, MethodEnv.of(spec, dim)).state_dict()
     of_method = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
     # One more than are kept is there while it is written.
     return (KEEP + 1) * (3 * 4 * num_parameters + of_method)

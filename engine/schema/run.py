@@ -182,6 +182,20 @@ class RunSpec(Frozen):
         return "-".join(parts).lower().replace("/", "_")
 
 
+def refuse_uneven(num_processes: int, **sizes: int) -> None:
+    """Refuse sizes, given by name, that cannot be divided among the processes of a run.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    for name, size in sizes.items():
+        if size % num_processes:
+            raise ValueError(
+                f"{name} = {size} cannot be divided among {num_processes} processes: use a number of processes that "
+                "divides it"
+            )
+
+
 class Execution(Frozen):
     """Settings of a process that carries a run out; none changes a result beyond floating-point rounding.
 
