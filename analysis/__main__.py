@@ -87,9 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "publish":
             publish(args.frame, args.ids, args.out)
         elif args.command == "report":
-            text = page.render(content.gather(args.suites))
-            with files.atomic_write(args.out) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            files.write_text(args.out, page.render(content.gather(args.suites)))
         elif args.command == "show":
             show(args.places)
         elif args.command == "compare":

@@ -133,10 +133,10 @@ def _lost(frame: pd.DataFrame) -> Iterator[str]:
     diverged = frame.loc[frame["status"] == "diverged", "run_id"].unique()
     if len(diverged):
         counts = []
-        for method, variant in tidy.curves(runs):
-            ids = runs.loc[(runs["method"] == method) & (runs["variant"] == variant), "run_id"]
-            if ids.isin(diverged).any():
-                counts.append(f"{style.variant(method, variant)} {ids.isin(diverged).sum()} of {len(ids)}")
+        for (method, variant), rows in tidy.curves(runs).items():
+            lost = rows["run_id"].isin(diverged).sum()
+            if lost:
+                counts.append(f"{style.variant(method, variant)} {lost} of {len(rows)}")
         yield f"Diverged, and in no mean of scores: {len(diverged)} of {len(runs)} runs ({'; '.join(counts)})."
     final = tidy.final_scores(frame)
     absent = final.loc[final["status"] == "absent", "run_id"].nunique()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from analysis.frame import COLUMNS
 from engine import files, paths
 from engine.schema.base import ModelT, canonical_json, fingerprint, parse
 from engine.schema.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
-from engine.schema.record import Provenance, Record
+from engine.schema.record import GradientError, NormalizerError, Provenance, Record
 from engine.schema.suite import ExpandedSuite, SuiteRun
 
 MAX_CURVE_POINTS = 400
@@ -73,9 +73,9 @@ def collect(suite_path: Path) -> pd.DataFrame:
         for row in (
             *_score_rows(suite.evaluation, run, record, seen, missing),
             *(_sampling_rows(suite.evaluation, run) if not run.variant and num_seeds[_place(run)] == 1 else ()),
-            *_normalizer_rows(record),
+            *_error_rows("normalizer", record.normalizer_error),
             *_log_normalizer_rows(record),
-            *_gradient_rows(record),
+            *_error_rows("gradient", record.gradient_error),
             *_train_rows(run),
             *_cost_rows(record),
             *_option_rows(run),
@@ -195,9 +195,9 @@ def _rows(kind: str, samples_seen: int, values: Mapping[str, Any]) -> Iterator[R
         yield {"kind": kind, "samples_seen": samples_seen, "name": name, "value": value}
 
 
-def _normalizer_rows(record: Record) -> Iterator[Row]:
-    for entry in record.normalizer_error:
-        yield from _rows("normalizer", entry.samples_seen, entry.model_dump(exclude={"samples_seen", "sample_sha256"}))
+def _error_rows(kind: str, errors: Sequence[NormalizerError | GradientError]) -> Iterator[Row]:
+    for entry in errors:
+        yield from _rows(kind, entry.samples_seen, entry.model_dump(exclude={"samples_seen", "sample_sha256"}))
 
 
 def _log_normalizer_rows(record: Record) -> Iterator[Row]:
@@ -222,12 +222,6 @@ def _log_normalizer_rows(record: Record) -> Iterator[Row]:
                         "metric": str(anchor),
                         "value": value if math.isfinite(value) else math.nan,
                     }
-
-
-def _gradient_rows(record: Record) -> Iterator[Row]:
-    for entry in record.gradient_error:
-        for name, value in entry.model_dump(exclude={"samples_seen"}).items():
-            yield {"kind": "gradient", "samples_seen": entry.samples_seen, "name": name, "value": value}
 
 
 def _train_rows(run: SuiteRun) -> Iterator[Row]:

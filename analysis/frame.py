@@ -141,9 +141,14 @@ def methods(frame: pd.DataFrame) -> list[str]:
     return style.ordered(frame["method"].unique())
 
 
-def curves(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """List the pairs of method and variant in the frame, in the order to show."""
-    return [(method, variant) for method in methods(frame) for variant in variants(frame[frame["method"] == method])]
+def curves(frame: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Split the frame by method and variant, in the order to show."""
+    of_method = {method: frame[frame["method"] == method] for method in methods(frame)}
+    return {
+        (method, variant): rows[rows["variant"] == variant]
+        for method, rows in of_method.items()
+        for variant in variants(rows)
+    }
 
 
 def variants(frame: pd.DataFrame) -> list[str]:

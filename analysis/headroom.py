@@ -91,8 +91,7 @@ def _contenders(at_small: pd.DataFrame, at_large: pd.DataFrame, score: str) -> l
     def by_seed(rows: pd.DataFrame) -> pd.Series:
         return rows[rows["name"] == score].set_index("seed")["value"]
 
-    curves = sorted(tidy.curves(at_small), key=lambda curve: curve != (BASELINE, ""))
-    parts = {curve: at_small[(at_small["method"] == curve[0]) & (at_small["variant"] == curve[1])] for curve in curves}
+    parts = dict(sorted(tidy.curves(at_small).items(), key=lambda item: item[0] != (BASELINE, "")))
     small, large = by_seed(parts[BASELINE, ""]), by_seed(at_large)
     found = [
         Contender(style.variant(method, variant), method, variant, by_seed(rows), share(by_seed(rows), small, large))

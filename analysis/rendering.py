@@ -51,8 +51,7 @@ def write_table(frame: pd.DataFrame, name: str, folder: Path) -> None:
     table = build_table(frame, name)
     texts = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}
     for suffix, text in {**texts, "json": _sidecar("table", name, frame)}.items():
-        with files.atomic_write(folder / f"{name}.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        files.write_text(folder / f"{name}.{suffix}", text)
 
 
 @style.paper
@@ -72,8 +71,7 @@ def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
         figure = build_figure(frame, name, width)
         for form in artifacts.FIGURE_FORMATS:
             _save(figure, folder / f"{name}{end}.{form}")
-    with files.atomic_write(folder / f"{name}.json") as temporary:
-        temporary.write_text(_sidecar("figure", name, frame), encoding="utf-8")
+    files.write_text(folder / f"{name}.json", _sidecar("figure", name, frame))
 
 
 @style.paper
@@ -81,8 +79,7 @@ def publish(frame: pd.DataFrame, names: Iterable[str], folder: Path) -> None:
     """Write tables as ``<name>.md`` and figures as ``<name>.svg``, to be committed; some names are both."""
     for name in names:
         if name in artifacts.tables() or name not in artifacts.figures():
-            with files.atomic_write(folder / f"{name}.md") as temporary:
-                temporary.write_text(to_markdown(build_table(frame, name)), encoding="utf-8")
+            files.write_text(folder / f"{name}.md", to_markdown(build_table(frame, name)))
         if name in artifacts.figures():
             _save(build_figure(frame, name), folder / f"{name}.svg")
 

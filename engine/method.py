@@ -21,6 +21,7 @@ from engine.contrastive import DEFAULT_CHUNK_ROWS, add_eps, log_partitions
 from engine.distributed import Collectives
 from engine.schema.base import Frozen
 from engine.schema.record import Signature
+from engine.schema.run import RunSpec
 from engine.signatures import Log
 
 
@@ -36,6 +37,19 @@ class MethodEnv:
     num_steps: int
     seed: int = 0
     collectives: Collectives = field(default_factory=Collectives)
+
+    @classmethod
+    def of(cls, spec: RunSpec, embed_dim: int, collectives: Collectives | None = None) -> MethodEnv:
+        """Return that of a run with encoders whose embeddings are so wide; in one process without `collectives`."""
+        return cls(
+            embed_dim=embed_dim,
+            dataset_size=spec.dataset.pairs,
+            global_batch_size=spec.global_batch_size,
+            steps_per_epoch=spec.dataset.pairs // spec.global_batch_size,
+            num_steps=spec.num_steps,
+            seed=spec.seed,
+            collectives=collectives or Collectives(),
+        )
 
     @property
     def num_epochs(self) -> int:
@@ -162,7 +176,8 @@ class Method(nn.Module):
         They come as `Features.extra`, in `loss` and in `log_normalizers`. Which they are follows from the seed and the
         step; one may come twice, and may be in the batch as well: positions tell. The current encoders encode them as
         they do the batch, but without gradient and without a trace in batch norm's running statistics. They cost K
-        forward passes a step, which processes share: K must be a multiple of the number of processes.
+        forward passes a step, which processes share: K must be a multiple of the number of processes. A suite's
+        expansion asks for it on torch's meta device, where tensors have no values.
         """
         return 0
 

@@ -68,19 +68,14 @@ def weights(run_id: str, samples_seen: int) -> Path:
     return run(run_id) / "weights" / str(samples_seen)
 
 
-def normalizer_error(run_id: str, samples_seen: int) -> Path:
-    """The error of the method's log-normalizers after a number of samples."""
-    return run(run_id) / "normalizer_error" / f"{samples_seen}.json"
+def measurement(run_id: str, name: str, samples_seen: int) -> Path:
+    """The result of a measurement after a number of samples; `name` as in `RunSpec.measurements`."""
+    return run(run_id) / name / f"{samples_seen}.json"
 
 
 def log_normalizers(run_id: str, samples_seen: int) -> Path:
-    """Estimated and exact log-normalizers of some of the anchors behind `normalizer_error`."""
-    return run(run_id) / "normalizer_error" / f"{samples_seen}.safetensors"
-
-
-def gradient_error(run_id: str, samples_seen: int) -> Path:
-    """The error of the method's gradients after a number of samples."""
-    return run(run_id) / "gradient_error" / f"{samples_seen}.json"
+    """Estimated and exact log-normalizers of some of the anchors behind a ``normalizer_error``."""
+    return measurement(run_id, "normalizer_error", samples_seen).with_suffix(".safetensors")
 
 
 def jobs(run_id: str) -> Path:

@@ -40,7 +40,8 @@ PUBLISHED_BASIS = (
 EVALUATION_SEC = {"datacomp38": 5142.0}
 EVALUATION_BASIS = "published: 5,142 s for a model on all 38 tasks, DataComp's own estimate (its task list)"
 FORWARD_SHARE = 1 / 3
-"""Of a training step; an exact normalizer needs the forward half over the whole set."""
+"""Of a training step; an exact normalizer needs the forward half over the whole set, errors of gradients over their
+population."""
 
 
 class Amount(Frozen):
@@ -148,6 +149,9 @@ def estimate(spec: RunSpec, finished: Sequence[Record]) -> Estimate | None:
     pairs = spec.samples_seen
     if spec.normalizer_error is not None:
         pairs += round(FORWARD_SHARE * spec.dataset.pairs * len(spec.normalizer_error.at))
+    if spec.gradient_error is not None:
+        encoded = min(spec.gradient_error.population, spec.dataset.pairs)
+        pairs += round(FORWARD_SHARE * encoded * len(spec.gradient_error.at))
 
     def distance(run: Record) -> tuple[bool, float]:
         ratio = run.spec.global_batch_size / spec.global_batch_size
@@ -261,15 +265,8 @@ def _weights_bytes(model: str) -> int:
 def _checkpoint_bytes(spec: RunSpec) -> int:
     """Return the size of a run's checkpoints: weights, AdamW's two moments and the method's state in each."""
     num_parameters, dim = _outline(spec.model.name)
-    env = MethodEnv(
-        embed_dim=dim,
-        dataset_size=spec.dataset.pairs,
-        global_batch_size=spec.global_batch_size,
-        steps_per_epoch=max(1, spec.dataset.pairs // spec.global_batch_size),
-        num_steps=spec.num_steps,
-    )
     with torch.device("meta"):
-        state = build_method(spec.method, env).state_dict()
+        state = build_method(spec.method, MethodEnv.of(spec, dim)).state_dict()
     of_method = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
     # One more than are kept is there while it is written.
     return (KEEP + 1) * (3 * 4 * num_parameters + of_method)

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, JsonValue, model_validator
 
-from engine.registry import keep, method_names, resolve_config
+from engine import files
+from engine.method import Method, MethodEnv
+from engine.registry import build_method, keep, method_class, method_names, resolve_config
 from engine.schema.base import Frozen, check_known, fingerprint, located, unknown_name
 from engine.schema.evaluation import Evaluation
 from engine.schema.run import AugmentationSpec, DatasetSpec, MethodSource, MethodSpec, ModelSpec, OptimizerSpec, RunSpec
@@ -140,16 +143,29 @@ def merge(base: Any, change: Any) -> Any:
 
 
 def _model(name: str) -> ModelSpec:
-    own = _OWN_MODELS / f"{name}.json"
-    if own.exists():
-        return ModelSpec(name=name, config_sha256=hashlib.sha256(own.read_bytes()).hexdigest())
-    # Looked up without importing open_clip, which takes seconds.
+    file = _model_file(name)
+    is_own = file.parent == _OWN_MODELS
+    return ModelSpec(name=name, config_sha256=hashlib.sha256(file.read_bytes()).hexdigest() if is_own else None)
+
+
+def _model_file(name: str) -> Path:
+    """Return the config file of a model, looked up without importing open_clip, which takes seconds."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.origin is not None
-    folders = (_OWN_MODELS, Path(package.origin).parent / "model_configs")
-    check_known("model", name, {path.stem for folder in folders for path in folder.glob("*.json")})
-    return ModelSpec(name=name)
+    folders = (Path(package.origin).parent / "model_configs", _OWN_MODELS)
+    known = {path.stem: path for folder in folders for path in folder.glob("*.json")}
+    check_known("model", name, known)
+    return known[name]
+
+
+def _num_extra_pairs(spec: RunSpec) -> int:
+    """Return the `Method.num_extra_pairs` of a run, from a method without memory."""
+    if method_class(spec.method.name, spec.method.source).num_extra_pairs is Method.num_extra_pairs:
+        return 0
+    embed_dim = files.read_json(_model_file(spec.model.name))["embed_dim"]
+    with torch.device("meta"):
+        return build_method(spec.method, MethodEnv.of(spec, embed_dim)).num_extra_pairs
 
 
 def _times(values: Options, factors: Factors, where: str) -> Options:
@@ -246,7 +262,8 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
             "seed": seed,
         }
     )
-    return SuiteRun(variant=_label(variant, {**training, **config}), spec=spec)
+    label = _label(variant, {**training, **config})
+    return SuiteRun(variant=label, spec=spec, num_extra_pairs=_num_extra_pairs(spec))
 
 
 def _with_ablation(suite: Suite, what: str) -> Suite:

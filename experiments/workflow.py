@@ -20,7 +20,7 @@ from engine import paths
 from engine.jobs import cluster
 from engine.schema.base import Frozen, parse, unknown_name
 from engine.schema.evaluation import EvalCard
-from engine.schema.run import RunSpec
+from engine.schema.suite import SuiteRun
 from experiments import cards, expansion, names
 
 ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
@@ -119,7 +119,8 @@ class Workflow:
             target: [path for files in self._files([name]).values() for path in files]
             for target, name in ablations.items()
         }
-        self.runs = Known("run", {run.spec.run_id: run.spec for suite in self.suites.values() for run in suite.runs})
+        runs = {run.spec.run_id: run for suite in self.suites.values() for run in suite.runs}
+        self.runs = Known("run", {run_id: run.spec for run_id, run in runs.items()})
         self.evaluations = Known(
             "evaluation", {suite.evaluation.key: suite.evaluation for suite in self.suites.values()}
         )
@@ -141,8 +142,8 @@ class Workflow:
         """Cores that preparing data takes here."""
         # What cannot run where it is to be is found now, for every run, before anything is submitted.
         self.prepare = cluster.resolve(self._cluster, "prepare")[0]
-        self.train = Known("run", {run: self._launch("train", spec) for run, spec in self.runs.items()})
-        self.evaluate = Known("run", {run: self._launch("evaluate", spec) for run, spec in self.runs.items()})
+        self.train = Known("run", {run_id: self._launch("train", run) for run_id, run in runs.items()})
+        self.evaluate = Known("run", {run_id: self._launch("evaluate", run) for run_id, run in runs.items()})
 
     def ablation(self, target: str) -> list[Path]:
         """Return the files of one of `ABLATIONS`.
@@ -237,8 +238,8 @@ class Workflow:
             "report": [paths.report(report) for report in reports],
         }
 
-    def _launch(self, kind: Literal["train", "evaluate"], spec: RunSpec) -> Launch:
-        request, execution = cluster.resolve(self._cluster, kind, spec)
+    def _launch(self, kind: Literal["train", "evaluate"], run: SuiteRun) -> Launch:
+        request, execution = cluster.resolve(self._cluster, kind, run.spec, run.num_extra_pairs)
         threads = 0 if self.is_elsewhere else request.tasks * execution.threads
         how = shlex.quote(execution.model_dump_json(exclude_defaults=True))
         return Launch(threads, f"{self._options(request)} -- engine.{kind} --execution {how}")

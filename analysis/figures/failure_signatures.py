@@ -24,8 +24,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     found = found.assign(share=share)
     rows = []
     for label, part in tidy.settings(frame):
-        for method, variant in tidy.curves(part):
-            of_curve = part[(part["method"] == method) & (part["variant"] == variant)]
+        for (method, variant), of_curve in tidy.curves(part).items():
             signs = found[found["run_id"].isin(of_curve["run_id"])]
             seeds = of_curve["run_id"].nunique()
             for name in sorted(signs["name"].unique()):

@@ -57,8 +57,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
 def _rows(frame: pd.DataFrame) -> list[_Row]:
     rows = []
     for label, part in tidy.settings(frame):
-        for method, variant in reversed(tidy.curves(part)):
-            one = part[(part["method"] == method) & (part["variant"] == variant)]
+        for (method, variant), one in reversed(tidy.curves(part).items()):
             name = ", ".join(filter(None, [style.variant(method, variant), label]))
             runs = one.pivot(index="run_id", columns="name", values="value")
             rows.append(_Row(name, method, not variant, runs))

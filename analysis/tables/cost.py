@@ -33,8 +33,7 @@ def build(frame: pd.DataFrame) -> Table:
     rows: list[Row] = []
     for label, part in tidy.settings(frame):
         for (device, commit), alike in part.groupby(["device", "commit"]):
-            for method, variant in tidy.curves(alike):
-                one = alike[(alike["method"] == method) & (alike["variant"] == variant)]
+            for (method, variant), one in tidy.curves(alike).items():
                 runs = one.pivot(index="run_id", columns="name", values="value").reindex(columns=frame["name"].unique())
                 if tidy.moved(one).any():
                     runs = runs * float("nan")

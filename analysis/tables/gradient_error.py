@@ -35,8 +35,7 @@ def build(frame: pd.DataFrame) -> Table:
     keys = ("Setting", "Method") if len(settings) > 1 else ("Method",)
     rows: list[Row] = []
     for label, part in settings:
-        for method, variant in tidy.curves(part):
-            one = part[(part["method"] == method) & (part["variant"] == variant)]
+        for (method, variant), one in tidy.curves(part).items():
             key = (label, style.variant(method, variant))[-len(keys) :]
             rows.append((*key, *_cells(one.pivot(index="run_id", columns="name", values="value"))))
     sizes = " or ".join(f"{size:,.0f}" for size in sorted(frame.loc[frame["name"] == "population", "value"].unique()))

@@ -25,8 +25,7 @@ def build(frame: pd.DataFrame) -> Table:
     frame = tidy.with_mean_error(frame[frame["is_final"]])
     rows: list[Row] = []
     for label, part in tidy.settings(frame):
-        for method, variant in tidy.curves(part):
-            one = part[(part["method"] == method) & (part["variant"] == variant)]
+        for (method, variant), one in tidy.curves(part).items():
             values = {name: one.loc[one["name"] == name, "value"] for name in COLUMNS}
             rows.append((label, style.variant(method, variant), *(_cell(name, values[name]) for name in COLUMNS)))
     sizes = " or ".join(f"{size:.0f}" for size in frame.loc[frame["name"] == "control_size", "value"].unique())

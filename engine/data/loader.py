@@ -32,7 +32,7 @@ from engine.data import order
 from engine.data.index import Index, caption_texts
 from engine.data.pictures import open_picture
 from engine.data.reader import PairReader
-from engine.schema.run import AugmentationSpec
+from engine.schema.run import AugmentationSpec, refuse_uneven
 from engine.stop import STOP_SIGNALS
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -285,12 +285,7 @@ def build_loader(
     Raises:
         ValueError: If the global batch or the extra pairs cannot be divided among the processes.
     """
-    for name, size in (("global_batch_size", global_batch_size), ("num_extra_pairs", num_extra_pairs)):
-        if size % world_size:
-            raise ValueError(
-                f"{name} = {size} cannot be divided among {world_size} processes: use a number of processes that "
-                "divides it"
-            )
+    refuse_uneven(world_size, global_batch_size=global_batch_size, num_extra_pairs=num_extra_pairs)
     sampler = _LocalBatches(
         dataset.index.shard_sizes,
         seed=seed,

@@ -15,8 +15,8 @@ import yaml
 from pydantic import Field, JsonValue, StrictInt, StrictStr, field_validator, model_validator
 
 from engine import files
-from engine.schema.base import Frozen, ModelT, parse, unknown_name
-from engine.schema.run import Execution, RunSpec
+from engine.schema.base import Frozen, ModelT, located, parse, unknown_name
+from engine.schema.run import Execution, RunSpec, refuse_uneven
 from engine.versions import ROOT
 
 FOLDER = ROOT / "slurm" / "clusters"
@@ -197,13 +197,16 @@ def configure(cluster: Cluster, settings: dict[str, JsonValue], where: str) -> C
     return cluster.model_copy(update=changes)
 
 
-def resolve(cluster: Cluster, kind: Kind, spec: RunSpec | None = None) -> tuple[Request, Execution]:
+def resolve(
+    cluster: Cluster, kind: Kind, spec: RunSpec | None = None, num_extra_pairs: int = 0
+) -> tuple[Request, Execution]:
     """Return what a job asks for and how its processes carry it out.
 
     Args:
         cluster: Where it runs.
         kind: What the job does.
         spec: The run that is trained or evaluated; None when data are prepared.
+        num_extra_pairs: Those that the run's method asks for.
 
     Raises:
         ValueError: If this cannot run there; the message says what to change.
@@ -220,6 +223,10 @@ def resolve(cluster: Cluster, kind: Kind, spec: RunSpec | None = None) -> tuple[
     if request.gpus_per_node and execution.device == "auto" and kind != "prepare":
         execution = execution.model_copy(update={"device": "cuda"})
     _check(cluster, kind, request, execution)
+    if kind == "train" and spec is not None:
+        with located(spec.run_id):
+            batch = spec.global_batch_size
+            refuse_uneven(request.nodes * request.tasks, global_batch_size=batch, num_extra_pairs=num_extra_pairs)
     return request, execution
 
 

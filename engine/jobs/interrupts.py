@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that end a launcher. Those that a run obeys are `engine.stop.SIGNALS`."""
+"""Signals that end a launcher. Those that a run obeys are `engine.stop.STOP_SIGNALS`."""
 
 
 class Interrupted(BaseException):

@@ -148,7 +148,7 @@ class Record(Frozen):
     status: Literal["finished", "diverged"]
     samples_seen: int
     milestones: dict[str, Milestone]
-    normalizer_error: tuple[NormalizerError, ...]
+    normalizer_error: tuple[NormalizerError, ...] = ()
     gradient_error: tuple[GradientError, ...] = ()
     clock_sec: dict[str, float]
     """Seconds by phase over the timed steps: all on a CPU, the logged ones on a GPU."""

@@ -7,26 +7,15 @@ in `Execution`, another type, so that they cannot enter by mistake.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import (
-    Field,
-    JsonValue,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, JsonValue, model_validator
 
 from engine.schema.base import ID_PATTERN, SCHEMA_VERSION, Frozen, fingerprint
 
 Digest = Literal["bytes", "members"]
 """The part of a shard that the index step reads. ``bytes``: all of it; the digest is the file's SHA-256, and captions
 are checked. ``members``: headers only; the digest covers members' names, offsets and sizes, and the file's size."""
-
-
-def _without_none(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Leave out the value of one name if it is None: what came later enters the ids of those runs only that have it."""
-    return {key: value for key, value in values.items() if key != name or value is not None}
 
 
 class MethodSource(Frozen):
@@ -42,12 +31,8 @@ class MethodSpec(Frozen):
 
     name: str = Field(pattern=ID_PATTERN)
     config: dict[str, JsonValue]
-    source: MethodSource | None = None
+    source: MethodSource | None = Field(default=None, exclude_if=lambda source: source is None)
     """None for a method of this repository; it then stays out of the run's id."""
-
-    @model_serializer(mode="wrap")
-    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_none(dump(self), "source")
 
 
 class CaptionSource(Frozen):
@@ -140,13 +125,9 @@ class RunSpec(Frozen):
     """Equal parts of the global batch that batch norm normalises apart: 1 is the whole batch, 8 is plain data parallel
     training on 8 GPUs. It changes results, so it does not follow from the number of processes."""
     normalizer_error: NormalizerErrorSpec | None = None
-    gradient_error: GradientErrorSpec | None = None
-    """None does not enter the run's id."""
+    gradient_error: GradientErrorSpec | None = Field(default=None, exclude_if=lambda error: error is None)
+    """None does not enter the run's id, as in the runs from before there was one."""
     seed: int = Field(ge=0)
-
-    @model_serializer(mode="wrap")
-    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_none(dump(self), "gradient_error")
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
@@ -165,16 +146,13 @@ class RunSpec(Frozen):
                 f"batch_norm_groups = {self.batch_norm_groups} does not divide global_batch_size = "
                 f"{self.global_batch_size}: use a number that does"
             )
-        points = {"milestones": self.milestones}
-        if self.normalizer_error is not None:
-            points["normalizer_error.at"] = self.normalizer_error.at
-        if self.gradient_error is not None:
-            points["gradient_error.at"] = self.gradient_error.at
-            if self.gradient_error.population < self.global_batch_size:
-                raise ValueError(
-                    f"gradient_error.population = {self.gradient_error.population} is less than global_batch_size = "
-                    f"{self.global_batch_size}: use several batches at least"
-                )
+        if self.gradient_error is not None and self.gradient_error.population < self.global_batch_size:
+            raise ValueError(
+                f"gradient_error.population = {self.gradient_error.population} is less than global_batch_size = "
+                f"{self.global_batch_size}: use several batches at least"
+            )
+        measured = {f"{name}.at": measurement.at for name, measurement in self.measurements.items()}
+        points = {"milestones": self.milestones, **measured}
         for name, at in points.items():
             wrong = [n for n in at if n % self.global_batch_size or not 0 < n <= self.samples_seen]
             if wrong or list(at) != sorted(set(at)):
@@ -187,6 +165,12 @@ class RunSpec(Frozen):
         return self
 
     @property
+    def measurements(self) -> dict[str, NormalizerErrorSpec | GradientErrorSpec]:
+        """What is measured between two steps, by its name here and in the record."""
+        both = {"normalizer_error": self.normalizer_error, "gradient_error": self.gradient_error}
+        return {name: spec for name, spec in both.items() if spec is not None}
+
+    @property
     def num_steps(self) -> int:
         """Number of optimiser steps in all."""
         return self.samples_seen // self.global_batch_size
@@ -196,6 +180,20 @@ class RunSpec(Frozen):
         """``<method>-<dataset>-<model>-s<seed>-<8 hex>``, with the first digits of the spec's `fingerprint`."""
         parts = (self.method.name, self.dataset.name, self.model.name, f"s{self.seed}", fingerprint(self)[:8])
         return "-".join(parts).lower().replace("/", "_")
+
+
+def refuse_uneven(num_processes: int, **sizes: int) -> None:
+    """Refuse sizes, given by name, that cannot be divided among the processes of a run.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    for name, size in sizes.items():
+        if size % num_processes:
+            raise ValueError(
+                f"{name} = {size} cannot be divided among {num_processes} processes: use a number of processes that "
+                "divides it"
+            )
 
 
 class Execution(Frozen):

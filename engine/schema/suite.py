@@ -30,6 +30,8 @@ class SuiteRun(Frozen):
     spec: RunSpec
     settings: dict[str, Setting] = Field(default_factory=dict)
     """Of a trial: what it tries, by dotted name."""
+    num_extra_pairs: int = Field(default=0, exclude_if=lambda count: count == 0)
+    """Those that its method asks for in every step; see `engine.method.Method`."""
 
 
 class ExpandedSuite(Frozen):

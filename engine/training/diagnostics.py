@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import math
@@ -23,7 +22,6 @@ from engine import files, paths
 from engine.contrastive import add_eps
 from engine.method import Features, Method, Progress
 from engine.schema.record import NormalizerError
-from engine.training import sweep
 from engine.training.sweep import Part, encode_all
 from engine.training.trainer import Trainer
 
@@ -40,39 +38,14 @@ class Measurement(NamedTuple):
     which are random pairs. An estimate that the method lacks is not finite."""
 
 
-def is_due(trainer: Trainer) -> bool:
-    """Tell whether log-normalizers are to be measured after the last step."""
-    return sweep.is_due(trainer, trainer.spec.normalizer_error)
-
-
-def is_missing(trainer: Trainer) -> bool:
-    """Tell if a measurement is due and not written down: it was given up, and the run resumed."""
-    path = paths.normalizer_error(trainer.spec.run_id, trainer.samples_seen)
-    return is_due(trainer) and not sweep.is_there(trainer, path)
-
-
-def measure_normalizers(trainer: Trainer, signals: Sequence[bool]) -> None:
-    """Measure the error of log-normalizers after the last step, and write it down. Every process calls this.
-
-    Args:
-        trainer: The run.
-        signals: For each of `engine.stop.STOP_SIGNALS`, if this process has got it by now.
-
-    Raises:
-        Stopped: On every process, as soon as any gets a signal.
-    """
-    run_id, samples_seen, is_first = trainer.spec.run_id, trainer.samples_seen, trainer.collectives.rank == 0
-    path = paths.normalizer_error(run_id, samples_seen)
-    if is_first:
-        path.unlink(missing_ok=True)  # of an attempt that went back to before it
-    trainer.seed_draws(0)
-    with trainer.clock.phase("diagnostics"):
-        error, sample = measure_normalizer_error(trainer, functools.partial(sweep.heed_signals, trainer, signals))
-    if is_first:
-        sample_path = paths.log_normalizers(run_id, samples_seen)
-        with files.atomic_write(sample_path, num_bytes=len(sample)) as temporary:
+def measure_normalizers(trainer: Trainer, before_batch: Callable[[], None]) -> NormalizerError:
+    """Measure the error of log-normalizers as `measure_normalizer_error` does, and write down the sample."""
+    error, sample = measure_normalizer_error(trainer, before_batch)
+    if trainer.collectives.rank == 0:
+        path = paths.log_normalizers(trainer.spec.run_id, error.samples_seen)
+        with files.atomic_write(path, num_bytes=len(sample)) as temporary:
             temporary.write_bytes(sample)
-        files.write_text(path, error.model_dump_json() + "\n")
+    return error
 
 
 @torch.no_grad()

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -29,45 +28,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from engine import files, paths
 from engine.method import Features, Method, Progress
 from engine.schema.record import GradientError
 from engine.training import sweep
 from engine.training.trainer import Trainer
 
 _CHUNK_ROWS = 256
-
-
-def is_due(trainer: Trainer) -> bool:
-    """Tell whether gradients are to be measured after the last step."""
-    return sweep.is_due(trainer, trainer.spec.gradient_error)
-
-
-def is_missing(trainer: Trainer) -> bool:
-    """Tell whether a measurement is due and not written down, as after a resume from where it was given up."""
-    path = paths.gradient_error(trainer.spec.run_id, trainer.samples_seen)
-    return is_due(trainer) and not sweep.is_there(trainer, path)
-
-
-def measure_gradients(trainer: Trainer, signals: Sequence[bool]) -> None:
-    """Measure the error of gradients after the last step, and write it down. Every process calls this.
-
-    Args:
-        trainer: The run.
-        signals: Those that this process got, kept up to date; one for each of `engine.stop.STOP_SIGNALS`.
-
-    Raises:
-        Stopped: On every process, once any got a signal.
-    """
-    path = paths.gradient_error(trainer.spec.run_id, trainer.samples_seen)
-    is_first = trainer.collectives.rank == 0
-    if is_first:
-        path.unlink(missing_ok=True)  # of an attempt that went back to before it
-    trainer.seed_draws(0)
-    with trainer.clock.phase("diagnostics"):
-        error = measure_gradient_error(trainer, functools.partial(sweep.heed_signals, trainer, signals))
-    if is_first:
-        files.write_text(path, error.model_dump_json() + "\n")
 
 
 def measure_gradient_error(trainer: Trainer, before_batch: Callable[[], None] = lambda: None) -> GradientError:

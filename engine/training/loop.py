@@ -22,7 +22,7 @@ from engine.schema.base import parse
 from engine.schema.record import Divergence, Record
 from engine.schema.run import Execution, RunSpec
 from engine.stop import Stopped, stop_signals_noted
-from engine.training import checkpoint, diagnostics, gradients, outcome
+from engine.training import checkpoint, measurements, outcome
 from engine.training.reporting import Reporter
 from engine.training.trainer import NUM_INDICES, Trainer, Votes
 
@@ -108,8 +108,7 @@ def _take_steps(
         return Votes(tuple(signals), is_time_to_save, len(batch.replaced))
 
     if trainer.step_number:
-        # Given up when the run was stopped.
-        _measure(trainer, signals, diagnostics.is_missing(trainer), gradients.is_missing(trainer))
+        measurements.measure(trainer, signals, is_resumed=True)
     for step in range(trainer.step_number, spec.num_steps):
         is_last = step + 1 == spec.num_steps
         is_logged = (step + 1) % execution.log_every_steps == 0 or is_last
@@ -133,7 +132,7 @@ def _take_steps(
         if trainer.samples_seen in spec.milestones:
             outcome.export_weights(trainer)
         try:
-            _measure(trainer, signals, diagnostics.is_due(trainer), gradients.is_due(trainer))
+            measurements.measure(trainer, signals)
             if any(votes.stop) and not is_last:
                 raise Stopped.by(votes.stop, step + 1)
         except Stopped:
@@ -143,13 +142,6 @@ def _take_steps(
             trainer.save()
             last_save = time.monotonic()
     return None
-
-
-def _measure(trainer: Trainer, signals: Sequence[bool], with_normalizers: bool, with_gradients: bool) -> None:
-    if with_normalizers:
-        diagnostics.measure_normalizers(trainer, signals)
-    if with_gradients:
-        gradients.measure_gradients(trainer, signals)
 
 
 def read_spec(path: Path) -> RunSpec:

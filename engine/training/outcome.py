@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from typing import cast
+from typing import Any, cast
 
 from engine import files, paths
 from engine.data.index import read_index
 from engine.schema.base import fingerprint, parse
-from engine.schema.record import Attempt, Divergence, GradientError, Milestone, NormalizerError, Record
+from engine.schema.record import Attempt, Divergence, Milestone, Record
 from engine.schema.run import RunSpec
 from engine.signatures import find_signatures
 from engine.training.provenance import provenance
@@ -50,10 +51,10 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
     spec, reached = trainer.spec, trainer.samples_seen
     run_id, folder = spec.run_id, paths.run(spec.run_id)
     weights = {n: paths.weights(run_id, n) / WEIGHTS_FILE for n in spec.milestones if n <= reached}
-    measured = spec.normalizer_error.at if spec.normalizer_error else ()
-    errors = [files.read_text(paths.normalizer_error(run_id, n)) for n in measured if n <= reached]
-    measured = spec.gradient_error.at if spec.gradient_error else ()
-    gradient_errors = [files.read_text(paths.gradient_error(run_id, n)) for n in measured if n <= reached]
+    errors: dict[str, Any] = {
+        name: [json.loads(files.read_text(paths.measurement(run_id, name, n))) for n in measured.at if n <= reached]
+        for name, measured in spec.measurements.items()
+    }
     log = paths.metrics(run_id)
     return Record(
         run_id=run_id,
@@ -65,8 +66,7 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
             str(n): Milestone(weights=str(path.relative_to(folder)), sha256=files.file_sha256(path))
             for n, path in weights.items()
         },
-        normalizer_error=tuple(NormalizerError.model_validate_json(error) for error in errors),
-        gradient_error=tuple(GradientError.model_validate_json(error) for error in gradient_errors),
+        **errors,
         clock_sec={name: round(sec, 6) for name, sec in sorted(trainer.clock.total_sec.items())},
         median_step_sec=trainer.clock.median_step_sec,
         peak_memory_bytes=peak_memory_bytes(trainer.device),

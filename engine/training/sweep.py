@@ -1,7 +1,6 @@
 """A sweep over the training set with the current encoders, for what is measured between two steps.
 
-What is measured has samples seen at which it is due, and a file; a signal ends it, and then it is made again on
-resuming. Shape suffixes: B local batch, G global batch, P pairs to add, D embedding. A rank is a pair's place in the
+Shape suffixes: B local batch, G global batch, P pairs to add, D embedding. A rank is a pair's place in the
 order of the sweep, which is random and begins with the anchors.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,38 +18,10 @@ from torch import Tensor
 from engine.data import order
 from engine.data.loader import Request, load
 from engine.method import Features
-from engine.schema.run import GradientErrorSpec, NormalizerErrorSpec
-from engine.stop import Stopped
 from engine.training.trainer import Trainer
 
 SWEEP_EPOCH = 1 << 40
 """A number no epoch reaches: the sweep has an order of its own."""
-
-
-def is_due(trainer: Trainer, spec: NormalizerErrorSpec | GradientErrorSpec | None) -> bool:
-    """Tell if something is to be measured after the last step."""
-    return spec is not None and trainer.samples_seen in spec.at
-
-
-def is_there(trainer: Trainer, path: Path) -> bool:
-    """Tell on every process whether the first one sees a file: it writes it, and others may not see it yet."""
-    return bool(trainer.collectives.broadcast(torch.tensor(float(path.exists()), device=trainer.device)))
-
-
-def heed_signals(trainer: Trainer, signals: Sequence[bool]) -> None:
-    """End a measurement once any process got a signal. Every process calls this together.
-
-    Args:
-        trainer: The run.
-        signals: Those that this process got, one for each of `engine.stop.STOP_SIGNALS`.
-
-    Raises:
-        Stopped: On every process: a measurement takes long, and is the same when made again.
-    """
-    asked = torch.tensor(signals, device=trainer.device, dtype=torch.int64)
-    counts = trainer.collectives.all_reduce(asked, "sum").tolist()
-    if any(counts):
-        raise Stopped.by(counts, trainer.step_number)
 
 
 class Part(NamedTuple):

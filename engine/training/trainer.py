@@ -88,16 +88,7 @@ class Trainer:
             cache_bytes=int(cache_gib * 2**30 / max(1, execution.num_workers)),
         )
         self.steps_per_epoch = index.pairs // spec.global_batch_size
-        env = MethodEnv(
-            embed_dim=embed_dim(self.towers),
-            dataset_size=index.pairs,
-            global_batch_size=spec.global_batch_size,
-            steps_per_epoch=self.steps_per_epoch,
-            num_steps=spec.num_steps,
-            seed=spec.seed,
-            collectives=collectives,
-        )
-        self.method = build_method(spec.method, env).to(device)
+        self.method = build_method(spec.method, MethodEnv.of(spec, embed_dim(self.towers), collectives)).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
         self.averaged: AveragedModel | None = None

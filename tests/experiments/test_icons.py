@@ -50,15 +50,6 @@ def run_build(out: Path, *options: str, **environment: str) -> subprocess.Comple
 
 
 @pytest.fixture(scope="session")
-def wheels() -> dict[str, zipfile.ZipFile]:
-    """The real wheels, from the user's cache; fetched once."""
-    try:
-        return sources.open_wheels(sources.default_cache())
-    except sources.SourceError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, zipfile.ZipFile]) -> Path:
     out = tmp_path_factory.mktemp("data") / "icons_tiny"
     done = run_build(out, "--jobs", "2", PYTHONHASHSEED="1")

@@ -11,7 +11,7 @@ from support import toy
 from engine import files, paths
 from engine.schema.base import parse
 from engine.schema.record import Attempt, Provenance, Record
-from engine.schema.run import Execution
+from engine.schema.run import Execution, GradientErrorSpec
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training import checkpoint
 from engine.training.loop import train
@@ -121,6 +121,13 @@ def test_another_method_or_batch_of_the_model_counts_by_the_pair():
     half = spec.global_batch_size // 2
     found = plan.estimate(spec, [some(spec, 1.0, method="siglip", batch=half)])
     assert found.hours == pytest.approx(2 * spec.num_steps / 3600)
+
+
+def test_errors_of_gradients_take_the_time_to_encode_their_population():
+    spec = expand("dfn192m").runs[0].spec
+    error = GradientErrorSpec(at=(spec.samples_seen // 2, spec.samples_seen), population=spec.samples_seen // 100)
+    plain, measured = (plan.estimate(run, []) for run in (spec, spec.model_copy(update={"gradient_error": error})))
+    assert measured.hours == pytest.approx((1 + 2 / 3 / 100) * plain.hours)
 
 
 def test_published_hours_are_named_and_a_model_nobody_timed_has_none():

@@ -28,7 +28,7 @@ from engine.training.towers import tokenizer
 from experiments import cards as experiments_cards
 from experiments.fetch import shards
 from experiments.fetch.shards import palette_png
-from experiments.icons import catalogue, sources
+from experiments.icons import catalogue
 from experiments.icons.folder import read_shards
 from experiments.scenes import language, scenes
 from experiments.scenes.draws import Draws
@@ -42,15 +42,6 @@ LEVELS = (scenes.EASY, scenes.HARD)
 KINDS = tuple(
     name.removeprefix("scenes_tiny_") for name in experiments_cards.names("evals") if name.startswith("scenes_tiny_")
 )
-
-
-@pytest.fixture(scope="session")
-def wheels() -> dict[str, zipfile.ZipFile]:
-    """The real wheels, from the user's cache; fetched once."""
-    try:
-        return sources.open_wheels(sources.default_cache())
-    except sources.SourceError as error:
-        pytest.skip(str(error))
 
 
 def run_build(out: Path, hash_seed: str) -> subprocess.CompletedProcess[str]:

@@ -282,6 +282,11 @@ def test_a_suite_asks_for_errors_of_gradients_by_shares_of_the_training(own):
         assert (asked.population, asked.num_rounds) == (256, 8)
 
 
+def test_an_expansion_says_which_runs_ask_for_pairs_beyond_the_batch():
+    runs = expand("ablation_headroom@laptop").runs
+    assert {run.variant: run.num_extra_pairs for run in runs if run.num_extra_pairs} == {"exact normalizer": 256}
+
+
 def test_a_run_id_is_pinned_for_ever():
     # If this changes, no earlier result is found again: raise SCHEMA_VERSION and say so in the change log.
     spec = RunSpec.model_validate(

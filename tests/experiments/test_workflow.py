@@ -126,6 +126,10 @@ def test_a_name_that_no_suite_of_the_command_has_is_one_clear_error(smoke):
         ({"on_interrupt": "cancle"}, "--config: on_interrupt: Input should be 'leave' or 'cancel' (got 'cancle')"),
         ({"cluster": "exampel"}, "unknown cluster 'exampel'; did you mean 'example'"),
         ({"suites": "smoke", "train": {"nodes": 2}}, "this machine is one node"),
+        (
+            {"suites": "smoke", "train": {"tasks_per_node": 3}},
+            "global_batch_size = 64 cannot be divided among 3 processes",
+        ),
         ({"suites": "smok"}, "unknown suite 'smok'; did you mean 'smoke'"),
     ],
 )

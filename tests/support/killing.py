@@ -97,7 +97,7 @@ WRITING = {
     "half a manifest": Phase("os:fsync", "json", cut=True),
     "export": Phase("engine.training.outcome:export_weights"),
     "half an export": Phase("os:fsync", "safetensors", cut=True),
-    "diagnose": Phase("engine.training.diagnostics:measure_normalizers"),
+    "diagnose": Phase("engine.training.measurements:_measure"),
 }
 """Phases between two steps, in the first process."""
 

@@ -14,6 +14,7 @@ def spec(model="tiny-vit", dataset="toy", method="openclip"):
     one = toy.run_spec("openclip")
     return one.model_copy(
         update={
+            "global_batch_size": 4096,
             "model": one.model.model_copy(update={"name": model}),
             "dataset": one.dataset.model_copy(update={"name": dataset}),
             "method": one.method.model_copy(update={"name": method}),
@@ -136,6 +137,17 @@ def test_an_unknown_cluster_names_those_there_are(tmp_path):
 def test_what_cannot_run_here_is_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         resolve(configure(Cluster(), settings, "--config"), kind, spec())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [(3, "global_batch_size = 4096 cannot be divided among 6"), (2, "num_extra_pairs = 6 cannot be divided among 4")],
+)
+def test_what_processes_cannot_share_is_refused_for_trainings(nodes, message):
+    cluster = Cluster(scheduler="slurm", train=Request(nodes=nodes, tasks_per_node=2))
+    with pytest.raises(ValueError, match=f"{spec().run_id}: {message} processes"):
+        resolve(cluster, "train", spec(), num_extra_pairs=6)
+    resolve(cluster, "evaluate", spec(), num_extra_pairs=6)
 
 
 def test_a_time_limit_must_leave_time_before_the_warning():

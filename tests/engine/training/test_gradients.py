@@ -18,7 +18,7 @@ from engine.distributed import Collectives, ProcessGroup
 from engine.method import LossOutput
 from engine.schema.run import Execution
 from engine.stop import Stopped
-from engine.training import gradients, sweep
+from engine.training import gradients, measurements
 from engine.training.checkpoint import newest_step
 from engine.training.gradients import measure_gradient_error, partition, population_gradient
 from engine.training.loop import train
@@ -208,7 +208,7 @@ def test_two_processes_measure_what_one_does(root):
 def test_a_signal_in_a_measurement_ends_it_and_it_is_made_on_resuming(root, monkeypatch, call):
     error = {"at": (64,), "num_rounds": 2}
     spec = toy.run_spec("neuclip", steps=6, normalizer_error=None, gradient_error=error)
-    honest, calls = sweep.heed_signals, []
+    honest, calls = measurements.heed_signals, []
 
     def heed_signals(*args):
         calls.append(args)
@@ -217,11 +217,11 @@ def test_a_signal_in_a_measurement_ends_it_and_it_is_made_on_resuming(root, monk
         honest(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "heed_signals", heed_signals)
+        patch.setattr(measurements, "heed_signals", heed_signals)
         with pytest.raises(Stopped) as stopped:
             train(spec, Execution())
     assert (stopped.value.step, len(calls), newest_step(paths.checkpoints(spec.run_id))) == (4, call, 4)
-    assert not paths.gradient_error(spec.run_id, 64).exists()
+    assert not paths.measurement(spec.run_id, "gradient_error", 64).exists()
     interrupted = train(spec, Execution())
     assert [entry.samples_seen for entry in interrupted.gradient_error] == [64]
 

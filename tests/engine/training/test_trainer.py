@@ -250,7 +250,7 @@ def stop_in_measurement(spec, step, **place):
             train(spec, Execution())
     assert (stopped.value.step, stopped.value.code) == (step, 128 + signal.SIGUSR2)
     assert newest_step(paths.checkpoints(spec.run_id)) == step
-    assert not paths.normalizer_error(spec.run_id, step * spec.global_batch_size).exists()
+    assert not paths.measurement(spec.run_id, "normalizer_error", step * spec.global_batch_size).exists()
     return begun
 
 
@@ -301,7 +301,7 @@ def test_skipped_steps_in_a_row_are_counted_across_a_restart(root, monkeypatch):
 
 def test_a_measurement_that_was_given_up_leaves_no_earlier_one_behind(root):
     spec = toy.run_spec("openclip", normalizer_error={"at": (64,), "num_anchors": 32, "control_size": 16})
-    stale = paths.normalizer_error(spec.run_id, 64)
+    stale = paths.measurement(spec.run_id, "normalizer_error", 64)
     files.write_text(stale, "of other data")
     stop_in_measurement(spec, 4, batch=1)
     assert outcome(spec).normalizer_error[0].samples_seen == 64
