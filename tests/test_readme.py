@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from support.checkout import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,8 +22,7 @@ def numbers(text: str) -> set[str]:
 def prose(page: str) -> str:
     """Leave out code, addresses and commits."""
     page = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
-    page = re.sub(r"`[^`]*`|\]\([^)]*\)|https?:\S+|arXiv:\S+|commit \w+", "", page)
-    return page
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|https?:\S+|arXiv:\S+|commit \w+", "", page)
 
 
 SHOWN = numbers(prose(README))

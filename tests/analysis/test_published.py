@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 
 from analysis.__main__ import main
-from support.checkout import ROOT
 
 RESULTS = ROOT / "docs" / "results"
 FRAMES = sorted(RESULTS.glob("*.parquet"))
