@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from analysis import frame as tidy
-from analysis import stats, style
+from analysis import headroom, stats, style, time_to_target
 from analysis.table import Cell, Row, Table
 
 
@@ -65,6 +67,22 @@ def by_score(frame: pd.DataFrame, key: str, *, title: str, size: str = "") -> Ta
 def mean(values: pd.Series, form: str = ".1f") -> Cell:
     """Return the mean of runs with its interval."""
     return Cell(float(values.mean()), stats.half_width(values), int(values.count()), form)
+
+
+def closed(share: headroom.Share) -> Cell:
+    """Write a share of the gap between two batches in percent, with its interval in words."""
+    if math.isinf(share.low):
+        return Cell(None, remark="gap within noise")
+    spread = f"({100 * share.low:.0f} to {100 * share.high:.0f})" if share.low < share.high else ""
+    return Cell(100 * share.value, form=".0f", remark=spread)
+
+
+def ratio(found: time_to_target.Ratio) -> Cell:
+    """Write a ratio of times to a target, with its interval in words, or as a bound."""
+    if found.bound:
+        return Cell(None, remark=f"{found.bound} {found.value:.2f}")
+    spread = f"({found.low:.2f} to {found.high:.2f})" if found.low < found.high else ""
+    return Cell(found.value, form=".2f", remark=spread)
 
 
 def notes(frame: pd.DataFrame, column: str) -> tuple[str, ...]:

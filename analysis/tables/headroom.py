@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
+from analysis import cells, headroom, stats, style
 from analysis import frame as tidy
-from analysis import headroom, stats, style
 from analysis.table import Cell, Row, Table
 
-SUITES = ("quickstart", "laptop", "*headroom*", "study*")
+SUITES = ("quickstart", "laptop*", "*headroom*")
 KINDS = ("average",)
 
 
@@ -24,8 +22,8 @@ def build(frame: pd.DataFrame) -> Table:
     for setting in settings:
         parts = {gap.score.title: gap.contenders for gap in gaps if gap.setting == setting}
         for contenders in zip(*parts.values(), strict=True):
-            cells = [cell for one in contenders for cell in (_score(one.scores), _closed(one.closed))]
-            rows.append((*(setting, contenders[0].label)[-len(keys) :], *cells, Cell(contenders[0].closed.n, form="d")))
+            shown = [cell for one in contenders for cell in (_score(one.scores), cells.closed(one.closed))]
+            rows.append((*(setting, contenders[0].label)[-len(keys) :], *shown, Cell(contenders[0].closed.n, form="d")))
     baseline = style.method(headroom.BASELINE).name
     nothing = () if gaps else (f"No run of {baseline} at {headroom.FACTOR} times the batch with as many samples.",)
     return Table(
@@ -45,12 +43,3 @@ def build(frame: pd.DataFrame) -> Table:
 def _score(values: pd.Series) -> Cell:
     values = values.dropna()
     return Cell(100 * float(values.mean()), 100 * stats.half_width(values), len(values))
-
-
-def _closed(closed: headroom.Share) -> Cell:
-    if math.isinf(closed.low):
-        return Cell(None, remark="gap within noise")
-    if math.isnan(closed.low):
-        return Cell(100 * closed.value, form=".0f")
-    spread = f"({100 * closed.low:.0f} to {100 * closed.high:.0f})" if closed.low < closed.high else ""
-    return Cell(100 * closed.value, form=".0f", remark=spread)
