@@ -14,34 +14,9 @@ from analysis.rendering import build_figure
 from analysis.tables import time_to_target as table
 from analysis.time_to_target import TARGETS, Times, profile_score, ratio, samples_to, to_fastest, workloads
 
-SHARES = (0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
-SAMPLES = 64 * 64
+SAMPLES = synthetic.CURVE_SAMPLES
 AT_LARGE = "OpenCLIP, 8 \N{MULTIPLICATION SIGN} the batch"
-CHANCE = 0.1
-
-
-def frame_with_curves(
-    seeds: int = 3, *, large_batch: bool = True, diverged: tuple[tuple[str, int], ...] = ()
-) -> pd.DataFrame:
-    """Five methods at 64 pairs and OpenCLIP at 512: `held_out` is in no average.
-
-    Every method's validation score rises from chance to a level of its own; the large batch's is the highest.
-    """
-    cards = {**synthetic.CARDS, "held_out": {**synthetic.CARDS["digits"], "title": "Held out"}}
-    size = {"samples_seen": SAMPLES, "milestones": [int(share * SAMPLES) for share in SHARES]}
-    size |= {"normalizer_error": None, "gradient_error": None}
-    specs = [synthetic.run_spec(method, seed, **size) for method in synthetic.METHODS for seed in range(seeds)]
-    if large_batch:
-        large = {**size, "global_batch_size": 512}
-        specs += [synthetic.run_spec("openclip", seed, **large) for seed in range(seeds)]
-    frame = collect(synthetic.write_suite(specs, cards=cards, averages=synthetic.AVERAGES, diverged=diverged))
-    rows = frame["kind"].eq("validation")
-    rate = {"openclip": 0.35, "fastclip": 0.36, "siglip": 0.10, "amorlip": 0.45, "neuclip": 0.55}
-    for index, row in frame[rows & frame["value"].notna()].iterrows():
-        level = 0.6 if row["global_batch_size"] == 512 else rate[row["method"]]
-        progress = row["samples_seen"] / SAMPLES
-        frame.loc[index, "value"] = CHANCE + (level + (0, 0.03, 0.04)[row["seed"]]) * progress**0.7
-    return frame
+CHANCE = synthetic.CARDS["digits"]["chance"]
 
 
 def directly(curve: list[tuple[float, float]], target: float) -> float:
@@ -72,7 +47,7 @@ def test_collecting_gives_the_mean_of_the_sets_that_no_average_has() -> None:
 
 
 def test_times_are_those_of_a_slow_walk_along_every_curve() -> None:
-    frame = frame_with_curves()
+    frame = synthetic.frame_with_curves()
     scores = frame[frame["kind"] == "validation"]
     large = scores[(scores["global_batch_size"] == 512) & scores["is_final"]]["value"].mean()
     found = workloads(frame)
@@ -108,7 +83,7 @@ def test_a_run_that_diverged_has_what_it_reached_and_nothing_after() -> None:
     curve = pd.Series({100: 0.3, 200: 0.5, 300: math.nan, 400: math.nan})
     assert samples_to(curve, 0.5, 0.1) == 200
     assert math.isinf(samples_to(curve, 0.51, 0.1))
-    frame = frame_with_curves(diverged=(("neuclip", 1),))
+    frame = synthetic.frame_with_curves(diverged=(("neuclip", 1),))
     full = workloads(frame)[-1]
     neuclip = next(one for one in full.contenders if one.method == "neuclip")
     assert len(neuclip.samples.taken) == 3
@@ -146,7 +121,7 @@ def test_a_seed_that_never_gets_there_is_infinite_in_the_medians_and_not_left_ou
 
 
 def test_profiles_count_targets_that_are_not_reached() -> None:
-    found = workloads(frame_with_curves())
+    found = workloads(synthetic.frame_with_curves())
     ratios = to_fastest(found, "samples")
     assert list(ratios) == ["openclip", "fastclip", "siglip", "amorlip", "neuclip"]
     assert (ratios["neuclip"][:3] == 1).all()
@@ -160,7 +135,7 @@ def test_profiles_count_targets_that_are_not_reached() -> None:
 
 
 def test_the_table_has_every_method_at_every_target() -> None:
-    built = table.build(frame_with_curves())
+    built = table.build(synthetic.frame_with_curves())
     cells = {(row[1].split(" %")[0], row[2]): dict(zip(built.header, row, strict=True)) for row in built.rows}
     assert len(cells) == len(built.rows) == len(TARGETS) * 6
     assert cells["50", "OpenCLIP"]["Ratio"].value == 1
@@ -175,13 +150,13 @@ def test_the_table_has_every_method_at_every_target() -> None:
 
 
 def test_one_seed_reaches_its_own_score_at_its_end() -> None:
-    built = table.build(frame_with_curves(seeds=1))
+    built = table.build(synthetic.frame_with_curves(seeds=1))
     last = dict(zip(built.header, built.rows[-1], strict=True))
     assert (last["Method"], last["Reached"], last["Samples"].value) == (AT_LARGE, "1 of 1", SAMPLES)
 
 
 def test_seconds_of_other_devices_are_not_compared() -> None:
-    frame = frame_with_curves()
+    frame = synthetic.frame_with_curves()
     frame.loc[frame["method"] == "neuclip", "device"] = "another"
     built = table.build(frame)
     rows = [dict(zip(built.header, row, strict=True)) for row in built.rows[:6]]
@@ -192,7 +167,7 @@ def test_seconds_of_other_devices_are_not_compared() -> None:
 
 
 def test_the_figure_has_a_line_for_each_method() -> None:
-    drawn = build_figure(frame_with_curves(), "time_to_target", 5.5)
+    drawn = build_figure(synthetic.frame_with_curves(), "time_to_target", 5.5)
     assert [axes.get_title(loc="left") for axes in drawn.axes] == ["Samples", "Seconds"]
     lines = {line.get_label(): line for line in drawn.axes[0].lines}
     assert set(lines) == {"OpenCLIP", "FastCLIP", "SigLIP", "AmorLIP", "NeuCLIP"}
@@ -201,7 +176,7 @@ def test_the_figure_has_a_line_for_each_method() -> None:
 
 
 def test_without_a_large_batch_or_validation_table_and_figure_say_so(frame: pd.DataFrame) -> None:
-    alone = frame_with_curves(large_batch=False)
+    alone = synthetic.frame_with_curves(large_batch=False)
     assert "No target: no run of OpenCLIP at 8 times the batch" in table.build(alone).notes[0]
     assert "No validation scores" in table.build(frame).notes[0]
     for each in (alone, frame):
