@@ -127,10 +127,12 @@ def read(name: str, ours: pd.DataFrame, rules: Track) -> Entry:
     source, kept = card.spec.method.source, paths.entry(name, ".py")
     if source is not None and (not kept.exists() or files.file_sha256(kept) != source.sha256):
         raise ValueError(f"{kept}: missing, or not the file that was trained; {again}")
-    found = [*_of_tuning(card.trials, rules), *problems_of_rows(rows, ours, rules)]
+    here = rules.main(rows)
+    of_rows = [_no_rows(rows, rules)] if here.empty else problems_of_rows(here, ours, rules)
+    found = [*_of_tuning(card.trials, rules), *of_rows]
     if found:
         raise ValueError("\n".join(f"{name}: {problem}" for problem in found))
-    return Entry(name, card, rows)
+    return Entry(name, card, here)
 
 
 def enter(path: Path, *, name: str, by: str, method: str | None = None) -> list[Path]:
@@ -152,9 +154,11 @@ def enter(path: Path, *, name: str, by: str, method: str | None = None) -> list[
     if not re.fullmatch(ID_PATTERN, name) or name in set(ours["method"]):
         taken = ", ".join(sorted(ours["method"].unique()))
         raise ValueError(f"name {name!r}: allowed are names of {ID_PATTERN} but {taken}; take another")
+    path_of_card = paths.entry(name, ".json")
+    if path_of_card.exists() and (other := parse(Card, files.read_text(path_of_card), str(path_of_card)).by) != by:
+        raise ValueError(f"name {name!r}: an entry by {other} has it; take another, or say the same with --by")
     method = _method(frame, ours, method)
-    (suite_name,) = frame["suite"].unique()
-    asked = names.split(suite_name)
+    asked = names.split(frame["suite"].iloc[0])
     # Expanded anew where a source changed: the runs must be those that the files say now.
     suites = expansion.load([TRACK, asked.reference])
     suite = suites[asked.name]

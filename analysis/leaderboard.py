@@ -112,10 +112,9 @@ def _table(ours: pd.DataFrame, found: list[Entry], rules: Track) -> Table:
     rows: list[Row] = []
     for one in [*order, *(one for one in at_small if one.variant), at_large]:
         is_control = one is at_large or bool(one.variant)
-        batch = batches[one is at_large]
-        is_one = (frame["method"] == one.method) & (frame["global_batch_size"] == batch)
-        # The large batch has a label of its own in some suites.
-        runs = frame[is_one & (frame["variant"].eq(one.variant) | (one is at_large))]
+        runs = frame[(frame["method"] == one.method) & (frame["global_batch_size"] == batches[one is at_large])]
+        # The large batch is a variant with a label of its own in some suites.
+        runs = runs[runs["variant"] == (tidy.variants(runs)[0] if one is at_large else one.variant)]
         card = cards.get(one.method)
         rows.append(
             (
@@ -149,15 +148,14 @@ def _numbers(runs: pd.DataFrame, one: headroom.Contender, ratio: Cell) -> tuple[
     validation = finals.loc[finals["kind"] == "validation", "value"]
     steps = runs[(runs["kind"] == "cost") & (runs["name"] == "median_step_sec") & ~tidy.moved(runs)]["value"]
     logged = runs[runs["name"] == entries.TEMPERATURE].sort_values("samples_seen")
-    temperatures = logged.groupby("run_id")["value"].last()
-    temperature = temperatures.mean()
+    temperature = float(logged.groupby("run_id")["value"].last().mean())
     return (
         dataclasses.replace(cells.mean(100 * one.scores), remark=f"({diverged} diverged)" if diverged else ""),
         cells.mean(100 * validation),
         cells.closed(one.closed),
         ratio,
         cells.mean(1e3 * steps, three_digits(1e3 * steps.mean())),
-        Cell(float(temperature), form=three_digits(temperature)),
+        Cell(temperature, form=three_digits(temperature)),
     )
 
 
@@ -175,8 +173,8 @@ def _notes(rules: Track) -> tuple[str, ...]:
     baseline = style.method(headroom.BASELINE).name
     return (
         "Rank: by the average; methods that do not differ significantly from the best of a rank share it. Paired t "
-        f"test over seeds, level {stats.SIGNIFICANCE}, Holm-corrected over all pairs. Controls have none: they use what an "
-        "entry may not, or settings that were chosen apart.",
+        f"test over seeds, level {stats.SIGNIFICANCE}, Holm-corrected over all pairs. Controls have none: they use "
+        "what an entry may not, or settings that were chosen apart.",
         "A run that diverged counts as guessing, and is said. Validation: mean of the sets that no average has. Gap "
         f"closed: share of the way from {baseline} to {baseline} at {headroom.FACTOR} times the batch (95 % interval).",
         f"Samples to {100 * TARGET:.0f} %: until that share of what the large batch scores above chance on validation "

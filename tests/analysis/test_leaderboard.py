@@ -245,6 +245,8 @@ def test_an_entry_that_was_changed_is_refused(ours: pd.DataFrame) -> None:
     assert entries.read("dcl", ours, RULES).card == entry.card
     with pytest.raises(ValueError, match="dcl: tuning: came 8 runs of a method, allowed are 7"):
         entries.read("dcl", ours, RULES._replace(trials=7))
+    with pytest.raises(ValueError, match=r"dcl: main runs: came dataset icons, .*, allowed is dataset scenes, "):
+        entries.read("dcl", ours, RULES._replace(dataset="scenes"))
     tidy.write(rows_of(ours, 0.2), paths.entry("dcl"))
     with pytest.raises(ValueError, match="its results are not those that entered"):
         entries.read("dcl", ours, RULES)
@@ -306,6 +308,8 @@ def test_a_method_of_ones_own_enters_with_one_command(
     assert rows["dcl"]["By"] == "Jane Doe"
     assert rows["dcl"]["Trials"] == "0"
     assert main(["leaderboard", "--check"]) == 0
+    assert main(["enter", "mine.parquet", "--name", "dcl", "--by", "John Doe"]) == 1
+    assert "an entry by Jane Doe has it" in capsys.readouterr().err
     paths.entry("dcl", ".py").write_text(DCL + "\n")
     assert main(["leaderboard", "--check"]) == 1
     assert "not the file that was trained" in capsys.readouterr().err
