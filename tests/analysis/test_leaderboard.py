@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 
 from analysis import entries, headroom, leaderboard
 from analysis import frame as tidy
-from analysis.__main__ import main
+from analysis.__main__ import main, parser
 from analysis.collect import collect
 from analysis.entries import Card, Entry, Track, problems_of_rows, problems_of_suite
 from analysis.table import NO_VALUE
@@ -319,6 +321,13 @@ def test_a_method_of_ones_own_enters_with_one_command(
     record.write_text(json.dumps(json.loads(record.read_text()) | {"median_step_sec": 0.001}))
     assert enter() == 1
     assert "collect them again" in capsys.readouterr().err
+
+
+def test_the_docs_command_is_one_that_the_command_line_has() -> None:
+    page = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^python -m analysis (enter .*)$", page, re.MULTILINE)
+    args = parser().parse_args(shlex.split(command))
+    assert (args.name, args.by, args.method) == ("dcl", "Jane Doe, example.org/dcl", None)
 
 
 def test_what_tuned_an_entry_is_read_from_its_suites_file(tmp_path: Path) -> None:
