@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from analysis import frame as tidy
-from analysis import headroom, stats, style
+from analysis import headroom, stats, style, time_to_target
 from analysis.table import Cell, Row, Table
 
 
@@ -69,14 +69,22 @@ def mean(values: pd.Series, form: str = ".1f") -> Cell:
     return Cell(float(values.mean()), stats.half_width(values), int(values.count()), form)
 
 
-def ratio(share: headroom.Share, *, of: str) -> Cell:
-    """Show a ratio in percent with its interval; where the denominator, called `of`, is within noise, say that."""
+def percent(share: headroom.Share, *, of: str) -> Cell:
+    """Show a share in percent with its interval; where the denominator, called `of`, is within noise, say that."""
     if math.isinf(share.low):
         return Cell(None, remark=f"{of} within noise")
     if math.isnan(share.low):
         return Cell(100 * share.value, form=".0f")
     spread = f"({100 * share.low:.0f} to {100 * share.high:.0f})" if share.low < share.high else ""
     return Cell(100 * share.value, form=".0f", remark=spread)
+
+
+def ratio(found: time_to_target.Ratio) -> Cell:
+    """Write a ratio of times to a target, with its interval in words, or as a bound."""
+    if found.bound:
+        return Cell(None, remark=f"{found.bound} {found.value:.2f}")
+    spread = f"({found.low:.2f} to {found.high:.2f})" if found.low < found.high else ""
+    return Cell(found.value, form=".2f", remark=spread)
 
 
 def notes(frame: pd.DataFrame, column: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pandas as pd
 import safetensors.numpy
 
 from analysis import bootstrap
-from analysis.frame import COLUMNS
+from analysis.frame import COLUMNS, VALIDATION
 from engine import files, paths
 from engine.schema.base import ModelT, canonical_json, fingerprint, parse
 from engine.schema.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
@@ -132,21 +132,22 @@ def _score_rows(
                 _agree(seen, ("content of", name), result.data_sha256, path)
         absent = "diverged" if record.status == "diverged" else "absent"
         lost = {name for name, result in results.items() if result.status == "absent"}
-        averages = evaluation.averaged({name: result.value for name, result in results.items()}, missing)
-        for key, average in averages.items():
-            why = absent if lost.intersection(evaluation.averages[key]) else "missing"
-            yield {
-                "kind": "average",
-                "samples_seen": milestone,
-                "name": average.name,
-                "title": average.name,
-                "metric": "mean",
-                "value": math.nan if average.value is None else average.value,
-                "chance": average.chance,
-                "num_samples": average.num_sets,
-                "is_main": True,
-                "status": why if average.value is None else "evaluated",
-            }
+        values = {name: result.value for name, result in results.items()}
+        for kind, of_kind in (("average", evaluation), ("validation", _of_validation(evaluation))):
+            for key, average in of_kind.averaged(values, missing).items():
+                why = absent if lost.intersection(of_kind.averages[key]) else "missing"
+                yield {
+                    "kind": kind,
+                    "samples_seen": milestone,
+                    "name": average.name,
+                    "title": average.name,
+                    "metric": "mean",
+                    "value": math.nan if average.value is None else average.value,
+                    "chance": average.chance,
+                    "num_samples": average.num_sets,
+                    "is_main": True,
+                    "status": why if average.value is None else "evaluated",
+                }
         for name, result in results.items():
             card = evaluation.sets[name]
             metrics = {result.main_metric: result.value, **result.metrics, result.main_metric: result.value}
@@ -164,6 +165,14 @@ def _score_rows(
                     "is_main": is_main,
                     "status": absent if result.status == "absent" else result.status,
                 }
+
+
+def _of_validation(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation whose one average is that of the sets that no average has; without any, it has none."""
+    averaged = {name for members in evaluation.averages.values() for name in members}
+    others = tuple(name for name in evaluation.sets if name not in averaged)
+    is_given = bool(averaged and others)
+    return evaluation.model_copy(update={"averages": {VALIDATION: others} if is_given else {}})
 
 
 def _place(run: SuiteRun) -> tuple[object, ...]:

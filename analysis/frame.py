@@ -31,9 +31,9 @@ COLUMNS = {
     "seed": "int64",
     "commit": "str",  # of all attempts of the run, if they differ
     "device": "str",  # likewise, with the number of processes if there are several
-    # eval | average | sampling (interval over a set's samples) | train | normalizer | log_normalizer (of one anchor
-    # each) | gradient | cost | option (of the method: a number in `value`, or a text in `title`) | setting (of a
-    # trial: its place in its range) | signature
+    # eval | average | validation (mean of the sets that no average has) | sampling (interval over a set's samples) |
+    # train | normalizer | log_normalizer (of one anchor each) | gradient | cost | option (of the method: a number in
+    # `value`, or a text in `title`) | setting (of a trial: its place in its range) | signature
     "kind": "str",
     "samples_seen": "int64",
     "is_final": "bool",  # at the end of training, not at an earlier milestone or step
@@ -50,6 +50,8 @@ COLUMNS = {
 _DAMAGE = (pa.ArrowException, ValueError, KeyError, TypeError)
 """Errors of pandas and pyarrow on a damaged file, whose description of columns is JSON."""
 SETTING = ["dataset", "model", "global_batch_size"]
+VALIDATION = "Validation"
+"""Name of the mean over the sets that no average has: settings are chosen by them, and targets set."""
 
 
 class Setting(NamedTuple):

@@ -54,16 +54,25 @@ class Gap(NamedTuple):
     """The baseline at the small batch comes first, at the large one last."""
 
 
-def gaps(frame: pd.DataFrame) -> list[Gap]:
+class Batches(NamedTuple):
+    """Runs at a small batch, and the baseline's at the large one over as many samples, in one setting."""
+
+    setting: str
+    """Only what differs between the settings that were found; empty when there is one."""
+    small: int
+    """Pairs in the small batch; the large one has `FACTOR` times as many."""
+    at_small: pd.DataFrame
+    at_large: pd.DataFrame
+
+
+def batches(finals: pd.DataFrame) -> list[Batches]:
     """Find all settings in which the baseline was trained at both batches, with as many samples.
 
     Args:
-        frame: A tidy frame with averages.
+        finals: Rows of final models.
     """
-    frame = tidy.final_scores(frame)
-    frame = frame[frame["kind"] == "average"]
     found: list[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]] = []
-    for (dataset, model), rows in frame.groupby(["dataset", "model"], sort=False):
+    for (dataset, model), rows in finals.groupby(["dataset", "model"], sort=False):
         baseline = rows[rows["method"] == BASELINE]
         main = tidy.main_runs(baseline)
         for small in sorted(map(int, main["global_batch_size"].unique())):
@@ -76,14 +85,37 @@ def gaps(frame: pd.DataFrame) -> list[Gap]:
                 found.append((setting, alike[alike["global_batch_size"] == small], at_large))
     differing = [key for key in tidy.SETTING if len({str(setting[key]) for setting, *_ in found}) > 1]
     return [
-        Gap(
+        Batches(
             ", ".join(style.setting(key, setting[key]) for key in differing),
-            score,
             setting["global_batch_size"],
-            _contenders(at_small, at_large, score.name),
+            at_small,
+            at_large,
         )
         for setting, at_small, at_large in found
-        for score in tidy.scores(at_small)
+    ]
+
+
+def parts(at_small: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """Split the runs at the small batch by method and variant, the baseline first."""
+    return dict(sorted(tidy.curves(at_small).items(), key=lambda item: item[0] != (BASELINE, "")))
+
+
+def at_large_label() -> str:
+    """Return what the baseline at the large batch is called."""
+    return f"{style.method(BASELINE).name}, {FACTOR} \N{MULTIPLICATION SIGN} the batch"
+
+
+def gaps(frame: pd.DataFrame) -> list[Gap]:
+    """Measure every average in every setting that has both batches.
+
+    Args:
+        frame: A tidy frame with averages.
+    """
+    finals = tidy.final_scores(frame)
+    return [
+        Gap(one.setting, score, one.small, _contenders(one.at_small, one.at_large, score.name))
+        for one in batches(finals[finals["kind"] == "average"])
+        for score in tidy.scores(one.at_small)
     ]
 
 
@@ -91,14 +123,13 @@ def _contenders(at_small: pd.DataFrame, at_large: pd.DataFrame, score: str) -> l
     def by_seed(rows: pd.DataFrame) -> pd.Series:
         return rows[rows["name"] == score].set_index("seed")["value"]
 
-    parts = dict(sorted(tidy.curves(at_small).items(), key=lambda item: item[0] != (BASELINE, "")))
-    small, large = by_seed(parts[BASELINE, ""]), by_seed(at_large)
+    by_curve = parts(at_small)
+    small, large = by_seed(by_curve[BASELINE, ""]), by_seed(at_large)
     found = [
         Contender(style.variant(method, variant), method, variant, by_seed(rows), share(by_seed(rows), small, large))
-        for (method, variant), rows in parts.items()
+        for (method, variant), rows in by_curve.items()
     ]
-    name = f"{style.method(BASELINE).name}, {FACTOR} \N{MULTIPLICATION SIGN} the batch"
-    return [*found, Contender(name, BASELINE, "", large, share(large, small, large))]
+    return [*found, Contender(at_large_label(), BASELINE, "", large, share(large, small, large))]
 
 
 def share(scores: pd.Series, small: pd.Series, large: pd.Series) -> Share:

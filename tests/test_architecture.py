@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "baselines": FOR_METHODS,
     "analysis": {"analysis", "engine.schema", "engine.paths", "engine.files", "engine.errors"}
     # Licences and sources of training sets, for the report.
-    | {"experiments.cards"},
+    | {"experiments.cards"}
+    # What the leaderboard's suite and an entry's say, and how they were tuned.
+    | {"experiments.expansion", "experiments.names", "experiments.tuning"},
     # What tables and figures there are, for the workflow.
     "experiments": {"experiments", "engine", "analysis.artifacts"},
 }

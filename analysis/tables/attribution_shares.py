@@ -44,6 +44,6 @@ def build(frame: pd.DataFrame) -> Table:
 def _row(
     parts: attribution.Decomposition, share: pd.Series, first: pd.Series | None, last: pd.Series | None
 ) -> tuple[Cell, ...]:
-    percent = cells.ratio(headroom.share(parts.start + share, parts.start, parts.start + parts.gain), of="gain")
+    percent = cells.percent(headroom.share(parts.start + share, parts.start, parts.start + parts.gain), of="gain")
     alone = (Cell(None) if change is None else cells.mean(100 * change, "+.1f") for change in (first, last))
     return (cells.mean(100 * share, "+.1f"), percent, *alone, Cell(len(share), form="d"))

@@ -22,7 +22,7 @@ def build(frame: pd.DataFrame) -> Table:
     for setting in settings:
         parts = {gap.score.title: gap.contenders for gap in gaps if gap.setting == setting}
         for contenders in zip(*parts.values(), strict=True):
-            shown = [cell for one in contenders for cell in (_score(one.scores), cells.ratio(one.closed, of="gap"))]
+            shown = [cell for one in contenders for cell in (_score(one.scores), cells.percent(one.closed, of="gap"))]
             rows.append((*(setting, contenders[0].label)[-len(keys) :], *shown, Cell(contenders[0].closed.n, form="d")))
     baseline = style.method(headroom.BASELINE).name
     nothing = () if gaps else (f"No run of {baseline} at {headroom.FACTOR} times the batch with as many samples.",)

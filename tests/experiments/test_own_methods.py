@@ -18,7 +18,7 @@ from experiments.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-METHOD, WITH_EXTRA, CHECK, SUITE, RUN = re.findall(r"^```\w*\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+METHOD, WITH_EXTRA, CHECK, SUITE, RUN, *_ENTERING = re.findall(r"^```\w*\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
