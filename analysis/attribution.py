@@ -123,6 +123,8 @@ def attributions(frame: pd.DataFrame) -> list[Attribution]:
             doubles += [
                 f"Left out: {style.variant(style.OURS, other)}; its factors are those of {first}." for other in others
             ]
+        if len(runs) < 2:
+            continue  # a setting that nothing but the main run was trained in
         temperatures = {cell: _final_temperatures(frame, of_cell) for cell, of_cell in runs.items()}
         for score in tidy.scores(rows):
             scores = {

@@ -18,6 +18,9 @@ KINDS = ("average", "option", "train")
 LINE_IN = 0.12
 """Height of one interval, inches; several stand in a row."""
 
+MAX_NOTES = 3
+"""On cells that are missing; the tables have all."""
+
 
 class Look(NamedTuple):
     """Colour and marker of a rule of the temperature."""
@@ -49,13 +52,15 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         draw(axes, one)
     drawing.legend(figure, _handles())
     missing = dict.fromkeys(text for one in found for text in (*one.missing, *one.doubles))
+    notes, more = drawing.fit(list(missing), MAX_NOTES, "notes on what is missing")
     drawing.caption(
         figure,
         frame[frame["method"] == style.OURS],
         "Scores by where the log-normalizer is from; own pair: it is in the denominator. Circled: OpenCLIP (with "
         "NeuCLIP's learning rate) and NeuCLIP. Gains: all together, and the Shapley value of each difference; filled "
         "with the network, hollow with the exact normalizer.",
-        *missing,
+        *notes,
+        more,
         shown.left_out,
         over_seeds="Marker: mean; bar: its 95 % interval (t; gains paired by seed).",
     )
@@ -113,6 +118,7 @@ def _finish(axes: Axes, rows: list[str], means: list[float]) -> None:
     """Name the rows, bottom to top, and set every other one off."""
     drawing.label_rows(axes, rows, pd.Series(means), [])
     axes.set_ylim(-0.5, len(rows) - 0.5)
+    axes.locator_params(axis="x", nbins=5)
     for y in range(len(rows) - 1, -1, -2):
         axes.axhspan(y - 0.5, y + 0.5, color=style.INK, alpha=0.04, linewidth=0, zorder=0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -43,14 +42,7 @@ def frame(_collected: pd.DataFrame) -> pd.DataFrame:
 def everything() -> Path:
     """A suite of which every table and every figure has something to show."""
     cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(6)}
-    # Where the normalizer is from, what moves the temperature, and the own pair: on the way from OpenCLIP to NeuCLIP.
-    corners = [
-        {"architecture": source, "temperature_gradient": rule, "positive": own, "temperature": {"learnable": True}}
-        for source, rule, own in itertools.product(
-            ("batch", "prototypes"), ("infonce", "consistent"), ("counted", "left out")
-        )
-    ]
-    main = {"num_updates": 10, "restart_period": 500, **corners.pop()}
+    main = {"num_updates": 10, "restart_period": 500, **synthetic.CORNERS[-1]}
     specs = [
         synthetic.run_spec(method, seed, global_batch_size=size, config=main)
         for method in ("neuclip", "openclip", "siglip")
@@ -69,7 +61,7 @@ def everything() -> Path:
         ],
         **{
             f"corner {number}": [synthetic.run_spec("neuclip", seed, config={**main, **corner}) for seed in range(2)]
-            for number, corner in enumerate(corners)
+            for number, corner in enumerate(synthetic.CORNERS[:-1])
         },
     }
     suite = synthetic.write_suite(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from pathlib import Path
@@ -34,6 +35,13 @@ PROVENANCE = {
 BATCH, STEPS = 64, 40
 CURVE_SHARES, CURVE_SAMPLES = (0.25, 0.5, 0.625, 0.75, 0.875, 1.0), 64 * 64
 """Milestones and length of `frame_with_curves`."""
+CORNERS = [
+    {"architecture": source, "temperature_gradient": rule, "positive": own, "temperature": {"learnable": True}}
+    for source, rule, own in itertools.product(
+        ("batch", "prototypes"), ("infonce", "consistent"), ("counted", "left out")
+    )
+]
+"""Where the normalizer is from, what moves the temperature, and the own pair: on the way from OpenCLIP to NeuCLIP."""
 LEVEL = {"openclip": 0.30, "fastclip": 0.34, "siglip": 0.29, "amorlip": 0.33, "neuclip": 0.40}
 
 

@@ -60,7 +60,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """A suite that every figure has something to show of, with titles and labels as long as real ones."""
     titles = ["Caltech-101", "KITTI Vehicle Distance", "Describable Textures", "ImageNet Sketch", "Flickr", "SVHN"]
     cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": title} for i, title in enumerate(titles)}
-    main = {"num_updates": 10, "restart_period": 500}
+    main = {"num_updates": 10, "restart_period": 500, **synthetic.CORNERS[-1]}
     specs = [
         synthetic.run_spec(method, seed, global_batch_size=size, config=main)
         for method in method_names()
@@ -77,6 +77,10 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         for updates, period in itertools.product((1, 10, 50), (20, 500, "never"))
         if (updates, period) != (10, 500)
     }
+    for corner in synthetic.CORNERS[:-1]:
+        variants[f"{corner['architecture']}, {corner['temperature_gradient']}, {corner['positive']}"] = [
+            synthetic.run_spec("neuclip", seed, config={**main, **corner}) for seed in range(2)
+        ]
     variants["fixed temperature"] = [
         synthetic.run_spec(method, 0, config={**main, "fixed": True}) for method in method_names()
     ]
@@ -85,7 +89,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("full"))
         suite = synthetic.write_suite(
-            specs, cards=cards, averages=averages, variants=variants, diverged=(("siglip", 1),)
+            specs,
+            cards={**cards, "held_out": cards["set0"]},
+            averages=averages,
+            variants=variants,
+            diverged=(("siglip", 1),),
         )
         content = json.loads(suite.read_text())
         for run in content["runs"]:
