@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -121,14 +120,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def publish(source: Path, ids: list[str], folder: Path) -> None:
-    """Write a frame as ``<suite>.parquet``, and tables and figures drawn from it into the folder ``<suite>``."""
+    """Write tables and figures into the folder ``<suite>``, and the rows they are drawn from as ``<suite>.parquet``."""
     rows, drawn = frame.read(source), folder / source.stem
     ids = ids or sorted({path.stem for path in drawn.glob("*.*")})
     if not ids:
         raise FileNotFoundError(f"{drawn}: nothing is drawn here; name the tables and figures to draw")
-    rendering.publish(rows, ids, drawn)
-    with files.atomic_write(folder / source.name) as temporary:
-        shutil.copyfile(source, temporary)
+    frame.write(rendering.publish(rows, ids, drawn), folder / source.name)
 
 
 def check() -> int:

@@ -75,13 +75,21 @@ def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
 
 
 @style.paper
-def publish(frame: pd.DataFrame, names: Iterable[str], folder: Path) -> None:
-    """Write tables as ``<name>.md`` and figures as ``<name>.svg``, to be committed; some names are both."""
+def publish(frame: pd.DataFrame, names: Iterable[str], folder: Path) -> pd.DataFrame:
+    """Write tables as ``<name>.md`` and figures as ``<name>.svg``, to be committed; some names are both.
+
+    Returns:
+        The rows that they are drawn from.
+    """
+    drawn: set[int] = set()
     for name in names:
         if name in artifacts.tables() or name not in artifacts.figures():
             files.write_text(folder / f"{name}.md", to_markdown(build_table(frame, name)))
+            drawn.update(select("table", name, frame).index)
         if name in artifacts.figures():
             _save(build_figure(frame, name), folder / f"{name}.svg")
+            drawn.update(select("figure", name, frame).index)
+    return frame.loc[sorted(drawn)]
 
 
 def _save(figure: Figure, path: Path) -> None:
