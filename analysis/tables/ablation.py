@@ -8,7 +8,7 @@ from analysis import cells, reference, stats, style
 from analysis import frame as tidy
 from analysis.table import Cell, Row, Table
 
-SUITES = ("ablation_*", "icons", "laptop")
+SUITES = ("ablation_*", "quickstart", "laptop")
 KINDS = ("average",)
 
 

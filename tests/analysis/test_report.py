@@ -215,7 +215,7 @@ def test_what_is_not_there_is_named_with_what_to_do() -> None:
     text = Page(write_report()).text
     command = "snakemake --config suites=quickstart -- results/figures/quickstart/step_time.json"
     assert f"The figure step_time is not there; draw it: {command}" in text
-    assert "The files of the table headroom are not there" in text
+    assert "The files of the table ablation are not there" in text
     assert "OpenCLIP, seed 0 (icons, tiny, batch 64): no record" in text
     assert "its results do not fit together any more" in text
     assert "1 without a record" in text
