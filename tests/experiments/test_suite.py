@@ -163,7 +163,7 @@ def test_names_of_suites_and_ablations(own):
     assert names.resolve(["ablations@smoke"]) == everything
     assert names.resolve(["ablation_updates@smoke", "ablations@smoke"])[0] == "ablation_updates@smoke"
     assert names.resolve(["ablation_updates"]) == ["ablation_updates@laptop"]
-    assert names.resolve(["laptop"])[:2] == ["laptop", "ablation_attribution@laptop"]
+    assert names.resolve(["laptop"])[:2] == ["laptop", "ablation_architecture@laptop"]
     change(own, ablations=["normalizer_*", "updates"])
     bundle = ["normalizer_error_batch_size", "normalizer_error_dataset_size", "updates"]
     assert names.resolve(["smoke"]) == ["smoke", *(f"ablation_{what}@smoke" for what in bundle)]
