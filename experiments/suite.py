@@ -24,6 +24,7 @@ from experiments.tuning import SCORE, Tuned, Tuning, described, nested, points, 
 
 Options = dict[str, JsonValue]
 Factors = dict[str, float]
+_FACTORS = ("options_times", "training_times")
 _OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
 
 
@@ -388,11 +389,13 @@ def _runs(suite: Suite, asked: names.Asked) -> Iterator[SuiteRun]:
     tuned = _with_tuned(suite, asked)
     for variant in suite.variants:
         for method in variant.methods or tuple(suite.methods):
-            changed = tuned
+            base, changes = tuned, variant
             if variant.tuned is not None:
-                changed = _with_tuned(_as_variant(suite, variant, method), asked)
+                # What was chosen for the variant lies over what it says.
+                base = _with_tuned(_as_variant(suite, variant, method), asked)
+                changes = Variant.model_validate(variant.model_dump(include={"label", *_FACTORS}))
             for seed in variant.seeds or suite.seeds:
-                yield _run(changed, variant, method, sources[method], seed)
+                yield _run(base, changes, method, sources[method], seed)
 
 
 def _as_variant(suite: Suite, variant: Variant, method: str) -> Suite:
