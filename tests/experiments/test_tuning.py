@@ -337,6 +337,12 @@ def test_a_control_is_tuned_by_a_suite_of_its_own(here):
     found = {run.variant: run.spec for run in expand(path).runs if run.spec.method.name == "openclip"}
     assert (found["large"].global_batch_size, found["large"].optimizer.lr) == (128, rate)
     assert found[""].optimizer.lr != rate
+    # What the variant must say to be that suite's run does not outdo what was chosen.
+    large["training__optimizer__lr"] = 9.0e-3
+    tune(suite_with(name="large", **large), **{"training.optimizer.lr": rate})
+    control["training"] = {"global_batch_size": 128, "optimizer": {"lr": 9.0e-3}}
+    path = suite_with(tuned="mine", variants=[{}, control])
+    assert {run.spec.optimizer.lr for run in expand(path).runs if run.variant == "large"} == {rate}
     for change in ({"training": {"global_batch_size": 256}}, {"data_fraction": 0.5}):
         with pytest.raises(ValueError, match=r"tuned/large\.yaml is of other trials than those of openclip"):
             expand(suite_with(tuned="mine", variants=[{}, control | change]))
