@@ -47,8 +47,8 @@ def test_without_names_what_is_there_is_drawn_again(tmp_path: Path, capsys: pyte
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["publish", str(FRAMES[0]), "headrom", "--out", str(tmp_path)]) == 1
-    assert "unknown table 'headrom'" in capsys.readouterr().err
+    assert main(["publish", str(FRAMES[0]), "main_result", "--out", str(tmp_path)]) == 1
+    assert "unknown table 'main_result'" in capsys.readouterr().err
 
 
 def test_results_of_ones_own_are_compared_with_what_is_committed(capsys: pytest.CaptureFixture[str]) -> None:
