@@ -226,10 +226,8 @@ def test_an_ablation_is_a_target_for_any_suite(tmp_path):
     plan = snakemake(tmp_path, "-n", "ablation_dataset_size", "--config", "dataset=cc3m").stdout
     assert "results/tables/ablation_dataset_size@cc3m/ablation.json" in plan
     assert "index 3 train 27" in " ".join(plan.split())
-    assert (
-        "--fraction 0.02"
-        in snakemake(tmp_path, "-np", str(paths.index("scenes-0.02")), "--config", "suites=ablation_dataset_size").stdout
-    )
+    index = str(paths.index("scenes-0.02"))
+    assert "--fraction 0.02" in snakemake(tmp_path, "-np", index, "--config", "suites=ablation_dataset_size").stdout
     wrong = snakemake(tmp_path, "-n", "ablation_updates", "--config", "dataset=cc3", check=False)
     assert "unknown suite 'cc3'; did you mean 'cc3m'" in wrong.stdout
 
