@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame")
     one.add_argument(
-        "ids", nargs="*", metavar="ID", help="tables and figures; without any, those that are there are drawn again"
+        "ids", nargs="*", metavar="ID", help="tables and figures to add; those that are there are drawn again"
     )
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to, such as docs/results")
     one = commands.add_parser("show", help="print the main table, and where all tables, figures and reports are")
@@ -120,12 +120,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def publish(source: Path, ids: list[str], folder: Path) -> None:
-    """Write tables and figures into the folder ``<suite>``, and the rows they are drawn from as ``<suite>.parquet``."""
+    """Write tables and figures into the folder ``<suite>``, and the rows they are drawn from as ``<suite>.parquet``.
+
+    What is there already is drawn again: all of it must come of the rows that are kept.
+    """
     rows, drawn = frame.read(source), folder / source.stem
-    ids = ids or sorted({path.stem for path in drawn.glob("*.*")})
-    if not ids:
+    names = sorted({*ids, *(path.stem for path in drawn.glob("*.*"))})
+    if not names:
         raise FileNotFoundError(f"{drawn}: nothing is drawn here; name the tables and figures to draw")
-    frame.write(rendering.publish(rows, ids, drawn), folder / source.name)
+    frame.write(rendering.publish(rows, names, drawn), folder / source.name)
 
 
 def check() -> int:

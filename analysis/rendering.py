@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,21 +75,21 @@ def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
 
 
 @style.paper
-def publish(frame: pd.DataFrame, names: Iterable[str], folder: Path) -> pd.DataFrame:
+def publish(frame: pd.DataFrame, names: Sequence[str], folder: Path) -> pd.DataFrame:
     """Write tables as ``<name>.md`` and figures as ``<name>.svg``, to be committed; some names are both.
 
     Returns:
         The rows that they are drawn from.
     """
-    drawn: set[int] = set()
-    for name in names:
-        if name in artifacts.tables() or name not in artifacts.figures():
-            files.write_text(folder / f"{name}.md", to_markdown(build_table(frame, name)))
-            drawn.update(select("table", name, frame).index)
-        if name in artifacts.figures():
-            _save(build_figure(frame, name), folder / f"{name}.svg")
-            drawn.update(select("figure", name, frame).index)
-    return frame.loc[sorted(drawn)]
+    # A name that neither has is refused as a table, before anything is written.
+    tables = [name for name in names if name in artifacts.tables() or name not in artifacts.figures()]
+    figures = [name for name in names if name in artifacts.figures()]
+    drawn = [*(select("table", name, frame) for name in tables), *(select("figure", name, frame) for name in figures)]
+    for name in tables:
+        files.write_text(folder / f"{name}.md", to_markdown(build_table(frame, name)))
+    for name in figures:
+        _save(build_figure(frame, name), folder / f"{name}.svg")
+    return frame.loc[sorted(set[int]().union(*(rows.index for rows in drawn)))]
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -95,6 +95,12 @@ class Variant(Frozen):
     training_times: Factors = Field(default_factory=dict)
     """Factors by which settings of the training change, such as ``optimizer.lr``."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Variant:
+        if self.defaults and self.tuned is not None:
+            raise ValueError(f"defaults: true leaves out what tuned = {self.tuned!r} would choose: give one of them")
+        return self
+
 
 class Suite(Frozen):
     """One file of `experiments/suites/`."""

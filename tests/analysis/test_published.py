@@ -44,10 +44,16 @@ def test_without_names_what_is_there_is_drawn_again(tmp_path: Path, capsys: pyte
     (drawn / "headroom.svg").write_bytes(b"")
     assert main(command) == 0
     assert files(drawn) == before
+    # What is added does not take the rows away that the rest is drawn from.
+    assert main([*command, "main_results"]) == 0
+    (again,) = tmp_path.glob("*.parquet")
+    assert main(["publish", "--out", str(tmp_path), str(again)]) == 0
+    assert files(drawn).items() > before.items()
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["publish", str(FRAMES[0]), "main_result", "--out", str(tmp_path)]) == 1
+    assert main(["publish", str(FRAMES[0]), "headroom", "main_result", "--out", str(tmp_path)]) == 1
+    assert not list(tmp_path.iterdir())
     assert "unknown table 'main_result'" in capsys.readouterr().err
 
 

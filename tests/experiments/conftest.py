@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 
 import pytest
@@ -15,4 +16,6 @@ def wheels() -> dict[str, zipfile.ZipFile]:
     try:
         return sources.open_wheels(sources.default_cache())
     except sources.SourceError as error:
+        if os.environ.get("CI") == "true":
+            raise
         pytest.skip(str(error))

@@ -348,6 +348,12 @@ def test_a_control_is_tuned_by_a_suite_of_its_own(here):
             expand(suite_with(tuned="mine", variants=[{}, control | change]))
 
 
+def test_a_variant_has_its_methods_defaults_or_what_was_chosen(here):
+    path = suite_with(variants=[{}, {"label": "both", "defaults": True, "tuned": "mine.yaml"}])
+    with pytest.raises(ValueError, match=r"leaves out what tuned = 'mine\.yaml' would choose: give one of them"):
+        expand(path)
+
+
 def test_an_expansion_is_made_anew_when_the_files_that_it_takes_settings_from_change(here):
     suite_with(name="large")
     for name in ("mine", "large"):
