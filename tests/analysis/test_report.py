@@ -212,10 +212,11 @@ def test_runs_of_several_devices_say_which_and_one_that_moved_has_no_step_time()
 def test_what_is_not_there_is_named_with_what_to_do() -> None:
     record = min(paths.RESULTS.glob("runs/openclip*/record.json"))
     record.unlink()
+    (paths.tables(SUITE) / "cost.tex").unlink()
     text = Page(write_report()).text
-    command = "snakemake --config suites=quickstart -- results/figures/quickstart/step_time.json"
-    assert f"The figure step_time is not there; draw it: {command}" in text
-    assert "The files of the table ablation are not there" in text
+    again = "make it again: snakemake --config suites=quickstart"
+    assert f"results/figures/quickstart/step_time: missing; {again}" in text
+    assert f"results/tables/quickstart/cost: lacks cost.tex; {again}" in text
     assert "OpenCLIP, seed 0 (icons, tiny, batch 64): no record" in text
     assert "its results do not fit together any more" in text
     assert "1 without a record" in text
