@@ -355,7 +355,7 @@ def _refuse_holes(suite: ExpandedSuite) -> None:
         shown = "\n  ".join(missing[:10]) + ("\n  ..." if len(missing) > 10 else "")
         raise CollectError(
             f"suite {suite.name!r}: {len(missing)} of {len(needed)} result files are missing:\n  {shown}\n"
-            "Run snakemake; where a folder says all-*.done and lacks files, remove the folder and run snakemake again"
+            f"Make them: snakemake --config suites={suite.name}"
         )
 
 

@@ -186,7 +186,7 @@ def test_a_suite_that_was_named_by_its_file_is_known_by_its_name_there(mine, cap
     suites = expansion.load(["mine"])
     assert set(suites) == {"mine"}
     # One of its runs has been started: it is watched without being named.
-    paths.jobs(suites["mine"].runs[0].spec.run_id).mkdir()
+    paths.jobs(suites["mine"].runs[0].spec.run_id).mkdir(parents=True)
     main(["watch", "--once"])
     assert capsys.readouterr().out.startswith("mine: ")
 
