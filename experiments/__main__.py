@@ -153,14 +153,14 @@ def _watch(console: Console, args: argparse.Namespace) -> None:
 
 def _jobs(console: Console, args: argparse.Namespace) -> None:
     """Show the jobs that are queued, running or failed; of named suites, all."""
-    views, names = jobs.look(), args.suites
-    if names:
-        of_suites = jobs.outputs(_load(names))
+    views, asked = jobs.look(), args.suites
+    if asked:
+        of_suites = jobs.outputs(_load(asked))
         shown = [view for view in views if view.folder in of_suites]
     else:
         shown = jobs.in_need(views, expansion.written())
     console.print(jobs.show(shown, width=console.width) if shown else "no jobs")
-    if not names and len(shown) < len(views):
+    if not asked and len(shown) < len(views):
         console.print(f"{len(views) - len(shown)} jobs that have ended are not shown: name suites to see theirs")
 
 

@@ -22,7 +22,7 @@ from engine.jobs import cluster
 from engine.schema import results
 from engine.schema.base import Frozen, canonical_json, parse, unknown_name
 from engine.schema.evaluation import EvalCard
-from engine.schema.suite import SuiteRun
+from engine.schema.suite import ExpandedSuite, SuiteRun
 from experiments import cards, expansion, names
 
 ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
@@ -234,7 +234,7 @@ class Workflow:
         return f"{place} {self.evaluate[run].arguments} {what}"
 
     def start(self, workflow: Any) -> None:
-        """Write what the suites are. A dry run does not come here.
+        """Write what the suites are of which something is about to run. A dry run does not come here.
 
         Args:
             workflow: Snakemake's.
@@ -251,8 +251,16 @@ class Workflow:
             elif job.rule.name == "evaluate":
                 evaluations.append(self.evaluations[job.wildcards.evaluation])
         cards.refuse_missing(datasets, evaluations)
-        for suite in self.suites.values():
+        for suite in self._about(jobs_to_run(workflow)):
             expansion.write(suite)
+
+    def _about(self, jobs: Sequence[Any]) -> list[ExpandedSuite]:
+        """Return the suites that jobs draw, and those of the other runs among them."""
+        drawn = {job.wildcards.suite for job in jobs if job.rule.name in ("collect", "table", "figure")}
+        runs = {job.wildcards.run for job in jobs if job.rule.name in ("train", "evaluate")}
+        ids = {name: {run.spec.run_id for run in suite.runs} for name, suite in self.suites.items()}
+        others = runs.difference(*(ids[name] for name in ids if name in drawn))
+        return [suite for name, suite in self.suites.items() if name in drawn or ids[name] & others]
 
     def made(self, workflow: Any) -> list[Path]:
         """Return the frames of the suites of which a table or figure was drawn, and the reports that were written.

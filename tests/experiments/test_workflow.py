@@ -156,12 +156,29 @@ def about_to_run(*jobs):
     return SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: iter(jobs)))
 
 
+def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
+    both = Workflow({"suites": "smoke", "dataset": "smoke"}, ["snakemake", "ablation_objective"])
+    name = "ablation_objective@smoke"
+    mine = {run.spec.run_id for run in both.suites[name].runs}
+    shared = next(iter(mine & {run.spec.run_id for run in both.suites["smoke"].runs}))
+    other = next(run.spec.run_id for run in both.suites["smoke"].runs if run.spec.run_id not in mine)
+
+    def about(*jobs):
+        return [suite.name for suite in both._about(jobs)]
+
+    assert about(job("train", run=shared), job("collect", suite=name)) == [name]
+    assert about(job("train", run=other), job("collect", suite=name)) == ["smoke", name]
+    assert about(job("train", run=shared)) == ["smoke", name]
+    assert about(job("index", dataset="icons_tiny")) == []
+
+
 def test_data_that_are_missing_are_named_for_the_jobs_that_will_run_and_for_no_others(smoke):
     run, spec = next(iter(smoke.runs.items()))
     assert fingerprint(spec)[:8] in run
     (key,) = smoke.evaluations
     with pytest.raises(ValueError, match=r"training set 'cc3m': no \*\.tar shards in data/cc3m"):
         smoke.start(about_to_run(job("index", dataset="cc3m")))
+    smoke.start(about_to_run(job("build_icons_tiny")))
     assert not paths.suite("smoke").exists()
     smoke.start(about_to_run(job("all"), job("train", run=run), job("evaluate", run=run, evaluation=key)))
     assert parse(ExpandedSuite, paths.suite("smoke").read_text(), "smoke") == smoke.suites["smoke"]
