@@ -74,7 +74,7 @@ def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifa
     found = Artifacts()
     for name in sorted(artifacts.tables(suite), key=lambda name: name not in FIRST):
         place = paths.tables(suite) / name
-        command = f"snakemake --config suites={suite} -- {place}.json"
+        command = f"snakemake --config suites={suite} --force -- {place}.json"
         table = rendering.build_table(frame, name)
         if table.rows:
             found.tables.append(ShownTable(name, str(place), command, stale.get(place, ""), table))
@@ -82,7 +82,7 @@ def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifa
             found.empty.append(table.title)
     for name in sorted(artifacts.figures(suite), key=lambda name: name not in FIRST):
         place = paths.figures(suite) / name
-        command = f"snakemake --config suites={suite} -- {place}.json"
+        command = f"snakemake --config suites={suite} --force -- {place}.json"
         if place.with_suffix(".svg").exists():
             found.figures.append(_figure(name, place, command, stale.get(place, "")))
     return found

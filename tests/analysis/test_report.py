@@ -153,7 +153,7 @@ def test_what_was_run_is_told(page: Page) -> None:
     assert "num_updates: 10" in text
     assert "network.width: 8" in text
     assert "2001-09-09 01:46 to 2001-09-09 01:47 (UTC)" in text
-    assert "snakemake --config suites=quickstart -- results/tables/quickstart/main_results.json" in text
+    assert "snakemake --config suites=quickstart --force -- results/tables/quickstart/main_results.json" in text
 
 
 def test_a_variant_shows_what_differs_from_the_main_run_of_its_seed(report: str) -> None:
@@ -244,7 +244,7 @@ def test_suites_share_a_page_whatever_they_are_called_and_a_run_of_both_is_there
     assert {href.removeprefix("#") for href in both.attributes("href")} <= set(both.attributes("id"))
     shown, alone = ([name for name in one.attributes("id") if name.startswith("run--")] for one in (both, page))
     assert shown == alone
-    assert "snakemake --config suites=runs -- results/tables/runs/main_results.json" in both.text
+    assert "snakemake --config suites=runs --force -- results/tables/runs/main_results.json" in both.text
 
 
 def test_a_suite_that_is_not_collected_is_one_clear_error(capsys: pytest.CaptureFixture[str]) -> None:

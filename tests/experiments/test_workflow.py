@@ -153,7 +153,7 @@ def job(rule, **wildcards):
 
 def about_to_run(*jobs):
     """What of Snakemake's workflow is asked for its jobs."""
-    return SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: iter(jobs)))
+    return SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda exclude_finished=True: iter(jobs)))
 
 
 def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
@@ -170,6 +170,14 @@ def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
     assert about(job("train", run=other), job("collect", suite=name)) == ["smoke", name]
     assert about(job("train", run=shared)) == ["smoke", name]
     assert about(job("index", dataset="icons_tiny")) == []
+
+
+def test_at_the_end_the_suites_are_shown_that_were_drawn_and_the_reports_that_were_written():
+    name = "ablation_objective@smoke"
+    both = Workflow({"suites": "smoke", "dataset": "smoke"}, ["snakemake", "ablation_objective"])
+    drawn = [job("collect", suite="smoke"), job("table", suite=name, name="ablation"), job("page", report=name)]
+    assert both.made(about_to_run(*drawn)) == [paths.collected(name), paths.report(name)]
+    assert both.made(about_to_run(job("index", dataset="icons_tiny"))) == []
 
 
 def test_data_that_are_missing_are_named_for_the_jobs_that_will_run_and_for_no_others(smoke):
