@@ -171,7 +171,7 @@ def test_every_job_has_a_folder_in_its_run_and_ran_the_code_of_a_snapshot(finish
 @pytest.mark.slow
 def test_the_slurm_profile_submits_to_slurm_whatever_else_the_command_line_changes(tmp_path):
     plan = snakemake(tmp_path, "-np", *SLURM, "--config", "suites=smoke", "--", "all").stdout
-    commands = re.findall(r"^exec python -m (engine\.launch .*)$", plan, re.MULTILINE)
+    commands = re.findall(r"^Shell command: exec python -m (engine\.launch .*)$", plan, re.MULTILINE)
     assert len(commands) == 12
     for command in commands:
         assert '--cluster \'{"scheduler":"slurm"' in command
