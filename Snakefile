@@ -36,7 +36,9 @@ FIGURE = f"{paths.figures('{suite}')}/{{name}}"
 
 rule all:
     input:
-        *flow.targets.values(),
+        lambda wildcards: flow.whole(workflow, flow.files),
+    message:
+        "all of it is there"
 
 
 # Parts of it: `snakemake tables figures`.
@@ -46,7 +48,9 @@ for part, files in flow.targets.items():
         name:
             part
         input:
-            files,
+            lambda wildcards, files=files: flow.whole(workflow, files),
+        message:
+            f"{part}: all of it is there"
 
 
 # `snakemake ablation_restart_period --config dataset=cc12m`.
@@ -56,13 +60,17 @@ for target in ABLATIONS:
         name:
             target
         input:
-            lambda wildcards, target=target: flow.ablation(target),
+            lambda wildcards, target=target: flow.whole(workflow, flow.ablation(target)),
+        message:
+            f"{target}: all of it is there"
 
 
 # `snakemake tune --config suites=study`: its trials, then the file of what they have chosen.
 rule tune:
     input:
-        *flow.targets.values(),
+        lambda wildcards: flow.whole(workflow, flow.files),
+    message:
+        "choose the settings that were best"
     shell:
         f"python -m experiments choose {flow.choosing}"
 
@@ -81,6 +89,8 @@ for build in flow.builds():
         params:
             command=build.command,
             revisions=build.revisions,
+        message:
+            f"{build.name.replace('_', ' ', 1)}: {build.command}"
         shell:
             "{resources.run} engine.jobs.shell {params.command:q}"
 
@@ -132,16 +142,18 @@ rule index:
         captions=lambda wildcards: flow.datasets[
             wildcards.dataset
         ].captions.model_dump_json(),
+    message:
+        "index {wildcards.dataset}"
     shell:
         "{resources.run} engine.index --name {wildcards.dataset} --revision {params.revision:q} --shards {params.shards:q}"
         " --captions {params.captions:q} --pairs {params.pairs} --digest {params.digest} --fraction {params.fraction}"
         " --out {output} --jobs {resources.processes} 2> {log}"
 
 
+# Specs and evaluations are written before the first job, and named by their content: nothing depends on their times.
 rule train:
     input:
-        spec=paths.spec("{run}"),
-        index=lambda wildcards: paths.index(flow.runs[wildcards.run].dataset.name),
+        lambda wildcards: paths.index(flow.runs[wildcards.run].dataset.name),
     output:
         paths.record("{run}"),
     log:
@@ -150,14 +162,15 @@ rule train:
     resources:
         launch=lambda wildcards: flow.training(wildcards.run),
         queue=1,
+    message:
+        "train {wildcards.run}"
     shell:
-        "exec python -m engine.launch --output {output} {resources.launch} {input.spec} 2> {log}"
+        "exec python -m engine.launch --output {output} {resources.launch} 2> {log}"
 
 
 rule evaluate:
     input:
         record=paths.record("{run}"),
-        evaluation=paths.evaluation("{evaluation}"),
         data=lambda wildcards: flow.built_for[wildcards.evaluation],
     output:
         paths.evaluated("{run}", "{milestone}", "{evaluation}"),
@@ -167,14 +180,15 @@ rule evaluate:
     resources:
         launch=lambda wildcards: flow.evaluating(**wildcards),
         queue=1,
+    message:
+        "evaluate {wildcards.run} after {wildcards.milestone} samples on {wildcards.evaluation}"
     shell:
-        "exec python -m engine.launch --output {output} {resources.launch} {input.record} {input.evaluation} 2> {log}"
+        "exec python -m engine.launch --output {output} {resources.launch} 2> {log}"
 
 
 rule collect:
     input:
-        suite=paths.suite("{suite}"),
-        evaluated=lambda wildcards: flow.evaluated(wildcards.suite),
+        lambda wildcards: flow.evaluated(wildcards.suite),
     output:
         paths.collected("{suite}"),
     log:
@@ -182,9 +196,12 @@ rule collect:
     resources:
         here=1,
     params:
+        content=lambda wildcards: flow.digest(wildcards.suite),
         sources=sources_sha256(),
+    message:
+        "collect {wildcards.suite}"
     shell:
-        "python -m analysis collect {input.suite} --out {output} 2> {log}"
+        f"python -m analysis collect {paths.suite('{wildcards.suite}')} --out {{output}} 2> {{log}}"
 
 
 # Snakemake's own report (`snakemake --report FILE`) shows one format of each table and figure.
@@ -201,6 +218,8 @@ rule table:
     params:
         folder=subpath(output[0], parent=True),
         sources=lambda wildcards: sources_sha256("table", wildcards.name),
+    message:
+        "draw the table {wildcards.name} of {wildcards.suite}"
     shell:
         "python -m analysis table {input} {wildcards.name} --out {params.folder} 2> {log}"
 
@@ -218,6 +237,8 @@ rule figure:
     params:
         folder=subpath(output[0], parent=True),
         sources=lambda wildcards: sources_sha256("figure", wildcards.name),
+    message:
+        "draw the figure {wildcards.name} of {wildcards.suite}"
     shell:
         "python -m analysis figure {input} {wildcards.name} --out {params.folder} 2> {log}"
 
@@ -234,17 +255,19 @@ rule page:
     params:
         suites=lambda wildcards: flow.reports[wildcards.report],
         sources=artifacts.report_sha256(),
+    message:
+        "write the report {wildcards.report}"
     shell:
         "python -m analysis report {params.suites} --out {output} 2> {log}"
 
 
 onstart:
     try:
-        flow.refuse_missing(workflow)
+        flow.start(workflow)
     except errors.KNOWN as error:
         raise WorkflowError(errors.describe(error))
 
 
 onsuccess:
-    if flow.collected:
-        shell(f"python -m analysis show {' '.join(map(str, flow.collected))}")
+    if made := flow.made(workflow):
+        shell(f"python -m analysis show {' '.join(map(str, made))}")

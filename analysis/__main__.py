@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.markdown import Markdown
 from analysis import artifacts, collect, comparison, entries, frame, leaderboard, rendering, staleness
 from analysis.report import content, page
 from engine import errors, files, paths
+from experiments.names import PREFIX, TUNING
 
 CELL_WIDTH = 16
 """Characters that a column of the table takes in the terminal, about."""
@@ -63,10 +65,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to, such as docs/results")
     one = commands.add_parser("show", help="print the main table, and where all tables, figures and reports are")
     one.add_argument(
-        "places", type=Path, nargs="+", metavar="PARQUET_OR_RESULTS", help="a collected frame, or the results folder"
+        "places", type=Path, nargs="+", metavar="PLACE", help="a collected frame, a report, or the results folder"
     )
     commands.add_parser(
-        "check", help="name every collected frame, table and figure that is older than its records; status 1 if any"
+        "check", help="name all that is missing, and what is older than its records; status 1 if there is any"
     )
     one = commands.add_parser("compare", help="say what differs between two results folders beyond noise, as Markdown")
     one.add_argument("a", type=Path, metavar="RESULTS_A", help="a results folder, or docs/results")
@@ -132,23 +134,25 @@ def publish(source: Path, ids: list[str], folder: Path) -> None:
 
 
 def check() -> int:
-    """Print the names of files that are out of date; return 1 if there are any."""
-    lines = staleness.stale()
-    print("\n".join(lines) or "every collected frame, table and figure shows what the records say")
-    return 1 if lines else 0
+    """Print the names of files that are missing or out of date; return 1 if there are any."""
+    found = staleness.stale()
+    if not found:
+        print("nothing is missing; every collected frame, table and figure shows what the records say")
+        return 0
+    print("\n".join(line for lines in found.values() for line in lines))
+    print(f"to make it again: snakemake --config suites={','.join(found)}")
+    return 1
 
 
 def show(places: list[Path]) -> None:
-    """Print the main table of each collected suite at `places`, the files drawn from them, and all reports."""
-    collected = [
-        file for place in places for file in (sorted(place.glob("collected/*.parquet")) if place.is_dir() else [place])
-    ]
-    if not collected:
+    """Print the first table of each collected suite at `places`, the files drawn from them, and where reports are."""
+    frames = list(_files(places, "collected/*.parquet"))
+    reports = list(_files(places, "reports/*.html"))
+    if not frames and not reports:
         raise FileNotFoundError(f"{', '.join(map(str, places))}: nothing is collected here; run: snakemake")
     console = Console()
-    for file in collected:
-        first = "main_results" if "main_results" in artifacts.tables(file.stem) else "tuning"
-        table = rendering.build_table(frame.read(file), first)
+    for file in frames:
+        table = rendering.build_table(frame.read(file), _first_table(file.stem))
         alone = dataclasses.replace(table, title=f"{file.stem}: {table.title}", reference=None)
         columns = max(1, console.width // CELL_WIDTH - table.num_keys)
         console.print(Markdown(rendering.to_markdown(alone, columns=columns)))
@@ -156,8 +160,20 @@ def show(places: list[Path]) -> None:
             for sidecar in sorted(folder.glob("*.json")):
                 forms = sorted(other.suffix[1:] for other in folder.glob(f"{sidecar.stem}.*"))
                 console.print(f"  {sidecar.with_suffix('')}.{{{','.join(forms)}}}", markup=False, soft_wrap=True)
-    for report in sorted(paths.report("*").parent.glob("*.html")):
+    for report in reports:
         console.print(f"\nAll of it, to read in a browser: {report}", markup=False, soft_wrap=True)
+
+
+def _files(places: list[Path], pattern: str) -> Iterator[Path]:
+    """Give the files of a kind among `places`, and those in the results folders among them."""
+    for place in places:
+        yield from sorted(place.glob(pattern)) if place.is_dir() else [place] * (place.suffix == Path(pattern).suffix)
+
+
+def _first_table(suite: str) -> str:
+    """Name the table that says what a suite is about."""
+    kind = suite.partition("@")[0]
+    return "tuning" if kind == TUNING else "ablation" if kind.startswith(PREFIX) else "main_results"
 
 
 if __name__ == "__main__":

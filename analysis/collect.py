@@ -38,11 +38,11 @@ class CollectError(ValueError):
     """Results are missing or contradict each other."""
 
 
-def collect(suite_path: Path) -> pd.DataFrame:
+def collect(of: Path | ExpandedSuite) -> pd.DataFrame:
     """Collect all results of an expanded suite.
 
     Args:
-        suite_path: The suite's file. Results lie where `engine.paths` says.
+        of: The suite, or its file. Results lie where `engine.paths` says.
 
     Returns:
         The tidy frame, columns as in `analysis.frame.COLUMNS`.
@@ -50,7 +50,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
     Raises:
         CollectError: If a result is missing or does not fit; the message names the file.
     """
-    suite = _load(ExpandedSuite, suite_path)
+    suite = _load(ExpandedSuite, of) if isinstance(of, Path) else of
     _refuse_doubles(suite)
     _refuse_holes(suite)
     rows: list[Row] = []
@@ -355,7 +355,7 @@ def _refuse_holes(suite: ExpandedSuite) -> None:
         shown = "\n  ".join(missing[:10]) + ("\n  ..." if len(missing) > 10 else "")
         raise CollectError(
             f"suite {suite.name!r}: {len(missing)} of {len(needed)} result files are missing:\n  {shown}\n"
-            "Run snakemake; where a folder says all-*.done and lacks files, remove the folder and run snakemake again"
+            f"Make them: snakemake --config suites={suite.name}"
         )
 
 

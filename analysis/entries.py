@@ -162,10 +162,10 @@ def enter(path: Path, *, name: str, by: str, method: str | None = None) -> list[
     # Expanded anew where a source changed: the runs must be those that the files say now.
     suites = expansion.load([TRACK, asked.reference])
     suite = suites[asked.name]
-    if tidy.digest(collect.collect(paths.suite(suite.name))) != tidy.digest(frame):
+    if tidy.digest(collect.collect(suite)) != tidy.digest(frame):
         raise ValueError(
             f"{path}: not what the results of {suite.name!r} are now; collect them again: "
-            f"python -m analysis collect {paths.suite(suite.name)} --out {path}"
+            f"snakemake --config suites={asked.reference}"
         )
     rows = rules.main(frame[frame["method"] == method])
     if rows.empty:

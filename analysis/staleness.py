@@ -1,4 +1,4 @@
-"""Finds collected frames, tables and figures that no longer show what the records say."""
+"""Finds what is missing of the results, and what no longer shows what the records say."""
 
 from __future__ import annotations
 
@@ -9,21 +9,51 @@ import pandas as pd
 
 from analysis import artifacts, collect, frame, rendering
 from engine import files, paths
+from engine.schema import results
+from engine.schema.base import parse
+from engine.schema.suite import ExpandedSuite
+
+MAX_LOST = 10
+"""Results of a suite that are named: indexes, runs, evaluations, the frame."""
 
 
-def stale() -> list[str]:
-    """List all files that are out of date, of every collected suite.
+def stale() -> dict[str, list[str]]:
+    """List all files that are missing or out of date, of every suite that a workflow was about.
 
     Returns:
-        One line per file, which says what to do.
+        By suite, if there are any, one line per file or result.
 
     Raises:
-        FileNotFoundError: If nothing was collected yet.
+        FileNotFoundError: If there are no results yet.
     """
-    collected = sorted(paths.collected("*").parent.glob("*.parquet"))
-    if not collected:
-        raise FileNotFoundError(f"{paths.collected('*').parent}: nothing is collected here; run: snakemake")
-    return [f"{path}: {why}" for file in collected for path, why in of_suite(file.stem).items()]
+    places = (paths.suite("*").parent.glob("*.json"), paths.collected("*").parent.glob("*.parquet"))
+    suites = sorted({path.stem for found in places for path in found})
+    if not suites:
+        raise FileNotFoundError(f"{paths.suite('*').parent}: there are no results here; run: snakemake")
+    found = {suite: list(_lines(suite)) for suite in suites}
+    return {suite: lines for suite, lines in found.items() if lines}
+
+
+def _lines(suite: str) -> Iterator[str]:
+    file = paths.suite(suite)
+    if not file.exists():
+        yield f"{file}: missing"
+        return
+    lost = results.lost(parse(ExpandedSuite, files.read_text(file), str(file)))
+    told = [f"{path}: " + ("missing" if path in lacks else _lacks(lacks)) for path, lacks in lost.items()]
+    yield from told[:MAX_LOST]
+    if len(told) > MAX_LOST:
+        yield f"... and {len(told) - MAX_LOST} more of its results"
+    yield from (f"{path}: {why}" for path, why in incomplete(suite).items())
+    if not lost:
+        yield from (f"{path}: {why}" for path, why in of_suite(suite).items())
+    # A report of some ablations together has a name of its own, an ablation not always one.
+    if "@" not in suite and not paths.report(suite).exists():
+        yield f"{paths.report(suite)}: missing"
+
+
+def _lacks(lost: list[Path]) -> str:
+    return f"lacks {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
 
 
 def of_suite(suite: str) -> dict[Path, str]:
@@ -45,6 +75,21 @@ def of_suite(suite: str) -> dict[Path, str]:
     why = "records, or what is collected of them, changed since; run snakemake with --forcerun collect"
     changed = {} if is_equal else {file: why}
     return {**changed, **dict(_stale_artifacts(suite, rows))}
+
+
+def incomplete(suite: str) -> dict[Path, str]:
+    """Return what a suite's tables and figures lack, by path without suffix; those with all files are left out."""
+    made = (
+        (paths.tables(suite), artifacts.tables(suite), artifacts.TABLE_SUFFIXES),
+        (paths.figures(suite), artifacts.figures(suite), artifacts.FIGURE_SUFFIXES),
+    )
+    found = {}
+    for folder, ids, suffixes in made:
+        for name in ids:
+            lost = [f"{name}{end}" for end in suffixes if not (folder / f"{name}{end}").exists()]
+            if lost:
+                found[folder / name] = "missing" if len(lost) == len(suffixes) else f"lacks {', '.join(lost)}"
+    return found
 
 
 def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[tuple[Path, str]]:

@@ -11,8 +11,13 @@ COMMITTED = Path("docs") / "results"
 
 
 def suite(name: str) -> Path:
-    """The expanded suite: its runs and what they are evaluated on."""
+    """The expanded suite that a workflow is or was about: its runs and what they are evaluated on."""
     return RESULTS / "suites" / f"{name}.json"
+
+
+def expanded(name: str, file: Path) -> Path:
+    """The remembered expansion of a suite, whether any workflow was about it or not; `file` is the suite's."""
+    return RESULTS / "expanded" / f"{name}-{_place(file)}.json"
 
 
 def evaluation(key: str) -> Path:
@@ -33,6 +38,12 @@ def sidecars(index_path: Path, key: str) -> Path:
 def run(run_id: str) -> Path:
     """The folder of a run."""
     return RESULTS / "runs" / run_id
+
+
+def replaced(run_id: str) -> Path:
+    """A folder that is not there yet, for a run that is trained again."""
+    folder = RESULTS / "replaced" / run_id
+    return folder / str(1 + max((int(path.name) for path in folder.glob("[0-9]*")), default=0))
 
 
 def spec(run_id: str) -> Path:
@@ -132,8 +143,7 @@ def evaluated(run_id: str, milestone: int | str, key: str) -> Path:
 
 def digest(folder: Path) -> Path:
     """The remembered digest of a folder of data."""
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return RESULTS / "digests" / f"{folder.name}-{name}.json"
+    return RESULTS / "digests" / f"{folder.name}-{_place(folder)}.json"
 
 
 def collected(suite_name: str) -> Path:
@@ -179,3 +189,8 @@ def tensorboard() -> Path:
 def log(*parts: str) -> Path:
     """Log of a workflow rule."""
     return RESULTS / "logs" / Path(*parts).with_suffix(".log")
+
+
+def _place(path: Path) -> str:
+    """Tell paths of the same name apart."""
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from engine import errors, files, paths, registry
+from engine.jobs import scheduler
 from engine.schema.base import parse, settings
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
@@ -40,15 +40,6 @@ CONTRACT = (
 
 PIPE_COLUMNS = 180
 """Width of what is printed into a pipe."""
-
-
-def write_expansion(suite: ExpandedSuite) -> None:
-    """Write a suite's runs, their specs and its evaluation below `results/`; equal files are left untouched."""
-    for run in suite.runs:
-        files.write_text(paths.spec(run.spec.run_id), run.spec.model_dump_json(indent=1) + "\n")
-    evaluation = suite.evaluation
-    files.write_text(paths.evaluation(evaluation.key), evaluation.model_dump_json(indent=1) + "\n")
-    files.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
 
 
 def _list(console: Console, args: argparse.Namespace) -> None:
@@ -137,14 +128,13 @@ def _diff(console: Console, args: argparse.Namespace) -> None:
 
 
 def _load(asked: list[str]) -> list[ExpandedSuite]:
-    """Return suites by name; without names those of which any run has been started in this folder."""
-    if not asked:
-        found = paths.suite("").parent.glob("*.json")
-        suites = (parse(ExpandedSuite, files.read_text(path), str(path)) for path in found)
-        asked = sorted(suite.name for suite in suites if any(_is_started(run.spec.run_id) for run in suite.runs))
-    if not asked:
+    """Return suites by name; without names those of which any run has been started in this folder, as they were."""
+    if asked:
+        return list(expansion.load(asked).values())
+    suites = [suite for suite in expansion.written() if any(_is_started(run.spec.run_id) for run in suite.runs)]
+    if not suites:
         raise ValueError(f"no run of a suite has been started here (none in {paths.suite('').parent}): name a suite")
-    return list(expansion.load(names.resolve(asked)).values())
+    return suites
 
 
 def _is_started(run_id: str) -> bool:
@@ -162,20 +152,16 @@ def _watch(console: Console, args: argparse.Namespace) -> None:
 
 
 def _jobs(console: Console, args: argparse.Namespace) -> None:
-    """Show the jobs that are not completed; of named suites, all."""
-    suites: list[str] = args.suites
-    chosen = {run.spec.run_id for suite in _load(suites) for run in suite.runs} if suites else None
-    views = jobs.look(chosen)
-    fixed = (Column(title, no_wrap=True) for title in ("job", "number"))
-    table = Table(*fixed, "state", "submitted", "node", Column("log", overflow="fold"))
-    shown = views if suites else [view for view in views if view.status.word != "COMPLETED"]
-    for view in shown:
-        since = time.strftime("%d %b %H:%M", time.localtime(view.job.started_at))
-        log = str(view.job.log(0, "err"))
-        table.add_row(view.job.name, view.job.job_id, str(view.status), since, view.status.node, log)
-    console.print(table if table.rows else "no jobs")
-    if len(shown) < len(views):
-        console.print(f"{len(views) - len(shown)} completed jobs are not shown: name suites to see theirs")
+    """Show the jobs that are queued, running or failed; of named suites, all."""
+    views, asked = jobs.look(), args.suites
+    if asked:
+        of_suites = jobs.outputs(_load(asked))
+        shown = [view for view in views if view.folder in of_suites]
+    else:
+        shown = jobs.in_need(views, expansion.written())
+    console.print(jobs.show(shown, width=console.width) if shown else "no jobs")
+    if not asked and len(shown) < len(views):
+        console.print(f"{len(views) - len(shown)} jobs that have ended are not shown: name suites to see theirs")
 
 
 def _cancel(console: Console, args: argparse.Namespace) -> None:
@@ -183,9 +169,26 @@ def _cancel(console: Console, args: argparse.Namespace) -> None:
         console.print(f"cancelled job {job.job_id} ({job.name})")
 
 
+def _retrain(console: Console, args: argparse.Namespace) -> None:
+    """Move runs away, so that the workflow trains them again."""
+    for run_id in args.run_ids:
+        _read(run_id)
+        state = scheduler.run_state(run_id)
+        if state in ("pending", "running"):
+            raise ValueError(f"run {run_id} is {state}: `python -m experiments cancel {run_id}` ends its job")
+    suites = {suite.name: {run.spec.run_id for run in suite.runs} for suite in expansion.written()}
+    for run_id in dict.fromkeys(args.run_ids):
+        place = paths.replaced(run_id)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        paths.run(run_id).rename(place)
+        console.print(f"moved {paths.run(run_id)} to {place}", soft_wrap=True)
+    of = [name for name, runs in suites.items() if runs.intersection(args.run_ids)] or ["SUITE"]
+    console.print(f"to train anew: snakemake --config suites={','.join(of)}", soft_wrap=True)
+
+
 def _expand(console: Console, args: argparse.Namespace) -> None:
-    for name in names.resolve(args.suites):
-        write_expansion(expand(name))
+    for suite in expansion.load(args.suites).values():
+        expansion.write(suite)
 
 
 def _tensorboard(console: Console, args: argparse.Namespace) -> None:
@@ -255,6 +258,8 @@ def main(argv: list[str] | None = None) -> None:
     showing.add_argument("suites", nargs="*", help="default: all")
     cancelling = command("cancel", _cancel, "end the jobs of runs; what they saved is kept")
     cancelling.add_argument("names", nargs="+", metavar="RUN_ID", help="or the name of a single job")
+    retraining = command("retrain", _retrain, "move finished runs away, so that `snakemake` trains them again")
+    retraining.add_argument("run_ids", nargs="+", metavar="RUN_ID")
     expanding = command("expand", _expand, "check suites and write their run specs (the workflow does it)")
     expanding.add_argument("suites", nargs="+")
     watching = command("watch", _watch, "how far the runs of suites are, until all are done or Ctrl-C")

@@ -1,7 +1,7 @@
-"""The expanded suites as files, made anew only when a source has changed.
+"""The expanded suites, remembered and made anew only when a source has changed; and what a workflow writes of them.
 
 Expanding needs the methods' classes and so torch, which takes seconds to import: it is done by
-``python -m experiments expand`` in a process of its own, and the workflow reads what that wrote.
+``python -m experiments.expansion`` in a process of its own, and the workflow reads what that remembered.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from engine import files, paths
-from engine.schema.base import parse
+from engine import errors, files, paths
+from engine.schema.base import Frozen, parse
 from engine.schema.suite import ExpandedSuite
 from engine.versions import ROOT
 from experiments import cards, names
@@ -35,32 +35,56 @@ def sources_sha256() -> str:
 
 
 def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
-    """Return the expanded suites by full name, as written by `python -m experiments expand`.
+    """Return the expanded suites by full name. Writes nothing but what it remembers.
 
     Args:
         asked: Names of suites, ablations and groups of them, see `experiments.names`.
 
     Raises:
-        ValueError: If a suite is unknown or cannot be expanded; the message is the one for the user.
+        ValueError: If a suite is unknown or cannot be expanded, or if results of another suite have its name here; the
+            message is the one for the user.
     """
     suites: dict[str, names.Asked] = {}
     for suite in map(names.split, names.resolve(asked)):
         other = suites.setdefault(suite.name, suite)
         if other.file != suite.file:
             raise ValueError(f"two suites are called {suite.name!r}: {other.file} and {suite.file}; rename one of them")
+    for suite in suites.values():
+        _refuse_results_of_another(suite)
     ours = sources_sha256()
     digests = {name: _digest(ours, suite) for name, suite in suites.items()}
-    found = {name: _read(name) for name in suites if _digest_of(name) == digests[name]}
-    stale = [name for name in suites if name not in found or not _is_whole(found[name])]
+    found = {name: _remembered(suite, digests[name]) for name, suite in suites.items()}
+    stale = [name for name, suite in found.items() if suite is None]
     if stale:
-        command = [sys.executable, "-m", "experiments", "expand", *(suites[name].reference for name in stale)]
+        pairs = (word for name in stale for word in (digests[name], suites[name].reference))
+        command = [sys.executable, "-m", "experiments.expansion", *pairs]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise ValueError(result.stderr.strip().removeprefix("error: "))
-        for name in stale:
-            files.write_text(_digest_path(name), digests[name] + "\n")
-        found |= {name: _read(name) for name in stale}
-    return {name: found[name] for name in suites}
+        found |= {name: _remembered(suites[name], digests[name]) for name in stale}
+    return {name: suite for name, suite in found.items() if suite is not None}
+
+
+def write(suite: ExpandedSuite) -> None:
+    """Write a suite's runs, their specs and its evaluation below `results/`; equal files are left untouched."""
+    for run in suite.runs:
+        files.write_text(paths.spec(run.spec.run_id), run.spec.model_dump_json(indent=1) + "\n")
+    evaluation = suite.evaluation
+    files.write_text(paths.evaluation(evaluation.key), evaluation.model_dump_json(indent=1) + "\n")
+    files.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
+
+
+def written() -> list[ExpandedSuite]:
+    """Return the suites that workflows of this folder were about, each as it was then, sorted by name."""
+    found = sorted(paths.suite("*").parent.glob("*.json"))
+    return [parse(ExpandedSuite, files.read_text(path), str(path)) for path in found]
+
+
+class _Remembered(Frozen):
+    """An expanded suite, and the digest of all that it was made from."""
+
+    sources_sha256: str
+    suite: ExpandedSuite
 
 
 class _Entry(BaseModel):
@@ -89,23 +113,43 @@ def _digest(ours: str, suite: names.Asked) -> str:
     return hashlib.sha256("".join([ours, *lines]).encode()).hexdigest()
 
 
-def _read(name: str) -> ExpandedSuite:
-    return parse(ExpandedSuite, files.read_text(paths.suite(name)), str(paths.suite(name)))
+def _remembered(suite: names.Asked, digest: str) -> ExpandedSuite | None:
+    """Return an earlier expansion, if it was made from what is there now and its methods' copies are kept."""
+    path = paths.expanded(suite.name, suite.file)
+    if not path.exists():
+        return None
+    try:
+        remembered = parse(_Remembered, files.read_text(path), str(path))
+    except ValueError:
+        return None  # of another version
+    sources = {run.spec.method.source for run in remembered.suite.runs} - {None}
+    is_kept = all(paths.method(source.sha256).exists() for source in sources if source)
+    return remembered.suite if is_kept and remembered.sources_sha256 == digest else None
 
 
-def _is_whole(suite: ExpandedSuite) -> bool:
-    """Tell if all else that an expansion writes is there: folders of runs may have been removed since."""
-    specs = all(paths.spec(run.spec.run_id).exists() for run in suite.runs)
-    sources = {run.spec.method.source for run in suite.runs} - {None}
-    methods = all(paths.method(source.sha256).exists() for source in sources if source)
-    return specs and methods and paths.evaluation(suite.evaluation.key).exists()
+def _refuse_results_of_another(suite: names.Asked) -> None:
+    path = paths.suite(suite.name)
+    if not path.exists():
+        return
+    other: str | None = files.read_json(path).get("file")
+    is_same = suite.is_ours if other is None else not suite.is_ours and Path(other).resolve() == suite.file.resolve()
+    if not is_same:
+        raise ValueError(
+            f"suite {suite.reference}: the results called {suite.name!r} here are of "
+            f"{other or 'the suite of that name in this repository'}; rename the file, or, if it is that suite and has "
+            f"moved, remove {path}"
+        )
 
 
-def _digest_path(name: str) -> Path:
-    return paths.suite(name).with_suffix(".sources")
+def main(argv: Sequence[str]) -> None:
+    """Expand suites and remember them: of each, the digest of what it is made from, and how it is asked for."""
+    from experiments.suite import expand  # here: it imports torch
+
+    with errors.explained():
+        for digest, asked in zip(argv[::2], map(names.split, argv[1::2]), strict=True):
+            remembered = _Remembered(sources_sha256=digest, suite=expand(asked.reference))
+            files.write_text(paths.expanded(asked.name, asked.file), remembered.model_dump_json() + "\n")
 
 
-def _digest_of(name: str) -> str:
-    """Return the digest of what an earlier expansion was made from."""
-    path = _digest_path(name)
-    return files.read_text(path).strip() if path.exists() and paths.suite(name).exists() else ""
+if __name__ == "__main__":
+    main(sys.argv[1:])

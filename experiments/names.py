@@ -5,8 +5,8 @@
 - ``ablations@NAME`` or ``ablations`` is all of these;
 - ``tuning@NAME`` is the trials of that suite's tuning.
 
-In place of ``NAME`` a suite that is not in this repository is named by its file, ``path/to/mine.yaml``; once it has
-been asked for in a folder, also as ``mine`` there, which is what its results are called.
+In place of ``NAME`` a suite that is not in this repository is named by its file, ``path/to/mine.yaml``; once a
+workflow was about it in a folder, also as ``mine`` there, which is what its results are called.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _find(base: str) -> tuple[str, Path, bool]:
 
 
 def _outside(base: str) -> str | None:
-    """The file of a suite that has been asked for in this folder by its file."""
+    """The file of a suite of which there are results in this folder."""
     folder = paths.suite(base).parent
     for path in (paths.suite(base), *sorted(folder.glob(f"*@{base}.json"))):
         if path.exists():

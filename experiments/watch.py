@@ -162,7 +162,7 @@ def _failed_logs(run_id: str, state: str, to_evaluate: Iterable[Path]) -> Iterat
     folders = [paths.jobs(run_id) / "train"] if state == "failed" else to_evaluate if state in ENDED else []
     for folder in folders:
         job = scheduler.read(folder)
-        if job is not None and (state == "failed" or job.end not in {None, "COMPLETED"}):
+        if job is not None and (state == "failed" or job.end not in {None, "COMPLETED", scheduler.CANCELLED}):
             yield str(job.log(0, "err"))
 
 

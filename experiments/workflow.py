@@ -7,6 +7,7 @@ never changes.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from pydantic import Field, JsonValue
 from analysis import artifacts
 from engine import paths
 from engine.jobs import cluster
-from engine.schema.base import Frozen, parse, unknown_name
+from engine.schema import results
+from engine.schema.base import Frozen, canonical_json, parse, unknown_name
 from engine.schema.evaluation import EvalCard
-from engine.schema.suite import SuiteRun
+from engine.schema.suite import ExpandedSuite, SuiteRun
 from experiments import cards, expansion, names
 
 ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
@@ -114,7 +116,9 @@ class Workflow:
         self.reports = Known("report", {names.called(name): _full_names(name) for name in asked})
         """The suites that each report shows."""
         self.targets = self._files(chosen)
-        """Files of the targets `tables`, `figures` and `report`."""
+        """Files of the targets `runs`, `tables`, `figures` and `report`."""
+        self.files = [path for files in self.targets.values() for path in files]
+        """All of them."""
         self._ablations = {
             target: [path for files in self._files([name]).values() for path in files]
             for target, name in ablations.items()
@@ -140,6 +144,13 @@ class Workflow:
         """Whether data are prepared by jobs as well."""
         self.preparation_threads = 0 if self.prepares_in_jobs and self.is_elsewhere else cores
         """Cores that preparing data takes here."""
+        self._broken = [
+            path
+            for suite in self.suites.values()
+            for path, missing in results.lost(suite).items()
+            if path not in missing
+        ]
+        """Results that are there, and have lost a file that they stand for."""
         # What cannot run where it is to be is found now, for every run, before anything is submitted.
         self.prepare = cluster.resolve(self._cluster, "prepare")[0]
         self.train = Known("run", {run_id: self._launch("train", run) for run_id, run in runs.items()})
@@ -154,6 +165,16 @@ class Workflow:
         if target not in self._ablations:
             raise ValueError(f"target {target!r} is no word of the command line: use --config suites={target}@SUITE")
         return self._ablations[target]
+
+    def whole(self, workflow: Any, files: Sequence[Path]) -> Sequence[Path]:
+        """Return the files of a target. Of what they are made of, what is there in part is made again.
+
+        Args:
+            workflow: Snakemake's, which works out what to run.
+            files: Of the target.
+        """
+        make_again(workflow, self._broken)
+        return files
 
     def builds(self) -> list[Build]:
         """Return the commands that make data."""
@@ -174,11 +195,6 @@ class Workflow:
             for target in card.ways
         }
 
-    @property
-    def collected(self) -> list[Path]:
-        """The collected frames that are there."""
-        return [path for path in map(paths.collected, self.suites) if path.exists()]
-
     def evaluated(self, suite: str) -> list[Path]:
         """Return what says that all models of a suite are evaluated."""
         expanded = self.suites[suite]
@@ -187,9 +203,15 @@ class Workflow:
             paths.evaluated(run.spec.run_id, milestone, key) for run in expanded.runs for milestone in run.milestones
         ]
 
+    def digest(self, suite: str) -> str:
+        """Return the digest of all that a suite says: its frame is collected again when that changes."""
+        content = canonical_json(self.suites[suite].model_dump(mode="json"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
     def shown_in(self, report: str) -> list[Path]:
-        """Return the tables and figures of a report."""
-        return [file for suite in self.reports[report] for file in (*tables(suite), *figures(suite))]
+        """Return the tables and figures of a report, by their sidecars."""
+        files = (file for suite in self.reports[report] for file in (*tables(suite), *figures(suite)))
+        return [file for file in files if file.suffix == ".json"]
 
     def preparation(self, name: str, output: str | Path) -> str:
         """Return what comes before the module that prepares data: the launcher when that is a job, Python if not."""
@@ -199,23 +221,24 @@ class Workflow:
         return f"exec python -m engine.launch {place} {self._options(self.prepare)} --"
 
     def training(self, run: str) -> str:
-        """Return the launcher's arguments for a training; the run's spec follows."""
-        return f"--name {run} --folder {paths.jobs(run) / 'train'} {self.train[run].arguments}"
+        """Return the launcher's arguments for a training."""
+        return f"--name {run} --folder {paths.jobs(run) / 'train'} {self.train[run].arguments} {paths.spec(run)}"
 
     def evaluating(self, run: str, milestone: str, evaluation: str) -> str:
-        """Return the launcher's arguments for an evaluation; the run's record and the evaluation follow."""
+        """Return the launcher's arguments for an evaluation."""
         folder = paths.evaluate_jobs(run, milestone, evaluation)
         place = f"--name eval-{run}-{milestone}-{evaluation} --folder {folder}"
-        return f"{place} {self.evaluate[run].arguments} --milestone {milestone}"
+        what = f"--milestone {milestone} {paths.record(run)} {paths.evaluation(evaluation)}"
+        return f"{place} {self.evaluate[run].arguments} {what}"
 
-    def refuse_missing(self, workflow: Any) -> None:
-        """Refuse to start where data are missing, so that no job waits in a queue for what nobody has fetched.
+    def start(self, workflow: Any) -> None:
+        """Write what the suites are of which something is about to run. A dry run does not come here.
 
         Args:
             workflow: Snakemake's.
 
         Raises:
-            ValueError: Naming what is missing.
+            ValueError: If data are missing: no job is to wait in a queue for what nobody has fetched.
         """
         datasets, evaluations = [], []
         for job in jobs_to_run(workflow):
@@ -226,15 +249,45 @@ class Workflow:
             elif job.rule.name == "evaluate":
                 evaluations.append(self.evaluations[job.wildcards.evaluation])
         cards.refuse_missing(datasets, evaluations)
+        for suite in self._about(jobs_to_run(workflow)):
+            expansion.write(suite)
+
+    def _about(self, jobs: Sequence[Any]) -> list[ExpandedSuite]:
+        """Return the suites that jobs draw, and those of the other runs among them."""
+        drawn = {job.wildcards.suite for job in jobs if job.rule.name in ("collect", "table", "figure")}
+        runs = {job.wildcards.run for job in jobs if job.rule.name in ("train", "evaluate")}
+        ids = {name: {run.spec.run_id for run in suite.runs} for name, suite in self.suites.items()}
+        others = runs.difference(*(ids[name] for name in ids if name in drawn))
+        return [suite for name, suite in self.suites.items() if name in drawn or ids[name] & others]
+
+    def made(self, workflow: Any) -> list[Path]:
+        """Return the frames of the suites of which a table or figure was drawn, and the reports that were written.
+
+        Args:
+            workflow: Snakemake's.
+        """
+        jobs = jobs_that_ran(workflow)
+        suites = {job.wildcards.suite for job in jobs if job.rule.name in ("table", "figure")}
+        reports = {job.wildcards.report for job in jobs if job.rule.name == "page"}
+        frames = [paths.collected(suite) for suite in self.suites if suite in suites]
+        return frames + [paths.report(report) for report in self.reports if report in reports]
 
     def _files(self, asked: Sequence[str]) -> dict[str, list[Path]]:
         reports = [names.called(name) for name in asked]
         suites = dict.fromkeys(suite for report in reports for suite in self.reports[report])
+        frames = [paths.collected(suite) for suite in suites]
+        # All of it, though most is made of the rest: Snakemake makes what is asked for and is not there.
         return {
-            "tables": [path for suite in suites for path in tables(suite)],
+            "runs": [path for suite in suites for path in self._runs(suite)],
+            "tables": frames + [path for suite in suites for path in tables(suite)],
             "figures": [path for suite in suites for path in figures(suite)],
             "report": [paths.report(report) for report in reports],
         }
+
+    def _runs(self, suite: str) -> list[Path]:
+        specs = [run.spec for run in self.suites[suite].runs]
+        indexes = sorted({paths.index(spec.dataset.name) for spec in specs})
+        return [*indexes, *(paths.record(spec.run_id) for spec in specs), *self.evaluated(suite)]
 
     def _launch(self, kind: Literal["train", "evaluate"], run: SuiteRun) -> Launch:
         request, execution = cluster.resolve(self._cluster, kind, run.spec, run.num_extra_pairs)
@@ -247,13 +300,15 @@ class Workflow:
 
 
 def tables(suite: str) -> list[Path]:
-    """Return the sidecars of a suite's tables."""
-    return [paths.tables(suite) / f"{name}.json" for name in artifacts.tables(suite)]
+    """Return the files of a suite's tables."""
+    folder = paths.tables(suite)
+    return [folder / f"{name}{end}" for name in artifacts.tables(suite) for end in artifacts.TABLE_SUFFIXES]
 
 
 def figures(suite: str) -> list[Path]:
-    """Return the sidecars of a suite's figures."""
-    return [paths.figures(suite) / f"{name}.json" for name in artifacts.figures(suite)]
+    """Return the files of a suite's figures."""
+    folder = paths.figures(suite)
+    return [folder / f"{name}{end}" for name in artifacts.figures(suite) for end in artifacts.FIGURE_SUFFIXES]
 
 
 def _full_names(asked: str) -> list[str]:
@@ -272,6 +327,19 @@ def wait_for_many(workflow: Any) -> None:
     workflow.resource_settings.cores += 1000
 
 
+def make_again(workflow: Any, outputs: Sequence[Path]) -> None:
+    """Let Snakemake make outputs again that are there, where its targets need them.
+
+    To be called from an input function: it knows its targets by then, and not yet what to run.
+    """
+    workflow.dag.forcefiles.update(map(str, outputs))
+
+
 def jobs_to_run(workflow: Any) -> list[Any]:
     """Return the jobs that Snakemake is about to run; known from `onstart` on."""
     return list(workflow.dag.needrun_jobs())
+
+
+def jobs_that_ran(workflow: Any) -> list[Any]:
+    """Return the jobs that Snakemake has run; known at its end."""
+    return list(workflow.dag.needrun_jobs(exclude_finished=False))

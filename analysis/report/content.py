@@ -93,7 +93,8 @@ def _suite(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> SuiteSectio
     old_frame = stale.pop(paths.collected(suite.name), "")
     artifacts = shown.gather(suite.name, frame, stale)
     known = {item.place for item in (*artifacts.tables, *artifacts.figures)}
-    problems = [(sentence, "") for sentence in artifacts.problems]
+    again = f"make it again: snakemake --config suites={suite.name}"
+    problems = [(f"{path}: {why}; {again}", "") for path, why in staleness.incomplete(suite.name).items()]
     problems += [(f"{path}: {why}", "") for path, why in stale.items() if str(path) not in known]
     for run in (runs.sections[run.spec.run_id] for run in suite.runs):
         if run.status != "finished":

@@ -61,8 +61,6 @@ class Artifacts:
     figures: list[ShownFigure] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     """Titles of tables that have nothing to show."""
-    problems: list[str] = field(default_factory=list)
-    """Sentences on missing files, with the commands that make them."""
 
 
 def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifacts:
@@ -76,21 +74,17 @@ def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifa
     found = Artifacts()
     for name in sorted(artifacts.tables(suite), key=lambda name: name not in FIRST):
         place = paths.tables(suite) / name
-        command = f"snakemake --config suites={suite} -- {place}.json"
+        command = f"snakemake --config suites={suite} --force -- {place}.json"
         table = rendering.build_table(frame, name)
         if table.rows:
             found.tables.append(ShownTable(name, str(place), command, stale.get(place, ""), table))
         else:
             found.empty.append(table.title)
-        if not place.with_suffix(".csv").exists():
-            found.problems.append(f"The files of the table {name} are not there; make them: {command}")
     for name in sorted(artifacts.figures(suite), key=lambda name: name not in FIRST):
         place = paths.figures(suite) / name
-        command = f"snakemake --config suites={suite} -- {place}.json"
-        if not place.with_suffix(".svg").exists():
-            found.problems.append(f"The figure {name} is not there; draw it: {command}")
-            continue
-        found.figures.append(_figure(name, place, command, stale.get(place, "")))
+        command = f"snakemake --config suites={suite} --force -- {place}.json"
+        if place.with_suffix(".svg").exists():
+            found.figures.append(_figure(name, place, command, stale.get(place, "")))
     return found
 
 

@@ -40,7 +40,6 @@ _LEAVING_SEC = 60
 """Longest wait for a local job to leave once its output is there: it holds memory and GPUs for a moment. Also the age
 up to which the last words of a process are taken for the job's end: older ones may be of an earlier start."""
 _TEMPORARY = ("Unable to contact slurm controller", "Socket timed out", "Unexpected message received")
-_USUAL_REASONS = {"", "Priority", "Resources", "BeginTime", "Dependency"}
 
 _THREADS_OF_RULES = (
     "OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
@@ -100,7 +99,9 @@ class Launcher:
             JobFailedError: If the job ended without it.
             JobCancelledError: If somebody ended the job.
         """
-        with scheduler.locked(self.launch.folder / "lock"), self._gpus:
+        lock = self.launch.folder / "lock"
+        self._wait_behind(lock)
+        with scheduler.locked(lock), self._gpus:
             if self.launch.is_done():
                 return
             self.job = self._earlier()
@@ -118,7 +119,17 @@ class Launcher:
             _say(f"submitted job {self.job.job_id} ({self.job.name}), log {self.job.log(0, 'err')}")
             end = self._wait(self.job)
             if end is not None:
-                raise (JobCancelledError if end == "CANCELLED" else JobFailedError)(explain(self.job, end))
+                raise (JobCancelledError if end == scheduler.CANCELLED else JobFailedError)(explain(self.job, end))
+
+    def _wait_behind(self, lock: Path) -> None:
+        """Wait while another launcher sees to this job, as that of a killed Snakemake does; tell its state."""
+        if scheduler.is_locked(lock):
+            self._tell("another launcher sees to this, perhaps that of a Snakemake that was killed; waiting for it")
+        while scheduler.is_locked(lock):
+            job = scheduler.read(self.launch.folder)
+            if job is not None and job.end is None:
+                self._status(job, not_before=time.time() - self.launch.cluster.poll_sec)
+            time.sleep(_SLURM_POLL_SEC)
 
     def _earlier(self) -> Job | None:
         """Return the job that an earlier launcher submitted, if it may still be there."""
@@ -240,6 +251,9 @@ class Launcher:
         """Return None when the output is there, and the last state if the job has ended without it."""
         state = self._wait_here(job) if job.scheduler == "local" else self._wait_on_slurm(job)
         is_done = self.launch.is_done()
+        noted = scheduler.read(self.launch.folder)
+        if noted is not None and noted.job_id == job.job_id and noted.is_cancelled:
+            state = scheduler.CANCELLED
         scheduler.write(self.launch.folder, job.model_copy(update={"end": "COMPLETED" if is_done else state}))
         return None if is_done else state
 
@@ -253,7 +267,7 @@ class Launcher:
                     return "COMPLETED"
             time.sleep(_LOCAL_POLL_SEC)
         first = _first_ending(job)
-        return status.word if first is None else "FAILED" if first[1].signal_number is None else "CANCELLED"
+        return status.word if first is None else "FAILED" if first[1].signal_number is None else scheduler.CANCELLED
 
     def _wait_on_slurm(self, job: Job) -> str:
         """Wait until a Slurm job has its output or has ended; return its last state."""
@@ -280,13 +294,23 @@ class Launcher:
     def _status(self, job: Job, *, not_before: float) -> Status:
         """Ask for the state of a job, and say when it has changed."""
         status = scheduler.status(job, not_before=not_before)
-        is_usual = status.phase in ("running", "ended") or status.reason in _USUAL_REASONS
-        words = (status.word, status.node and f"on {status.node}", "" if is_usual else f"({status.reason})")
+        has_reason = status.phase in ("pending", "unknown") and status.reason
+        words = (status.word, status.node and f"on {status.node}", f"({status.reason})" if has_reason else "")
         text = " ".join(filter(None, (f"job {job.job_id}", *words)))
         if text != self._said:
-            _say(text)
+            if status.phase == "ended":
+                _say(text)  # what that means follows from the output
+            else:
+                self._tell(text)
         self._said = text
         return status
+
+    def _tell(self, text: str) -> None:
+        """Say something in the log, and, with the job's name, on a terminal that does not show the log."""
+        _say(text)
+        if not sys.stderr.isatty():
+            sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}: {self.launch.name}\n")
+            sys.stdout.flush()
 
     def _take_gpus(self) -> tuple[int, ...]:
         """Wait until enough GPUs of this machine are free, and hold them."""
@@ -305,7 +329,7 @@ class Launcher:
                     self._hold(tuple(free))
                     return tuple(free)
             if not has_said:
-                _say(f"waiting for {wanted} free GPUs of {len(machine)}")
+                self._tell(f"waiting for {wanted} free GPUs of {len(machine)}")
             has_said = True
             time.sleep(_SLURM_POLL_SEC)
 
@@ -431,12 +455,13 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def interrupted(job: Job | None, on_interrupt: str) -> str:
-    """Leave or cancel a job, and say what was done."""
+def interrupted(launcher: Launcher, on_interrupt: str) -> str:
+    """Leave or cancel the job of a launcher, and say what was done."""
+    job = launcher.job
     if job is None:
         return "no job was submitted\n"
     if on_interrupt == "cancel":
-        scheduler.cancel(job)
+        scheduler.cancel(launcher.launch.folder, job)
         return (
             f"job {job.job_id} ({job.name}) was cancelled; it can be submitted again, and goes on from what it saved\n"
         )

@@ -24,11 +24,12 @@ from engine.schema.record import Record
 
 Phase = Literal["pending", "running", "ended", "unknown"]
 
+CANCELLED = "CANCELLED"
 GONE = "GONE"
 """A job that the scheduler no longer remembers."""
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _ENDED = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "BOOT_FAIL", CANCELLED, "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT", GONE,
 }  # fmt: skip
 COMES_BACK = {"NODE_FAIL", "PREEMPTED"}
@@ -54,6 +55,8 @@ class Job(Frozen):
     """When a local job's process started, in clock ticks since boot: another process with its number differs in it."""
     gpus: tuple[int, ...] = ()
     """GPUs that a local job holds."""
+    is_cancelled: bool = False
+    """True if it was ended from here: a job that Slurm has forgotten, or a process that was killed, does not say so."""
     end: str | None = None
     """The last state, once the job is known to have ended: COMPLETED if its result is there."""
 
@@ -140,16 +143,9 @@ def status(job: Job, *, not_before: float) -> Status:
     """
     if job.end is not None:
         return Status(phase="ended", word=job.end)
-    if job.scheduler == "local":
-        return _local_status(job)
-    # An answer from before it was submitted does not know it.
-    listing = _listing(max(not_before, job.started_at))
-    if listing.jobs is None:
-        return Status(phase="unknown", word="UNKNOWN", reason="the Slurm controller does not answer")
-    for listed in listing.jobs:
-        if listed.job_id == job.job_id:
-            return listed.status
-    return _remembered(job)
+    found = _local_status(job) if job.scheduler == "local" else _slurm_status(job, not_before)
+    is_cancelled = job.is_cancelled and found.phase == "ended"
+    return found.model_copy(update={"word": CANCELLED}) if is_cancelled else found
 
 
 def find(name: str, *, not_before: float) -> str | None:
@@ -168,17 +164,20 @@ def find(name: str, *, not_before: float) -> str | None:
     return None
 
 
-def cancel(job: Job) -> None:
-    """End a job. A local one may save first; this waits until it has ended.
+def cancel(folder: Path, job: Job) -> None:
+    """End the job of a folder of jobs, and note that. A local one may save first; this waits until it has ended.
 
     Raises:
         ValueError: If Slurm refuses.
     """
+    cancelled = job.model_copy(update={"is_cancelled": True})
     if job.scheduler == "slurm":
         answer = subprocess.run(["scancel", job.job_id], capture_output=True, text=True, check=False)
         if answer.returncode:
             raise ValueError(f"job {job.job_id} ({job.name}) could not be cancelled: {answer.stderr.strip()}")
+        write(folder, cancelled)
         return
+    write(folder, cancelled)  # before it ends: whoever waits for it reads this then
     # The controller hands SIGTERM on to the job's processes, and ends them itself after SIGINT.
     for number, patience_sec in ((signal.SIGTERM, _LOCAL_GRACE_SEC), (signal.SIGINT, 5), (signal.SIGKILL, 5)):
         if _local_status(job).phase == "ended":
@@ -197,12 +196,12 @@ def run_state(run_id: str) -> str:
         outcome = parse(Record, files.read_text(record), str(record)).status
         return "done" if outcome == "finished" else "diverged"
     job = read(paths.jobs(run_id) / "train")
-    phase = "ended" if job is None else status(job, not_before=time.time() - 15).phase
-    if phase != "ended":
-        return "running" if phase == "running" else "pending"
+    last = None if job is None else status(job, not_before=time.time() - 15)
+    if last is not None and last.phase != "ended":
+        return "running" if last.phase == "running" else "pending"
     if is_locked(paths.run(run_id) / "lock"):
         return "running"  # started by hand
-    return "to do" if job is None else "failed"
+    return "to do" if last is None or last.word == CANCELLED else "failed"
 
 
 def start_ticks(pid: int) -> int | None:
@@ -219,6 +218,17 @@ def start_ticks(pid: int) -> int | None:
 def _local_status(job: Job) -> Status:
     alive = job.host == socket.gethostname() and start_ticks(int(job.job_id)) == job.start_ticks is not None
     return Status(phase="running", word="RUNNING", node=job.host) if alive else Status(phase="ended", word=GONE)
+
+
+def _slurm_status(job: Job, not_before: float) -> Status:
+    # An answer from before it was submitted does not know it.
+    listing = _listing(max(not_before, job.started_at))
+    if listing.jobs is None:
+        return Status(phase="unknown", word="UNKNOWN", reason="the Slurm controller does not answer")
+    for listed in listing.jobs:
+        if listed.job_id == job.job_id:
+            return listed.status
+    return _remembered(job)
 
 
 def _listing(not_before: float) -> _Listing:

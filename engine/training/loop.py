@@ -152,7 +152,9 @@ def read_spec(path: Path) -> RunSpec:
         ValueError: If the file is no valid spec, or its content was changed by hand.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: `snakemake -n` writes the specs of a suite's runs")
+        raise FileNotFoundError(
+            f"{path} is not there: `python -m experiments expand SUITE` writes the specs of a suite's runs"
+        )
     spec = parse(RunSpec, files.read_text(path), str(path))
     if path.parent.name != spec.run_id:
         raise ValueError(

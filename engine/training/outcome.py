@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from engine import files, paths
 from engine.data.index import read_index
+from engine.schema import results
 from engine.schema.base import fingerprint, parse
 from engine.schema.record import Attempt, Divergence, Milestone, Record
 from engine.schema.run import RunSpec
@@ -90,7 +91,7 @@ def write_record(trainer: Trainer, divergence: Divergence | None) -> None:
 def restore_record(spec: RunSpec) -> None:
     """Put back the record of a finished run: a workflow removes the output of a rule before it runs the rule again.
 
-    Only if the record is of this spec and these data, and the weights are still there.
+    Only if the record is of this spec and these data, and all files that it stands for are still there.
     """
     path, index = paths.outcome(spec.run_id), paths.index(spec.dataset.name)
     if paths.record(spec.run_id).exists() or not path.exists() or not index.exists():
@@ -101,6 +102,7 @@ def restore_record(spec: RunSpec) -> None:
     if (
         record.fingerprint == fingerprint(spec)
         and record.provenance.dataset_sha256 == read_index(index).sha256
-        and all(file.exists() and files.file_sha256(file) == sha256 for file, sha256 in weights)
+        and all(file.exists() for file in results.of_record(record))
+        and all(files.file_sha256(file) == sha256 for file, sha256 in weights)
     ):
         files.write_text(paths.record(spec.run_id), text)

@@ -212,7 +212,7 @@ def test_a_missing_file_is_named(suite: Path, missing: Path) -> None:
     with pytest.raises(CollectError, match="1 of 90 result files") as error:
         collect(suite)
     assert str(missing) in str(error.value)
-    assert "remove the folder and run snakemake again" in str(error.value)
+    assert "Make them: snakemake --config suites=quickstart" in str(error.value)
 
 
 RECORD = paths.record(run_id("neuclip", 1))

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import synthetic
 
 from analysis import artifacts
 from analysis.__main__ import main
 from analysis.collect import collect
 from analysis.frame import write
-from engine import paths
+from engine import files, paths
 
 # Everything in one process: imports are most of the time.
 ALL = """
@@ -88,6 +89,25 @@ def test_show_prints_the_main_table_and_where_files_are(suite: Path, capsys: pyt
         printed = capsys.readouterr().out
         assert "NeuCLIP" in printed
         assert "results/tables/quickstart/cost.{csv,json,md,tex}" in printed
+
+
+def test_show_prints_of_an_ablation_the_ablation_and_of_reports_those_that_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    variants = {"1 update": [synthetic.run_spec("neuclip", seed, config={"num_updates": 1}) for seed in range(2)]}
+    specs = [synthetic.run_spec("neuclip", seed) for seed in range(2)]
+    name = "ablation_num_updates@quickstart"
+    write(collect(synthetic.write_suite(specs, name=name, variants=variants)), paths.collected(name))
+    for report in (name, "quickstart"):
+        files.write_text(paths.report(report), "")
+    assert main(["show", str(paths.collected(name)), str(paths.report(name))]) == 0
+    printed = capsys.readouterr().out
+    assert "1 update" in printed
+    assert [line for line in printed.splitlines() if line.startswith("All of it")] == [
+        f"All of it, to read in a browser: {paths.report(name)}"
+    ]
+    assert main(["show", str(paths.RESULTS)]) == 0
+    assert capsys.readouterr().out.count("All of it, to read in a browser: ") == 2
 
 
 def test_show_without_results_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,7 +153,7 @@ def test_what_was_run_is_told(page: Page) -> None:
     assert "num_updates: 10" in text
     assert "network.width: 8" in text
     assert "2001-09-09 01:46 to 2001-09-09 01:47 (UTC)" in text
-    assert "snakemake --config suites=quickstart -- results/tables/quickstart/main_results.json" in text
+    assert "snakemake --config suites=quickstart --force -- results/tables/quickstart/main_results.json" in text
 
 
 def test_a_variant_shows_what_differs_from_the_main_run_of_its_seed(report: str) -> None:
@@ -212,10 +212,11 @@ def test_runs_of_several_devices_say_which_and_one_that_moved_has_no_step_time()
 def test_what_is_not_there_is_named_with_what_to_do() -> None:
     record = min(paths.RESULTS.glob("runs/openclip*/record.json"))
     record.unlink()
+    (paths.tables(SUITE) / "cost.tex").unlink()
     text = Page(write_report()).text
-    command = "snakemake --config suites=quickstart -- results/figures/quickstart/step_time.json"
-    assert f"The figure step_time is not there; draw it: {command}" in text
-    assert "The files of the table ablation are not there" in text
+    again = "make it again: snakemake --config suites=quickstart"
+    assert f"results/figures/quickstart/step_time: missing; {again}" in text
+    assert f"results/tables/quickstart/cost: lacks cost.tex; {again}" in text
     assert "OpenCLIP, seed 0 (icons, tiny, batch 64): no record" in text
     assert "its results do not fit together any more" in text
     assert "1 without a record" in text
@@ -243,7 +244,7 @@ def test_suites_share_a_page_whatever_they_are_called_and_a_run_of_both_is_there
     assert {href.removeprefix("#") for href in both.attributes("href")} <= set(both.attributes("id"))
     shown, alone = ([name for name in one.attributes("id") if name.startswith("run--")] for one in (both, page))
     assert shown == alone
-    assert "snakemake --config suites=runs -- results/tables/runs/main_results.json" in both.text
+    assert "snakemake --config suites=runs --force -- results/tables/runs/main_results.json" in both.text
 
 
 def test_a_suite_that_is_not_collected_is_one_clear_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,12 +181,12 @@ def test_a_wrong_entry_of_the_suite_is_one_clear_error(mine, old, new, message):
 def test_a_suite_that_was_named_by_its_file_is_known_by_its_name_there(mine, capsys):
     with pytest.raises(ValueError, match=r"unknown suite 'mine'.*One of your own: its file, path/to/NAME\.yaml"):
         names.split("mine")
-    expansion.load(["path/to/mine.yaml"])
+    expansion.write(expansion.load(["path/to/mine.yaml"])["mine"])
     assert names.resolve(["mine"]) == ["path/to/mine.yaml"]
     suites = expansion.load(["mine"])
     assert set(suites) == {"mine"}
     # One of its runs has been started: it is watched without being named.
-    paths.jobs(suites["mine"].runs[0].spec.run_id).mkdir()
+    paths.jobs(suites["mine"].runs[0].spec.run_id).mkdir(parents=True)
     main(["watch", "--once"])
     assert capsys.readouterr().out.startswith("mine: ")
 
@@ -218,15 +218,30 @@ def test_two_suites_of_one_name_are_refused_together(mine):
         expansion.load(["path/to/mine.yaml", "path/mine.yaml"])
 
 
+def test_a_suite_whose_name_has_results_of_another_file_is_refused(mine):
+    shutil.copytree(mine, mine.with_name("other"))
+    first = expansion.load(["path/to/mine.yaml"])["mine"]
+    # To look at either is no harm: what is remembered of them is told apart.
+    assert expansion.load(["path/other/mine.yaml"])["mine"].file == "path/other/mine.yaml"
+    expansion.write(first)
+    with pytest.raises(ValueError, match=r"the results called 'mine' here are of path/to/mine\.yaml; rename"):
+        expansion.load(["path/other/mine.yaml"])
+    assert expansion.load([str(mine / "mine.yaml")])["mine"].runs == first.runs
+    # If it has moved: one file to remove, as the error says.
+    paths.suite("mine").unlink()
+    assert expansion.load(["path/other/mine.yaml"])["mine"].runs == first.runs
+
+
 @pytest.mark.slow
 def test_a_suite_is_expanded_again_when_its_file_a_methods_file_or_a_copy_has_changed(mine):
     def ids() -> set[str]:
         return {run.spec.run_id for run in expansion.load(["path/to/mine.yaml"])["mine"].runs}
 
     first = ids()
-    written = paths.suite("mine").stat().st_mtime_ns
+    remembered = paths.expanded("mine", mine / "mine.yaml")
+    written = remembered.stat().st_mtime_ns
     assert ids() == first
-    assert paths.suite("mine").stat().st_mtime_ns == written
+    assert remembered.stat().st_mtime_ns == written
     edit(mine / "dcl.py", ".mean() / 2", ".mean()")
     second = ids()
     assert len(first - second) == 1

@@ -197,6 +197,17 @@ def test_failed_jobs_are_named_with_their_logs(root):
     assert f"failed: {evaluating.log(0, 'err')}" in text
 
 
+def test_what_was_cancelled_is_to_do_and_has_not_failed(root):
+    specs = [toy.run_spec("openclip", seed=seed) for seed in range(2)]
+    suite = make_suite(*specs)
+    note_job(specs[0], end="CANCELLED")
+    train(specs[1], Execution())
+    note_job(specs[1], f"evaluate-160-{suite.evaluation.key}", end="CANCELLED")
+    _, runs = look(suite)
+    assert [runs[spec.run_id].state for spec in specs] == ["to do", "done"]
+    assert all(run.failed_logs == () for run in runs.values())
+
+
 def test_the_time_left_of_a_suite_is_that_of_all_it_has_still_to_train_at_the_present_rate(root):
     specs = [toy.run_spec("openclip", seed=seed, steps=100) for seed in range(4)]
     suite = make_suite(*specs)
@@ -345,9 +356,10 @@ def test_the_command_prints_json_and_in_a_pipe_one_table(tmp_path, monkeypatch, 
     main(["watch", "smoke", "--json"])
     overview = Overview.model_validate_json(capsys.readouterr().out)
     assert overview.suites[0].states == {"to do": 5}
-    # Without a name: what was started in this folder. Expanded it is after any look at it, such as a dry run.
+    # Without a name: what was started in this folder, as a workflow wrote it.
     with pytest.raises(SystemExit, match=r"no run of a suite has been started here \(none in results/suites\)"):
         main(["watch"])
+    main(["expand", "smoke"])
     paths.jobs(overview.runs[0].run_id).mkdir(parents=True)
     main(["watch"])
     text = capsys.readouterr().out

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from analysis import artifacts
-from engine import files, paths
-from engine.schema.base import fingerprint
+from engine import paths
+from engine.schema.base import fingerprint, parse
+from engine.schema.run import RunSpec
+from engine.schema.suite import ExpandedSuite
 from experiments import expansion, names
-from experiments.__main__ import write_expansion
-from experiments.suite import expand
 from experiments.workflow import ABLATIONS, Workflow
 
 
@@ -20,9 +20,8 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke", "tuning@laptop"):
-            write_expansion(expand(name))
             digest = expansion._digest(expansion.sources_sha256(), names.split(name))
-            files.write_text(expansion._digest_path(name), digest + "\n")
+            expansion.main([digest, name])
         yield folder
 
 
@@ -31,19 +30,26 @@ def smoke():
     return Workflow({"suites": "smoke"}, ["snakemake"], cores=3)
 
 
-def test_a_suites_targets_are_its_tables_figures_and_report(smoke):
-    assert list(smoke.targets) == ["tables", "figures", "report"]
+def test_a_suites_targets_are_all_its_files_in_every_format(smoke):
+    assert list(smoke.targets) == ["runs", "tables", "figures", "report"]
+    ends = {"tables": artifacts.TABLE_SUFFIXES, "figures": artifacts.FIGURE_SUFFIXES}
     for form, ids in {"tables": artifacts.tables("smoke"), "figures": artifacts.figures("smoke")}.items():
-        assert [path.stem for path in smoke.targets[form]] == list(ids)
+        folder = paths.RESULTS / form / "smoke"
+        expected = {folder / f"{name}{end}" for name in ids for end in ends[form]}
+        assert set(smoke.targets[form]) - {paths.collected("smoke")} == expected
     assert smoke.targets["report"] == [paths.report("smoke")]
-    assert smoke.shown_in("smoke") == smoke.targets["tables"] + smoke.targets["figures"]
+    of_runs = {paths.index("icons_tiny"), *map(paths.record, smoke.runs), *smoke.evaluated("smoke")}
+    assert set(smoke.targets["runs"]) == of_runs
+    drawn = {path.with_suffix("").stem for form in ends for path in smoke.targets[form] if path.suffix == ".json"}
+    assert {path.stem for path in smoke.shown_in("smoke")} == drawn
 
 
 def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_not(smoke):
     config = {"suites": "smoke", "dataset": "smoke"}
     asked = Workflow(config, ["snakemake", "-n", "ablation_objective"])
     assert paths.report("ablation_objective@smoke") in asked.ablation("ablation_objective")
-    assert {path.parent.name for path in asked.ablation("ablation_objective")[:-1]} == {"ablation_objective@smoke"}
+    tables = [path for path in asked.ablation("ablation_objective") if path.parent.parent.name == "tables"]
+    assert {path.parent.name for path in tables} == {"ablation_objective@smoke"}
     assert asked.targets == smoke.targets
     assert asked.runs.keys() > smoke.runs.keys()
     for target in set(ABLATIONS) - {"ablation_objective"}:
@@ -55,9 +61,10 @@ def test_to_tune_is_to_run_the_trials_of_the_suites_that_are_asked_for():
     tuning = Workflow({"suites": "laptop"}, ["snakemake", "tune"])
     assert tuning.suites.keys() == {"tuning@laptop"}
     assert tuning.choosing == "tuning@laptop"
-    assert [path for files in tuning.targets.values() for path in files] == [
-        paths.tables("tuning@laptop") / "tuning.json",
-        paths.figures("tuning@laptop") / "tuning.json",
+    ends = (".csv", ".svg", ".html")
+    assert [path for path in tuning.files if path.suffix in ends and not path.stem.endswith("_column")] == [
+        paths.tables("tuning@laptop") / "tuning.csv",
+        paths.figures("tuning@laptop") / "tuning.svg",
         paths.report("tuning@laptop"),
     ]
 
@@ -96,7 +103,8 @@ def test_here_a_training_takes_its_processes_and_threads_and_data_are_prepared_o
     assert not here.is_elsewhere
     assert here.preparation("index-x", "out") == "exec python -m"
     assert here.training(run).startswith(f"--name {run} --folder results/runs/{run}/jobs/train --cluster ")
-    assert here.training(run).endswith("""--on-interrupt cancel -- engine.train --execution '{"threads":2}'""")
+    command = f"""-- engine.train --execution '{{"threads":2}}' {paths.spec(run)}"""
+    assert here.training(run).endswith(f"--on-interrupt cancel {command}")
 
 
 def test_elsewhere_jobs_take_no_core_here_and_data_are_prepared_by_jobs_if_the_cluster_says_so():
@@ -110,7 +118,7 @@ def test_elsewhere_jobs_take_no_core_here_and_data_are_prepared_by_jobs_if_the_c
     arguments = there.evaluating(run, str(spec.milestones[-1]), key)
     assert arguments.startswith(f"--name eval-{run}-{spec.milestones[-1]}-{key} --folder ")
     assert "--on-interrupt leave -- engine.evaluate --execution " in arguments
-    assert arguments.endswith(f" --milestone {spec.milestones[-1]}")
+    assert arguments.endswith(f" --milestone {spec.milestones[-1]} {paths.record(run)} {paths.evaluation(key)}")
 
 
 def test_a_name_that_no_suite_of_the_command_has_is_one_clear_error(smoke):
@@ -145,13 +153,41 @@ def job(rule, **wildcards):
 
 def about_to_run(*jobs):
     """What of Snakemake's workflow is asked for its jobs."""
-    return SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: iter(jobs)))
+    return SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda exclude_finished=True: iter(jobs)))
+
+
+def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
+    both = Workflow({"suites": "smoke", "dataset": "smoke"}, ["snakemake", "ablation_objective"])
+    name = "ablation_objective@smoke"
+    mine = {run.spec.run_id for run in both.suites[name].runs}
+    shared = next(iter(mine & {run.spec.run_id for run in both.suites["smoke"].runs}))
+    other = next(run.spec.run_id for run in both.suites["smoke"].runs if run.spec.run_id not in mine)
+
+    def about(*jobs):
+        return [suite.name for suite in both._about(jobs)]
+
+    assert about(job("train", run=shared), job("collect", suite=name)) == [name]
+    assert about(job("train", run=other), job("collect", suite=name)) == ["smoke", name]
+    assert about(job("train", run=shared)) == ["smoke", name]
+    assert about(job("index", dataset="icons_tiny")) == []
+
+
+def test_at_the_end_the_suites_are_shown_that_were_drawn_and_the_reports_that_were_written():
+    name = "ablation_objective@smoke"
+    both = Workflow({"suites": "smoke", "dataset": "smoke"}, ["snakemake", "ablation_objective"])
+    drawn = [job("collect", suite="smoke"), job("table", suite=name, name="ablation"), job("page", report=name)]
+    assert both.made(about_to_run(*drawn)) == [paths.collected(name), paths.report(name)]
+    assert both.made(about_to_run(job("index", dataset="icons_tiny"))) == []
 
 
 def test_data_that_are_missing_are_named_for_the_jobs_that_will_run_and_for_no_others(smoke):
     run, spec = next(iter(smoke.runs.items()))
     assert fingerprint(spec)[:8] in run
     (key,) = smoke.evaluations
-    smoke.refuse_missing(about_to_run(job("all"), job("train", run=run), job("evaluate", run=run, evaluation=key)))
     with pytest.raises(ValueError, match=r"training set 'cc3m': no \*\.tar shards in data/cc3m"):
-        smoke.refuse_missing(about_to_run(job("index", dataset="cc3m")))
+        smoke.start(about_to_run(job("index", dataset="cc3m")))
+    smoke.start(about_to_run(job("build_icons_tiny")))
+    assert not paths.suite("smoke").exists()
+    smoke.start(about_to_run(job("all"), job("train", run=run), job("evaluate", run=run, evaluation=key)))
+    assert parse(ExpandedSuite, paths.suite("smoke").read_text(), "smoke") == smoke.suites["smoke"]
+    assert parse(RunSpec, paths.spec(run).read_text(), "spec") == spec

@@ -1,5 +1,7 @@
 """The smoke suite through the Slurm profile, undisturbed but for an edit of the checkout."""
 
+import re
+
 import pytest
 from login_node import CONFIG, METHODS, output_of, same_tables, wait_for
 
@@ -16,6 +18,16 @@ def finished(checkout, slurm):
         with (checkout.folder / "engine" / "train.py").open("a") as file:
             file.write('\nraise RuntimeError("edited while jobs were queued")\n')
     return output_of(process)
+
+
+def test_the_terminal_tells_each_jobs_number_state_and_reason_and_no_settings(finished):
+    waiting = re.findall(r"^[\d:]{8} job (\d+) PENDING \(\w+\): (\w+)-icons_tiny-\S+$", finished, re.MULTILINE)
+    assert {method for _, method in waiting} == set(METHODS)
+    assert len({number for number, _ in waiting}) == len(METHODS)
+    for number, method in waiting:
+        assert re.search(rf"^[\d:]{{8}} job {number} RUNNING on \S+: {method}-icons_tiny-", finished, re.MULTILINE)
+    assert "engine.launch" not in finished
+    assert '{"' not in finished
 
 
 def test_all_tables_are_equal_to_the_local_runs_to_the_byte(finished, checkout, reference):

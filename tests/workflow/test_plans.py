@@ -1,4 +1,4 @@
-"""What the workflow would do: dry runs over everything there is, and from a finished suite after a change."""
+"""What the workflow would do: dry runs over everything there is, and from a finished suite after a change or a loss."""
 
 import itertools
 import json
@@ -49,7 +49,13 @@ def counts(plan):
 
 def trained(plan):
     """Runs that would be trained."""
-    return set(re.findall(r"^rule train:.*?^    wildcards: run=(\S+)$", plan, re.MULTILINE | re.DOTALL))
+    return set(re.findall(r"^Job \d+: train (\S+)$", plan, re.MULTILINE))
+
+
+def files_of(folder):
+    """All results with their times, but for what is remembered of suites."""
+    found = (path for path in (folder / paths.RESULTS).rglob("*") if "expanded" not in path.parts)
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
 
 
 def cpu_sec():
@@ -69,7 +75,7 @@ def test_the_page_says_how_many_jobs_everything_is_and_they_are_planned_in_secon
     stated = {rule: int(count.replace(",", "")) for rule, count in rows}
     assert counts(snakemake(tmp_path, *asked.split())) == stated
     # What several suites share is trained once.
-    expanded = [json.loads(path.read_text()) for path in (tmp_path / paths.suite("smoke")).parent.glob("*.json")]
+    expanded = [json.loads(path.read_text())["suite"] for path in (tmp_path / paths.RESULTS / "expanded").iterdir()]
     assert stated["train"] == len({fingerprint(run["spec"]) for suite in expanded for run in suite["runs"]})
 
     # Suites are expanded by now. By the processor's time, and once more if need be: what else the machine does is to
@@ -153,7 +159,9 @@ def test_a_changed_setting_makes_new_runs_of_exactly_what_it_touches(tmp_path, m
 @pytest.mark.slow
 def test_exactly_the_new_runs_of_a_changed_suite_are_trained(original, finished, tmp_path):
     mine = smoke_with(tmp_path, *(change for what, change in CHANGES.items() if what != "what all have in common"))
+    before = files_of(finished)
     plan = snakemake(finished, "-n", "--config", f"suites={mine}", checkout=original)
+    assert files_of(finished) == before
     found = [re.match(r"(\w+)-.*-s(\d)-\w+$", run).groups() for run in trained(plan)]
     old = {("amorlip", "0"), ("openclip", "0"), ("siglip", "0")}
     methods = ("amorlip", "fastclip", "memory_queue", "neuclip", "openclip", "siglip")
@@ -196,4 +204,63 @@ def test_a_new_ablation_is_one_new_file_and_trains_only_what_differs_from_its_su
     # The main run is in its table all the same.
     assert counts(plan)["collect"] == 1
     assert counts(plan)["evaluate"] == 1
-    assert "results/tables/ablation_eps@smoke/ablation.json" in plan
+    assert "draw the table ablation of ablation_eps@smoke" in plan
+
+
+def content(folder, *patterns):
+    """What files say, by their paths."""
+    found = (path for pattern in patterns for path in (folder / paths.RESULTS).glob(pattern) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def check(folder, checkout):
+    """What `analysis check` says of a folder."""
+    command = [sys.executable, "-m", "analysis", "check"]
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False).stdout
+
+
+DRAWN = ("tables/**/*", "figures/**/*", "reports/*")
+MEASURED = ("runs/*/weights/**/*", "runs/*/spec.json", "evals/**/*", "evaluations/*", "suites/*", "index/**/*")
+
+
+@pytest.mark.slow
+def test_a_lost_table_or_figure_comes_back_in_every_format_and_is_named_before(original, finished):
+    assert check(finished, original).startswith("nothing is missing")
+    before = content(finished, *DRAWN)
+    for name in ("tables/smoke/main_results.md", "figures/smoke/results_by_method_column.pdf"):
+        (finished / paths.RESULTS / name).unlink()
+    assert check(finished, original).splitlines() == [
+        "results/tables/smoke/main_results: lacks main_results.md",
+        "results/figures/smoke/results_by_method: lacks results_by_method_column.pdf",
+        "to make it again: snakemake --config suites=smoke",
+    ]
+    asked = ["--config", "suites=smoke"]
+    assert counts(snakemake(finished, "-n", *asked, checkout=original)) == {
+        "all": 1, "figure": 1, "page": 1, "table": 1, "total": 4
+    }  # fmt: skip
+    snakemake(finished, *asked, checkout=original)
+    assert content(finished, *DRAWN) == before
+    assert "Nothing to be done" in snakemake(finished, *asked, checkout=original)
+
+
+@pytest.mark.slow
+def test_what_is_lost_of_runs_and_evaluations_is_made_again_and_nothing_else_is_trained(original, finished):
+    asked = ["--config", "suites=smoke"]
+    before = content(finished, *MEASURED, *DRAWN)
+    runs = {path.name.partition("-")[0]: path for path in (finished / paths.RESULTS / "runs").iterdir()}
+    shutil.rmtree(runs["openclip"])
+    shutil.rmtree(runs["siglip"] / "weights")
+    (runs["amorlip"] / "metrics.jsonl").unlink()
+    min((finished / paths.RESULTS / "evals" / runs["fastclip"].name).glob("*/*.json")).unlink()
+    for name in ("suites", "evaluations", "collected"):
+        shutil.rmtree(finished / paths.RESULTS / name)
+    plan = snakemake(finished, "-n", *asked, checkout=original)
+    assert trained(plan) == {runs[method].name for method in ("openclip", "siglip", "amorlip")}
+    snakemake(finished, *asked, checkout=original)
+    after = content(finished, *MEASURED, *DRAWN)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed <= {str(paths.report("smoke"))}  # it has dates and starts
+    assert "Nothing to be done" in snakemake(finished, *asked, checkout=original)
+    assert check(finished, original).startswith("nothing is missing")

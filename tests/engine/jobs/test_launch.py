@@ -207,6 +207,19 @@ def test_a_launcher_whose_predecessor_was_killed_waits_for_the_same_job(root):
     assert starts() == [0]
 
 
+def test_a_launcher_that_waits_behind_another_says_so_and_tells_the_jobs_state(root):
+    first = start(steps=300)
+    wait_for_step()
+    second = start(steps=300)
+    said, log = second.communicate()
+    assert (first.wait(), second.returncode) == (0, 0)
+    state = f"job {scheduler.read(FOLDER).job_id} RUNNING on {scheduler.socket.gethostname()}"
+    waits = "another launcher sees to this, perhaps that of a Snakemake that was killed; waiting for it"
+    assert [line.partition(" ")[2] for line in log.splitlines()] == [waits, state]
+    assert [line.partition(" ")[2] for line in said.splitlines()] == [f"{waits}: count", f"{state}: count"]
+    assert starts() == [0]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_job_goes_on_when_its_launcher_is_interrupted_and_told_to_leave_it(root, number):
     launcher = start("--on-interrupt", "leave", steps=300)
@@ -233,12 +246,26 @@ def test_a_job_saves_and_ends_when_its_launcher_is_interrupted_and_told_to_cance
 def test_a_cancelled_job_is_told_from_a_failed_one_and_its_successor_goes_on_where_it_was(root):
     launcher = start(steps=300)
     wait_for_step()
-    scheduler.cancel(scheduler.read(FOLDER))
+    scheduler.cancel(FOLDER, scheduler.read(FOLDER))
     _, said = launcher.communicate()
     assert launcher.returncode == 75
     assert "has no result: CANCELLED" in said
+    assert scheduler.read(FOLDER).end == "CANCELLED"
     assert start(steps=300).wait() == 0
     assert starts() == [0, int(Path("saved").read_text())]
+
+
+def test_a_job_that_did_not_end_by_itself_when_it_was_cancelled_has_not_failed(root):
+    launcher = start(steps=100_000)
+    wait_for_step()
+    job = scheduler.read(FOLDER)
+    scheduler.write(FOLDER, job.model_copy(update={"is_cancelled": True}))  # what `cancel` does, and then
+    for pid in children(int(job.job_id)):
+        os.kill(pid, signal.SIGKILL)
+    _, said = launcher.communicate()
+    assert launcher.returncode == 75
+    assert "has no result: CANCELLED" in said
+    assert scheduler.read(FOLDER).end == "CANCELLED"
 
 
 def test_a_job_that_is_warned_of_its_time_limit_saves_and_is_started_again(root):

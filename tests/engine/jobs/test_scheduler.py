@@ -12,6 +12,8 @@ from support import toy
 
 from engine import paths
 from engine.jobs import scheduler
+from engine.jobs.cluster import Cluster, Request
+from engine.jobs.launcher import Launch, Launcher
 from engine.jobs.scheduler import Job, find, is_locked, locked, run_state, start_ticks, status
 from experiments import jobs
 
@@ -197,7 +199,7 @@ def test_jobs_are_shown_and_cancelled_by_run_or_by_name(here):
         ("run-b", "run-b", "PENDING (Priority)"),
         ("", "index-toy", "PENDING (Priority)"),
     }
-    assert [view.job.job_id for view in jobs.look({"run-b"})] == ["9"]
+    assert all(view.is_live for view in jobs.look())
     assert {job.job_id for job in jobs.cancel(["run-a", "index-toy"])} == {"7", "8", "10"}
     assert sorted(asked(here, "scancel")) == ["scancel 10", "scancel 7", "scancel 8"]
     with pytest.raises(ValueError, match="no job of 'run-c' is queued or running"):
@@ -205,10 +207,42 @@ def test_jobs_are_shown_and_cancelled_by_run_or_by_name(here):
     assert len(asked(here, "scancel")) == 3
 
 
+def test_a_run_whose_job_was_cancelled_is_to_do_whatever_slurm_remembers(here):
+    command(here, "scancel", "true")
+    command(here, "sacct", NO_ACCOUNTING)
+    folder = paths.jobs("run-a") / "train"
+    scheduler.write(folder, slurm_job())
+    answers(here, f"7|RUNNING|node1|None|run-a|{here}")
+    jobs.cancel(["run-a"])
+    assert run_state("run-a") == "running"  # it may save first
+    answers(here, "")
+    scheduler.write(folder, scheduler.read(folder).model_copy(update={"started_at": time.time()}))
+    assert run_state("run-a") == "to do"
+    assert not any(view.has_failed for view in jobs.look())
+    # Another one in its place, which nobody cancelled.
+    scheduler.write(folder, slurm_job("8"))
+    assert run_state("run-a") == "failed"
+
+
+def test_a_launcher_tells_a_jobs_number_state_and_reason_when_they_change(here, capsys):
+    place = {"name": "run-a", "folder": here / "jobs", "output": here / "output", "command": ("work",)}
+    launcher = Launcher(Launch(**place, cluster=Cluster(scheduler="slurm"), request=Request()))
+    pending = ("PENDING||Priority", "PENDING||Priority", "PENDING||ReqNodeNotAvail, n7")
+    for line in (*pending, "RUNNING|n7|None", "FAILED|n7|None"):
+        answers(here, f"7|{line}|run-a|{here}")
+        launcher._status(slurm_job(), not_before=time.time())
+    shown = capsys.readouterr()
+    told = ["job 7 PENDING (Priority)", "job 7 PENDING (ReqNodeNotAvail, n7)", "job 7 RUNNING on n7"]
+    assert [line.partition(" ")[2] for line in shown.out.splitlines()] == [f"{text}: run-a" for text in told]
+    # How it ended is told by whoever looks for its output.
+    assert [line.partition(" ")[2] for line in shown.err.splitlines()] == [*told, "job 7 FAILED on n7"]
+
+
 def test_what_slurm_refuses_to_cancel_is_an_error(here):
     command(here, "scancel", "echo 'Access denied' >&2; exit 1")
     with pytest.raises(ValueError, match="Access denied"):
-        scheduler.cancel(slurm_job())
+        scheduler.cancel(here / "jobs", slurm_job())
+    assert scheduler.read(here / "jobs") is None
 
 
 def test_the_share_of_the_answer_is_one_file_per_user(here):
