@@ -69,8 +69,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; from page-locked memory, the copy goes on while the caller does."""
-        tensors = (x.to(device, non_blocking=True) for x in (self.image_BCHW, self.tokens_BT, self.index_B))
-        return Batch(*tensors, replaced=self.replaced, extra=self.extra and self.extra.to(device))
+        return Batch(
+            self.image_BCHW.to(device, non_blocking=True),
+            self.tokens_BT.to(device, non_blocking=True),
+            self.index_B.to(device, non_blocking=True),
+            replaced=self.replaced,
+            extra=self.extra and self.extra.to(device),
+        )
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ def make_trainer(name: str, **changes: Any) -> Trainer:
 
 def batch_of(trainer: Trainer) -> Batch:
     """Return a batch as the loader does, on the CPU."""
-    size, length, num_extra = trainer.towers.image_size, trainer.towers.clip.context_length, trainer.method.num_extra_pairs
+    size, length = trainer.towers.image_size, trainer.towers.clip.context_length
+    num_extra = trainer.method.num_extra_pairs
 
     def rows(number: int) -> tuple[Tensor, Tensor, Tensor]:
         pictures = torch.zeros(number, 3, size, size, dtype=torch.uint8)

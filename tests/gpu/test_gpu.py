@@ -1,4 +1,4 @@
-"""What only a GPU can show. Without one all of it is skipped; `tests/contract/test_accelerator.py` sees what it can there."""
+"""What only a GPU can show; skipped without one. `tests/contract/test_accelerator.py` sees on a CPU what it can."""
 
 import math
 

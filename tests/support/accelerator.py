@@ -1,4 +1,4 @@
-"""Torch's meta device in the part of an accelerator: what waits for it is counted, and mixing it with the CPU raises."""
+"""Torch's meta device as an accelerator: what waits for it is counted, and mixing it with the CPU raises."""
 
 import contextlib
 import importlib
@@ -35,7 +35,7 @@ VALUES = {torch.float64: 0.0, torch.int64: 0, torch.bool: False}
 
 
 class Waits(TorchDispatchMode):
-    """Counts by place what a GPU would make the CPU wait for: values, and copies that nobody asked to be asynchronous."""
+    """Counts by line what a GPU would make the CPU wait for: values, and copies that are not asynchronous."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,14 +96,14 @@ def pretended() -> Iterator[Waits]:
         # Torch's own `to` gives up on parameters without values.
         stack.enter_context(mock.patch.object(nn.Module, "to", _to))
         # There is no autocast for this device.
-        stack.enter_context(mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()))
+        stack.enter_context(mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()))
         # A list is one copy, not as many as it has entries.
         as_list = FakeTensor.tolist
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda tensor: as_list(tensor.cpu())))
         for module in map(importlib.import_module, ("torch.utils._foreach_utils", "torch.optim.optimizer")):
             for kind in ("foreach", "fused"):
                 name = f"_get_{kind}_kernels_supported_devices"
-                stack.enter_context(mock.patch.object(module, name, lambda: ["cpu", DEVICE.type]))
+                stack.enter_context(mock.patch.object(module, name, return_value=["cpu", DEVICE.type]))
         mode = stack.enter_context(FakeTensorMode())
         mode.__deepcopy__ = lambda memo: mode  # type: ignore[attr-defined]
         stack.enter_context(_AsOnAGpu())
