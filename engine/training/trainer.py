@@ -91,6 +91,7 @@ class Trainer:
         self.spec, self.execution, self.device, self.collectives = spec, execution, device, collectives
         # cuDNN would round fp32 to TF32.
         torch.backends.cudnn.allow_tf32 = spec.precision != "fp32"
+        torch.backends.cudnn.benchmark = execution.cudnn_benchmark
         index_path = paths.index(spec.dataset.name)
         index = _read_index(index_path, spec.dataset)
         # With channels innermost, convolutions are faster on CPUs and on GPUs; other layers do not change.

@@ -371,6 +371,29 @@ def test_every_process_notices_that_names_differ(names):
             mean_metrics(metrics, sums, len(names))
 
 
+# Encoders that keep less -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_with_gradient_checkpointing_a_run_has_the_same_numbers(root, accumulation_steps):
+    finals = []
+    for is_on in (False, True):
+        execution = Execution(gradient_checkpointing=is_on, accumulation_steps=accumulation_steps)
+        trainer = make_trainer(execution, model={"name": "dropout-vit"})
+        runs = []
+        trainer.towers.clip.transformer.resblocks[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(0))
+        metrics = [trainer.step(batch, timing=True).metrics for batch in batches(trainer, 3)]
+        finals.append((metrics, [p.detach() for p in trainer.towers.parameters()], len(runs)))
+    (plain, weights, passes), (again, same, more) = finals
+    assert (again, passes < more) == (plain, True)
+    assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
+
+
+def test_gradient_checkpointing_is_refused_where_it_would_move_running_statistics_twice(root):
+    with pytest.raises(ValueError, match="gradient_checkpointing: model 'tiny-resnet' has batch norm"):
+        make_trainer(Execution(gradient_checkpointing=True), model={"name": "tiny-resnet"})
+
+
 # Compiled encoders ------------------------------------------------------------------------------------------------
 
 
