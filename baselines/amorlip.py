@@ -114,7 +114,8 @@ class LogNormalizerNetwork(nn.Module):
             bound = 1 / math.sqrt(layer.in_features)
             for parameter in (layer.weight, layer.bias):
                 # Drawn on the CPU in float32, so that every device starts from the same weights.
-                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                parameter.copy_(drawn, non_blocking=True)
         for norm in (self.norm1, self.norm2):
             norm.reset_parameters()
 

@@ -19,7 +19,10 @@ from torch import Tensor
 
 
 class Collectives:
-    """The interface, and its form for one process, where every call returns its input."""
+    """The interface, and its form for one process, where every call returns its input.
+
+    Tensors on the CPU travel between processes even where training is on GPUs, and wait for no GPU.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -108,8 +111,10 @@ def start(device: torch.device) -> Collectives:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Collectives()
     if not dist.is_initialized():
+        # Tensors on the CPU travel without the GPUs: what processes agree on then waits for no device.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         # nccl would wait ten minutes: too short while the first process writes a large checkpoint to a slow disk.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return ProcessGroup()
 
 

@@ -120,13 +120,14 @@ class ParamGroup:
         params: The parameters.
         lr: Base learning rate; None takes the encoders'.
         lr_factor: Turns the encoders' schedule factor (warm-up, cosine; in [0, 1]) into this group's factor; follows
-            the encoders by default.
+            the encoders by default. A factor that depends on the state is a scalar tensor: a number would have to wait
+            for the device.
         weight_decay: Decoupled weight decay.
     """
 
     params: list[nn.Parameter]
     lr: float | None = None
-    lr_factor: Callable[[float], float] = lambda encoder_factor: encoder_factor
+    lr_factor: Callable[[float], float | Tensor] = lambda encoder_factor: encoder_factor
     weight_decay: float = 0.0
 
 
@@ -288,23 +289,20 @@ class Temperature(nn.Module):
         """exp(t) = 1 / temperature, with gradient."""
         return self.log_scale.exp()
 
-    @property
-    def value(self) -> float:
-        """The temperature as a number."""
-        return math.exp(-float(self.log_scale.detach()))
-
     def param_groups(self) -> list[ParamGroup]:
         """Return the one parameter with its learning rate; nothing when it is fixed."""
         if not self.config.learnable:
             return []
         return [ParamGroup(params=[self.log_scale], lr=self.config.lr, lr_factor=self._lr_factor)]
 
-    def _lr_factor(self, encoder_factor: float) -> float:
+    def _lr_factor(self, encoder_factor: float) -> float | Tensor:
         if self.config.lr_schedule == "encoder":
             return encoder_factor
         if self.config.lr_schedule == "constant":
             return 1.0
-        return 1.0 if self.value > self.config.lr_threshold else 1 / 3
+        temperature = self.log_scale.detach().double().neg().exp()
+        # Filled on the device: `torch.where` of two numbers would be float32.
+        return torch.full_like(temperature, 1 / 3).masked_fill_(temperature > self.config.lr_threshold, 1.0)
 
     @torch.no_grad()
     def clamp(self) -> None:

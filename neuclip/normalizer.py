@@ -208,7 +208,7 @@ class Prototypes(Normalizer):
         pool_2ND = torch.cat((self.recent[:, self.recent.shape[1] - earlier :], embedding_2GD), dim=1)
         size = pool_2ND.shape[1]
         draws = [torch.randperm(size, generator=generator) for _ in range(0, self.num_prototypes, size)]
-        rows_M = torch.cat(draws)[: self.num_prototypes].to(pool_2ND.device)
+        rows_M = torch.cat(draws)[: self.num_prototypes].to(pool_2ND.device, non_blocking=True)
         self.weights.copy_(pool_2ND.flip(0)[:, rows_M])
         self.accumulator.zero_()
 
@@ -312,7 +312,8 @@ class MLP(Normalizer):
         of exp(log g - alpha) would fill AdaGrad's accumulator for good.
         """
         if step == 0:
-            self.weights.copy_(torch.empty(self.weights.shape).uniform_(-1, 1, generator=generator))
+            drawn = torch.empty(self.weights.shape).uniform_(-1, 1, generator=generator)
+            self.weights.copy_(drawn, non_blocking=True)
             hidden, hidden_bias, _, out_bias = torch.split(self.weights, self.sizes, dim=1)
             hidden.mul_((3 / self.embed_dim) ** 0.5)  # rows of about unit norm
             hidden_bias.zero_()

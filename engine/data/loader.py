@@ -61,6 +61,22 @@ class Batch:
         tensors = (self.image_BCHW.pin_memory(), self.tokens_BT.pin_memory(), self.index_B.pin_memory())
         return Batch(*tensors, replaced=self.replaced, extra=self.extra and self.extra.pin_memory())
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield its tensors, and those of `extra`."""
+        yield from (self.image_BCHW, self.tokens_BT, self.index_B)
+        if self.extra is not None:
+            yield from self.extra.tensors()
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; from page-locked memory, the copy goes on while the caller does."""
+        return Batch(
+            self.image_BCHW.to(device, non_blocking=True),
+            self.tokens_BT.to(device, non_blocking=True),
+            self.index_B.to(device, non_blocking=True),
+            replaced=self.replaced,
+            extra=self.extra and self.extra.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class Request:
@@ -323,6 +339,23 @@ def load(dataset: PairDataset, requests: Iterable[Request], num_workers: int) ->
         if num_workers:
             # What its destructor does; but a traceback may keep it alive.
             batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield batches on the device. A GPU copies them on a stream of its own, while it still works on the last step."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    side = torch.cuda.Stream(device)
+    for pinned in batches:
+        with torch.cuda.stream(side):
+            batch = pinned.to(device)
+        step = torch.cuda.current_stream(device)
+        step.wait_stream(side)
+        for tensor in batch.tensors():
+            # The memory is the step's until that is done, though the other stream made it.
+            tensor.record_stream(step)
+        yield batch
 
 
 class _Worked(Dataset[Batch | OSError | ValueError]):

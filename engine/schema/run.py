@@ -213,6 +213,12 @@ class Execution(Frozen):
     accumulation_steps: int = Field(default=1, ge=1)
     """Parts that each process's batch is encoded in; the gradient stays that of the whole batch. With batch norm, 1 or
     the number of `batch_norm_groups` in one process."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of the encoders' layers and compute the rest again in the backward pass: less memory, about
+    a third more time, the same numbers. Not for models with batch norm."""
+    cudnn_benchmark: bool = True
+    """On a GPU, let cuDNN time its convolutions in the first step and take the fastest. A run that is repeated there
+    may take another one, which rounds otherwise."""
     max_replaced_fraction: float = Field(default=1e-3, ge=0, le=1)
     """Stop when more than this fraction of the samples was replaced because it could not be decoded."""
     log_every_steps: int = Field(default=10, ge=1)

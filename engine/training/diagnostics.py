@@ -27,6 +27,8 @@ from engine.training.trainer import Trainer
 
 _CHUNK_ROWS = 1024
 _SAMPLE_SIZE = 2048
+_MAX_PERMUTED = 1 << 25
+"""Pairs of the largest set that is permuted to draw some of it: 256 MiB."""
 
 
 class Measurement(NamedTuple):
@@ -158,5 +160,12 @@ class _LogSums:
 
 def _draw_control(num_pairs: int, size: int, method: Method) -> Tensor:
     """Return the ranks of random pairs, (K,), ascending, for an estimate that learns nothing."""
-    generator = method.env.generator("random control")
-    return torch.randperm(num_pairs, generator=generator)[: min(size, num_pairs - 1)].sort().values
+    generator, size = method.env.generator("random control"), min(size, num_pairs - 1)
+    if num_pairs <= _MAX_PERMUTED:
+        return torch.randperm(num_pairs, generator=generator)[:size].sort().values
+    # No permutation of so many. Whatever is drawn stays, so that all sets of this size are as likely.
+    drawn_K = torch.empty(0, dtype=torch.int64)
+    while len(drawn_K) < size:
+        more = torch.randint(num_pairs, (size - len(drawn_K),), generator=generator)
+        drawn_K = torch.cat((drawn_K, more)).unique()
+    return drawn_K

@@ -29,12 +29,22 @@ class Encoder:
         execution: Its settings for this process.
         device: The device of the towers.
         collectives: The processes.
+
+    Raises:
+        ValueError: If the model does not allow the parts or the execution.
     """
 
     def __init__(
         self, towers: Towers, spec: RunSpec, execution: Execution, device: torch.device, collectives: Collectives
     ) -> None:
         num_parts = batch_norm.share(towers, spec, execution, device, collectives)
+        if execution.gradient_checkpointing:
+            if batch_norm.norms(towers):
+                raise ValueError(
+                    f"gradient_checkpointing: model {spec.model.name!r} has batch norm, whose running statistics would "
+                    "move in both passes over a layer: use accumulation_steps, or a model without batch norm"
+                )
+            towers.clip.set_grad_checkpointing()
         self._part_rows = spec.global_batch_size // collectives.world_size // num_parts
         self._towers, self._device, self._dtype = towers, device, _AUTOCAST.get(spec.precision)
         self.module: nn.Module = torch.compile(towers) if execution.compile else towers  # type: ignore[assignment]

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from engine import distributed, files, paths
-from engine.data.loader import Batch, build_loader
+from engine.data.loader import Batch, build_loader, copied_ahead
 from engine.schema.base import parse
 from engine.schema.record import Divergence, Record
 from engine.schema.run import Execution, RunSpec
 from engine.stop import Stopped, stop_signals_noted
 from engine.training import checkpoint, measurements, outcome
 from engine.training.reporting import Reporter
-from engine.training.trainer import NUM_INDICES, Trainer, Votes
+from engine.training.trainer import Trainer, Votes
 
 
 def train(spec: RunSpec, execution: Execution) -> Record:
@@ -74,7 +74,7 @@ def _train(trainer: Trainer, signals: Sequence[bool]) -> None:
     is_first_process = trainer.collectives.rank == 0
     attempt = outcome.add_attempt(trainer) if is_first_process else None
     with contextlib.closing(_batches(trainer)) as batches, Reporter(trainer.spec, attempt) as reporter:
-        divergence = _take_steps(trainer, signals, reporter, batches)
+        divergence = _take_steps(trainer, signals, reporter, copied_ahead(batches, trainer.device))
     if is_first_process:
         outcome.write_record(trainer, divergence)
         checkpoint.remove_checkpoints(paths.checkpoints(trainer.spec.run_id))
@@ -115,16 +115,10 @@ def _take_steps(
         trainer.clock.start_step(timing=is_logged)
         with trainer.clock.phase("data"):
             batch = next(batches)
-        trainer.note_first_indices(batch)
         epoch = trainer.progress().epoch
-        metrics, votes, reason = trainer.step(batch, functools.partial(vote, batch), timing=is_logged)
-        if reason is not None:
-            return Divergence(
-                step=step,
-                reason=reason,
-                temperature=1 / float(trainer.method.logit_scale.detach()),
-                indices=tuple(batch.index_B[:NUM_INDICES].tolist()),
-            )
+        metrics, votes, divergence = trainer.step(batch, functools.partial(vote, batch), timing=is_logged)
+        if divergence is not None:
+            return divergence
         times = trainer.clock.end_step()
         place = {"step": step + 1, "samples_seen": trainer.samples_seen, "epoch": epoch}
         reporter.step(step + 1, {**place, **metrics, **times} if is_logged else None)

@@ -62,7 +62,7 @@ def _measure(trainer: Trainer, signals: Sequence[bool], measurement: Measurement
 
 def heed_signals(trainer: Trainer, signals: Sequence[bool]) -> None:
     """Raise `Stopped` on every process once any got a signal. Every process calls this together."""
-    asked = torch.tensor(signals, device=trainer.device, dtype=torch.int64)
+    asked = torch.tensor(signals, dtype=torch.int64)
     counts = trainer.collectives.all_reduce(asked, "sum").tolist()
     if any(counts):
         raise Stopped.by(counts, trainer.step_number)

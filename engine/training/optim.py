@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine.method import Method
 from engine.schema.run import OptimizerSpec
@@ -70,5 +71,35 @@ class Optimizer:
         for group in encoder_groups:
             group["lr"] = self.spec.lr * factor
         for group, declared in zip(method_groups, self._method_groups, strict=True):
-            group["lr"] = (declared.lr or self.spec.lr) * declared.lr_factor(factor)
+            lr = (declared.lr or self.spec.lr) * declared.lr_factor(factor)
+            # On GPUs, the fused AdamW takes tensors of its own precision only.
+            group["lr"] = lr.float() if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr
         return self.spec.lr * factor
+
+
+class Average(AveragedModel):
+    """An exponential moving average of a model's weights and buffers, which starts as a copy.
+
+    Torch's own waits for the device in every step.
+
+    Args:
+        model: The model.
+        decay: Weight of the average so far, in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self._move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Let the average follow the model."""
+        ours, theirs = ([*module.parameters(), *module.buffers()] for module in (self.module, model))
+        if self.n_averaged == 0:
+            torch._foreach_copy_(ours, theirs)
+        else:
+            for is_float in (True, False):
+                pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].is_floating_point() == is_float]
+                if pairs:
+                    self._move(*map(list, zip(*pairs, strict=True)), None)
+        self.n_averaged += 1

@@ -57,8 +57,8 @@ def pack_metrics(metrics: Mapping[str, Tensor], device: torch.device) -> Tensor:
     vector = torch.zeros(2 + MAX_METRICS, dtype=torch.float64)
     # float64 holds the sum of squares exactly, up to 2^53: over 8192 processes.
     vector[:2] = torch.tensor([digest, digest**2])
-    vector = vector.to(device)
-    values = [torch.as_tensor(metrics[name]).detach().to(vector) for name in names[:MAX_METRICS]]
+    vector = vector.to(device, non_blocking=True)
+    values = [torch.as_tensor(metrics[name]).detach().to(vector, non_blocking=True) for name in names[:MAX_METRICS]]
     if values:
         vector[2 : 2 + len(values)] = torch.stack(values)
     return vector

@@ -65,11 +65,10 @@ def encode_all(
     with contextlib.closing(load(trainer.dataset, requests(), trainer.execution.num_workers)) as batches:
         for batch in batches:
             before_batch()
-            image_BD, text_BD = trainer.encoder.encode_detached(
-                batch.image_BCHW.to(trainer.device), batch.tokens_BT.to(trainer.device)
-            )
+            batch = batch.to(trainer.device)
+            image_BD, text_BD = trainer.encoder.encode_detached(batch.image_BCHW, batch.tokens_BT)
             extra = None if batch.extra is None else trainer.encode_extra(batch.extra)
-            features = Features(image_BD, text_BD, batch.index_B.to(trainer.device), extra)
+            features = Features(image_BD, text_BD, batch.index_B, extra)
             # The last batch is filled up at its beginning, with pairs that were there already.
             fresh = min(batch_size, num_pairs - first)
             rank_P = torch.arange(first, first + fresh, device=trainer.device)

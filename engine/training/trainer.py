@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from engine import files, paths
 from engine.data.index import Index, read_index
@@ -18,11 +17,12 @@ from engine.distributed import Collectives
 from engine.method import Features, LossOutput, MethodEnv, Progress
 from engine.registry import build_method
 from engine.schema.base import fingerprint
+from engine.schema.record import Divergence
 from engine.schema.run import DatasetSpec, Execution, RunSpec
 from engine.stop import STOP_SIGNALS
 from engine.training import checkpoint
 from engine.training.encoder import Encoder
-from engine.training.optim import Optimizer
+from engine.training.optim import Average, Optimizer
 from engine.training.reporting import (
     Clock,
     embedding_moments,
@@ -60,8 +60,28 @@ class StepOutcome(NamedTuple):
     """Means over all processes; empty if the step was not timed or does not count."""
     votes: Votes
     """Sums over all processes."""
-    divergence: str | None = None
-    """The reason if training has diverged; the step then does not count."""
+    divergence: Divergence | None = None
+    """The step at which training has diverged, this one or the one before: it does not count, nor does one after it."""
+
+
+class _Unseen(NamedTuple):
+    """A step whose outcome the device has not told yet."""
+
+    step: int
+    index_B: Tensor
+    told: Tensor
+    """On the CPU, once `is_there`: loss, processes with a loss that is not finite, with such a gradient; what is
+    logged."""
+    is_there: torch.cuda.Event | None
+    """None on a CPU."""
+
+
+class _DivergedError(Exception):
+    """The step before has diverged."""
+
+    def __init__(self, divergence: Divergence) -> None:
+        super().__init__(divergence.reason)
+        self.divergence = divergence
 
 
 class Trainer:
@@ -71,6 +91,7 @@ class Trainer:
         self.spec, self.execution, self.device, self.collectives = spec, execution, device, collectives
         # cuDNN would round fp32 to TF32.
         torch.backends.cudnn.allow_tf32 = spec.precision != "fp32"
+        torch.backends.cudnn.benchmark = execution.cudnn_benchmark
         index_path = paths.index(spec.dataset.name)
         index = _read_index(index_path, spec.dataset)
         # With channels innermost, convolutions are faster on CPUs and on GPUs; other layers do not change.
@@ -91,11 +112,10 @@ class Trainer:
         self.method = build_method(spec.method, MethodEnv.of(spec, embed_dim(self.towers), collectives)).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-        self.averaged: AveragedModel | None = None
+        self.averaged: Average | None = None
         if spec.optimizer.ema_decay:
             # Copied before the encoder shares batch norms: process groups cannot be copied.
-            average = get_ema_multi_avg_fn(spec.optimizer.ema_decay)  # type: ignore[no-untyped-call]
-            self.averaged = AveragedModel(self.towers, multi_avg_fn=average, use_buffers=True)
+            self.averaged = Average(self.towers, spec.optimizer.ema_decay)
         self.encoder = Encoder(self.towers, spec, execution, device, collectives)
         self.clock = Clock(device)
         self.step_number = 0
@@ -103,6 +123,7 @@ class Trainer:
         self.num_replaced = 0
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
+        self._unseen: _Unseen | None = None
 
     # One step ---------------------------------------------------------------------------------------------------
 
@@ -123,11 +144,13 @@ class Trainer:
 
         Returns:
             This process's part of the loss, and the features that it was computed from.
+
+        Raises:
+            _DivergedError: If the step before has diverged: the method does not see this batch.
         """
+        batch = batch.to(self.device)
         num_parts = self.execution.accumulation_steps
-        image_parts = batch.image_BCHW.to(self.device, non_blocking=True).chunk(num_parts)
-        tokens_parts = batch.tokens_BT.to(self.device, non_blocking=True).chunk(num_parts)
-        parts = list(zip(image_parts, tokens_parts, strict=True))
+        parts = list(zip(batch.image_BCHW.chunk(num_parts), batch.tokens_BT.chunk(num_parts), strict=True))
         extra = None
         if batch.extra is not None:
             with self.clock.phase("extra"):
@@ -139,9 +162,12 @@ class Trainer:
             for number, part in enumerate(parts):
                 self.seed_draws(number)
                 encoded.append(encode_first(*part))
+        divergence = self.settle()
+        if divergence is not None:
+            raise _DivergedError(divergence)
         with self.clock.phase("method"):
             image_BD, text_BD = (torch.cat(side).detach().requires_grad_() for side in zip(*encoded, strict=True))
-            features = Features(image_BD, text_BD, batch.index_B.to(self.device), extra)
+            features = Features(image_BD, text_BD, batch.index_B, extra)
             output = self.method.loss(features, self.progress())
             torch.autograd.backward(self.scaler.scale(output.total))
         with self.clock.phase("encoder"):
@@ -163,10 +189,9 @@ class Trainer:
         Batch norm sees them in parts as large as the batch's, and keeps no trace of them.
         """
         gather = self.collectives.gather
-        image_BD, text_BD = self.encoder.encode_detached(
-            extra.image_BCHW.to(self.device, non_blocking=True), extra.tokens_BT.to(self.device, non_blocking=True)
-        )
-        return Features(gather(image_BD), gather(text_BD), gather(extra.index_B.to(self.device)))
+        extra = extra.to(self.device)
+        image_BD, text_BD = self.encoder.encode_detached(extra.image_BCHW, extra.tokens_BT)
+        return Features(gather(image_BD), gather(text_BD), gather(extra.index_B))
 
     def seed_draws(self, part: int | Literal["extra"]) -> None:
         """Seed torch's own generator (dropout) with the step and the part of the batch.
@@ -186,6 +211,9 @@ class Trainer:
         If the loss or its gradient is not finite on some process, no parameter moves on any, though the method may have
         updated its own state. In fp16 such a gradient skips the step; too many skipped steps are divergence.
 
+        A GPU decides that by itself. The outcome is looked at once it is needed: before metrics, a checkpoint, a
+        milestone, a measurement or the end, and otherwise in the next step, before its batch can change the method.
+
         Args:
             batch: This process's rows.
             vote: Returns this process's votes; called late, so that a signal is obeyed after the step it arrived in.
@@ -195,65 +223,107 @@ class Trainer:
             ValueError: On every process, if they logged different metrics, or too many.
         """
         progress = self.progress()
-        lr = self.optimizer.set_learning_rates(progress.step)
         temperature = 1 / self.method.logit_scale.detach()
-        output, features = self.backward(batch)
+        try:
+            output, features = self.backward(batch)
+        except _DivergedError as error:
+            return StepOutcome({}, Votes(), error.divergence)
+        self._note_first_indices(batch)
+        lr = self.optimizer.set_learning_rates(progress.step)
         with self.clock.phase("optimizer"):
             for parameter in self.optimizer.method_parameters:
                 if parameter.grad is not None:
                     self.collectives.all_reduce(parameter.grad, "mean")
             self.scaler.unscale_(self.optimizer.adamw)
             grad_norm = self.optimizer.clip_gradients()
-            # One collective, and on a GPU one wait, for all that the processes must agree on.
-            loss, votes = output.total.detach(), vote()
+            votes = self._agree(vote())
+            loss = output.total.detach()
             flags = torch.stack([loss, ~torch.isfinite(loss), ~torch.isfinite(grad_norm)]).double()
-            asked = torch.tensor([*votes.stop, votes.save, votes.num_replaced], device=self.device, dtype=torch.float64)
-            logged: Sequence[Tensor] = ()
+            logged = []
             if timing:
-                moments = embedding_moments(features.image_BD, features.text_BD)
-                logged = (pack_metrics(output.metrics, self.device), moments)
-            sums = self.collectives.all_reduce(torch.cat([flags, asked, *logged]), "sum")
-            agreed, *logged = torch.split(sums, [len(flags) + len(asked), *map(len, logged)])
-            loss_sum, bad_losses, bad_gradients, *counts = agreed.tolist()
-            *stop, save, num_replaced = map(int, counts)
-            votes = Votes(tuple(stop), save, num_replaced)
-            divergence = self._move(progress, is_loss_bad=bad_losses > 0, is_gradient_bad=bad_gradients > 0)
-        if divergence is not None:
+                logged = [
+                    pack_metrics(output.metrics, self.device),
+                    embedding_moments(features.image_BD, features.text_BD),
+                ]
+            # One collective, and on a GPU one copy to the CPU.
+            sums = self.collectives.all_reduce(torch.cat([flags, *logged]), "sum")
+            self._move(progress, is_bad=sums[1:3].any())
+            own = torch.stack([temperature, grad_norm]).double() if timing else sums[:0]
+            self._unseen = _Unseen(progress.step, batch.index_B, *self._tell(torch.cat([sums, own])))
+            self.step_number += 1
+            told = self._unseen.told
+            is_wanted = timing or votes != Votes() or self._is_due()
+            divergence = self.settle() if is_wanted else None
+        if divergence is not None or not timing:
             return StepOutcome({}, votes, divergence)
-        self.step_number += 1
-        if not logged:
-            return StepOutcome({}, votes)
-        own, moments = logged
         world_size = self.collectives.world_size
+        flags, sums, moments, own = torch.split(told, [len(flags), *map(len, logged), 2])
         metrics = {
-            "loss/total": loss_sum / world_size,
-            "temperature/value": float(temperature),
+            "loss/total": float(flags[0]) / world_size,
+            "temperature/value": float(own[0]),
             "lr": lr,
-            "grad_norm": float(grad_norm),
-            **mean_metrics(output.metrics, own, world_size),
+            "grad_norm": float(own[1]),
+            **mean_metrics(output.metrics, sums, world_size),
             **embedding_spread(moments / world_size, features.image_BD.shape[1]),
         }
         if self.scaler.is_enabled():
             metrics |= {"scaler/scale": self.scaler.get_scale(), "scaler/num_skipped": self.num_skipped}
         return StepOutcome(metrics, votes)
 
-    def _move(self, progress: Progress, *, is_loss_bad: bool, is_gradient_bad: bool) -> str | None:
-        """Move all parameters, or let fp16 skip the step; returns the reason if training has diverged.
+    def settle(self) -> Divergence | None:
+        """Look at the outcome of the last step, which a GPU may still be working on; returns it if it is divergence.
 
-        All processes are told the same, and do the same.
+        Every process does this together. A step that diverged does not count.
         """
-        if is_loss_bad or (is_gradient_bad and not self.scaler.is_enabled()):
-            return "the loss or its gradient is not finite"
-        if not is_gradient_bad:
-            self.scaler.step(self.optimizer.adamw)
+        if self._unseen is None:
+            return None
+        unseen, self._unseen = self._unseen, None
+        if unseen.is_there is not None:
+            unseen.is_there.synchronize()
+        _, bad_losses, bad_gradients = unseen.told[:3].tolist()
+        reason: str | None = "the loss or its gradient is not finite"
+        if not bad_losses and not (bad_gradients and not self.scaler.is_enabled()):
+            reason = self._count_skipped(is_skipped=bad_gradients > 0)
+        if reason is None:
+            return None
+        self.step_number = unseen.step
+        return Divergence(
+            step=unseen.step,
+            reason=reason,
+            temperature=1 / float(self.method.logit_scale.detach()),
+            indices=tuple(unseen.index_B[:NUM_INDICES].tolist()),
+        )
+
+    def _agree(self, votes: Votes) -> Votes:
+        """Add up the votes of all processes, without waiting for a GPU."""
+        asked = torch.tensor([*votes.stop, votes.save, votes.num_replaced])
+        *stop, save, num_replaced = self.collectives.all_reduce(asked, "sum").tolist()
+        return Votes(tuple(stop), save, num_replaced)
+
+    def _tell(self, values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Begin to copy values to the CPU; returns where they will be, and when."""
+        told = values.to("cpu", non_blocking=True)
+        if self.device.type != "cuda":
+            return told, None
+        is_there = torch.cuda.Event()
+        is_there.record()
+        return told, is_there
+
+    def _is_due(self) -> bool:
+        """Tell if something has to be done now that the last step is."""
+        due = (self.spec.milestones, *(spec.at for spec in self.spec.measurements.values()))
+        return any(self.samples_seen in at for at in due)
+
+    def _move(self, progress: Progress, *, is_bad: Tensor) -> None:
+        """Move all parameters unless the step is bad: a flag on the device, equal on all processes."""
+        adamw = self.optimizer.adamw
+        adamw.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        adamw.step()
         self.scaler.update()
-        divergence = self._count_skipped(is_skipped=is_gradient_bad)
-        if divergence is None:
-            self.optimizer.adamw.zero_grad(set_to_none=True)
-            self.method.after_step(progress)
-            if self.averaged is not None:
-                self.averaged.update_parameters(self.towers)
-        return divergence
+        adamw.zero_grad(set_to_none=True)
+        self.method.after_step(progress)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.towers)
 
     def _count_skipped(self, *, is_skipped: bool) -> str | None:
         """Count the steps that fp16 skips; returns the reason if they mean divergence."""
@@ -270,10 +340,10 @@ class Trainer:
             return f"fp16 skipped {self.num_skipped_in_a_row} steps in a row: their gradients are not finite"
         return None
 
-    def note_first_indices(self, batch: Batch) -> None:
+    def _note_first_indices(self, batch: Batch) -> None:
         """Keep the positions of the first pairs of the run, in the order of all processes."""
         if len(self.first_indices) < NUM_INDICES:
-            indices = self.collectives.gather(batch.index_B.to(self.device)).tolist()
+            indices = self.collectives.gather(batch.index_B.cpu()).tolist()
             self.first_indices += indices[: NUM_INDICES - len(self.first_indices)]
 
     def count_replaced(self, num_replaced: int, batch: Batch) -> None:
@@ -302,6 +372,7 @@ class Trainer:
         Raises:
             DiskFullError: On every process, if there is no room for it.
         """
+        assert self._unseen is None, "settle first: a step that diverged is not to be saved"
         full: files.DiskFullError | None = None
         with self.clock.phase("checkpoint"):
             if self.collectives.rank == 0:

@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import load
 from support import toy
 from support.methods import resolve_config
+from support.small import make_method
 from support.spawn import run_in_processes
 
 from engine.data import order
@@ -97,6 +98,21 @@ def test_the_sample_has_a_limit_and_the_error_has_none(root, monkeypatch):
 
 def test_workers_change_nothing(root):
     assert measured(Collectives(), num_workers=2)[1] == measured(Collectives())[1]
+
+
+def test_of_a_large_set_the_control_is_drawn_without_a_permutation_and_evenly():
+    method = make_method("openclip")
+    drawn = diagnostics._draw_control(10**9, 1024, method)
+    assert (len(drawn), len(drawn.unique()), int(drawn.min()) >= 0) == (1024, 1024, True)
+    assert torch.equal(drawn, drawn.sort().values)
+    # By quarters of the set: binomial, with a standard deviation of 14.
+    assert (torch.bincount(drawn // 250_000_001, minlength=4) - 256).abs().max() < 70
+    assert torch.equal(drawn, diagnostics._draw_control(10**9, 1024, method))
+
+
+def test_without_a_permutation_the_control_has_as_many_pairs_as_was_asked_for(monkeypatch):
+    monkeypatch.setattr(diagnostics, "_MAX_PERMUTED", 0)
+    assert len(diagnostics._draw_control(20, 50, make_method("openclip")).unique()) == 19
 
 
 def _control_in_processes(folder):

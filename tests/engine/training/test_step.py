@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import toy
 from support.killing import MODELS, Kill, Server
+from support.methods import method_class
 from support.spawn import run_in_processes
 
 from engine import files, paths
@@ -22,7 +23,7 @@ from engine.training.checkpoint import load_checkpoint, newest_step
 from engine.training.loop import train
 from engine.training.reporting import mean_metrics, pack_metrics
 from engine.training.towers import WEIGHTS_FILE
-from engine.training.trainer import Trainer
+from engine.training.trainer import Trainer, Votes
 
 CPU = torch.device("cpu")
 
@@ -247,8 +248,8 @@ def _skip_where_one_is_broken(collectives, broken):
     trainer.method.loss = loss
     seen = []
     for batch in loader_of(trainer, 5):
-        outcome = trainer.step(batch, timing=False)
-        seen.append([trainer.num_skipped, trainer.scaler.get_scale(), outcome.divergence or ""])
+        divergence = trainer.step(batch, timing=False).divergence or trainer.settle()
+        seen.append([trainer.num_skipped, trainer.scaler.get_scale(), divergence.reason if divergence else ""])
     return {"seen": seen, "weights": [p.detach() for p in trainer.towers.parameters()]}
 
 
@@ -259,6 +260,44 @@ def test_processes_skip_together_though_one_alone_has_a_gradient_that_is_not_fin
         assert [seen[:2] for seen in one["seen"]] == [[0, 8.0], [1, 4.0], [2, 2.0], [3, 1.0], [4, 0.5]]
         assert [bool(seen[2]) for seen in one["seen"]] == [False] * 4 + [True]
         assert all(torch.equal(a, b) for a, b in zip(one["weights"], other["weights"], strict=True))
+
+
+# Outcomes that are looked at later ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("votes", [Votes(), Votes(stop=(0, 1)), Votes(save=1), Votes(num_replaced=1)])
+def test_the_outcome_of_a_step_is_looked_at_in_it_only_if_something_was_asked_for(root, votes):
+    trainer = make_trainer()
+    looked = []
+    trainer._count_skipped = lambda *, is_skipped: looked.append(trainer.step_number)
+    for batch in batches(trainer, 2):
+        trainer.step(batch, lambda: votes, timing=False)
+    # The step that one step is looked at in, and the next.
+    assert looked == ([1] if votes == Votes() else [1, 2])
+
+
+@pytest.mark.parametrize(("method", "options"), [("openclip", {}), ("fastclip", {"version": "v2"})])
+def test_divergence_is_the_same_whenever_it_is_noticed_and_the_method_sees_no_batch_after_it(
+    root, monkeypatch, method, options
+):
+    spec, found = toy.run_spec(method, options=options), []
+    honest = method_class(method).loss
+
+    def loss(self, features, progress):
+        steps.append(progress.step)
+        output = honest(self, features, progress)
+        return LossOutput(output.total * (math.nan if progress.step == 4 else 1), output.metrics)
+
+    monkeypatch.setattr(method_class(method), "loss", loss)
+    for log_every_steps in (1, 10):
+        steps = []
+        toy.write_spec(root, spec)
+        record = train(spec, Execution(log_every_steps=log_every_steps))
+        assert (record.status, record.samples_seen, steps) == ("diverged", 64, [0, 1, 2, 3, 4])
+        found.append((record.divergence, record.first_indices))
+        shutil.rmtree(paths.run(spec.run_id))
+    assert found[0] == found[1]
+    assert found[0][0].indices == found[0][1][64:80]
 
 
 # Metrics ----------------------------------------------------------------------------------------------------------
@@ -284,11 +323,11 @@ def test_metrics_travel_with_what_processes_agree_on_and_only_when_they_are_logg
         assert bool(trainer.step(batch, timing=timing).metrics) == timing
         sizes.append(collectives.sizes)
     plain, logged = sizes
-    # The temperature's gradient, and the agreement.
-    assert plain == [1, 8]
-    assert logged[0] == 1
-    assert len(logged) == 2
-    assert logged[1] > 8 + len(trainer.towers.clip.visual.proj) ** 2
+    # The temperature's gradient, the votes, and the outcome.
+    assert plain == [1, 5, 3]
+    assert logged[:2] == [1, 5]
+    assert len(logged) == 3
+    assert logged[2] > 3 + len(trainer.towers.clip.visual.proj) ** 2
 
 
 NAMES = [
@@ -330,6 +369,29 @@ def test_every_process_notices_that_names_differ(names):
     for metrics in own:
         with pytest.raises(ValueError, match="processes logged different metrics"):
             mean_metrics(metrics, sums, len(names))
+
+
+# Encoders that keep less -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_with_gradient_checkpointing_a_run_has_the_same_numbers(root, accumulation_steps):
+    finals = []
+    for is_on in (False, True):
+        execution = Execution(gradient_checkpointing=is_on, accumulation_steps=accumulation_steps)
+        trainer = make_trainer(execution, model={"name": "dropout-vit"})
+        runs = []
+        trainer.towers.clip.transformer.resblocks[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(0))
+        metrics = [trainer.step(batch, timing=True).metrics for batch in batches(trainer, 3)]
+        finals.append((metrics, [p.detach() for p in trainer.towers.parameters()], len(runs)))
+    (plain, weights, passes), (again, same, more) = finals
+    assert (again, passes < more) == (plain, True)
+    assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
+
+
+def test_gradient_checkpointing_is_refused_where_it_would_move_running_statistics_twice(root):
+    with pytest.raises(ValueError, match="gradient_checkpointing: model 'tiny-resnet' has batch norm"):
+        make_trainer(Execution(gradient_checkpointing=True), model={"name": "tiny-resnet"})
 
 
 # Compiled encoders ------------------------------------------------------------------------------------------------

@@ -324,6 +324,7 @@ def test_what_was_resumed_does_not_lie_in_the_checkpoint_s_file(root, method):
     loader = batches(first, 4)
     for batch in (next(iter(loader)), *loader):
         first.step(batch, timing=False)
+    first.settle()
     first.save()
     (file,) = paths.checkpoints(spec.run_id).glob("*.pt")
     second.resume()
@@ -344,6 +345,7 @@ def test_what_resuming_takes_is_no_part_of_a_gpu_s_peak(root):
     spec = toy.run_spec("fastclip")
     trainer = Trainer(spec, Execution(), device, Collectives())
     trainer.step(next(iter(batches(trainer, 1))), timing=False)
+    trainer.settle()
     trainer.save()
     resumed = Trainer(spec, Execution(), device, Collectives())
     resumed.resume()

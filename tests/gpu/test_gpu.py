@@ -1,0 +1,103 @@
+"""What only a GPU can show; skipped without one. `tests/contract/test_accelerator.py` sees on a CPU what it can."""
+
+import math
+
+import pytest
+import torch
+from support import toy
+from support.methods import method_class, method_names
+from support.small import make_method, progress_of, random_features, with_extra
+
+from engine.data.loader import build_loader, copied_ahead
+from engine.distributed import Collectives
+from engine.method import Features, LossOutput
+from engine.schema.run import Execution
+from engine.training.loop import train
+from engine.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+every_method = pytest.mark.parametrize("method", method_names())
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    toy.build(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_waits():
+    """Let every wait for the device raise, once it is called."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def batches(trainer, steps):
+    loader = build_loader(trainer.dataset, seed=0, global_batch_size=16, steps=range(steps))
+    return copied_ahead(loader, trainer.device)
+
+
+def losses(device, method, accumulation=1, precision="fp32"):
+    spec, steps = toy.run_spec(method, steps=20, precision=precision), 20
+    trainer = Trainer(spec, Execution(accumulation_steps=accumulation), device, Collectives())
+    return [trainer.step(batch, timing=True).metrics["loss/total"] for batch in batches(trainer, steps)]
+
+
+@every_method
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16", "optimizer": {"ema_decay": 0.9}}], ids=str)
+def test_plain_steps_never_wait_for_the_gpu(root, no_waits, method, changes):
+    trainer = Trainer(toy.run_spec(method, steps=20, **changes), Execution(), GPU, Collectives())
+    rest = batches(trainer, 19)
+    for _ in range(8):  # the record's first positions are read in the first of them
+        trainer.step(next(rest), timing=False)
+    no_waits()
+    for batch in rest:
+        assert trainer.step(batch, timing=False).divergence is None
+
+
+@every_method
+def test_a_method_computes_on_a_gpu_what_it_computes_on_the_cpu(method):
+    found = []
+    for device in (CPU, GPU):
+        ours = make_method(method, dtype=torch.float64).to(device)
+        drawn = with_extra(ours, random_features(0))
+        sides = [side.detach().to(device).requires_grad_() for side in (drawn.image_BD, drawn.text_BD)]
+        extra = drawn.extra and Features(*(x.to(device) for x in list(vars(drawn.extra).values())[:3]))
+        output = ours.loss(Features(*sides, drawn.index_B.to(device), extra), progress_of(ours, 0))
+        output.total.backward()
+        found.append([x.cpu() for x in (output.total.detach(), *(side.grad for side in sides))])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+@every_method
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.1), ("fp16", 0.1)])
+def test_twenty_steps_on_a_gpu_go_as_on_the_cpu(root, method, accumulation, precision, tolerance):
+    expected = losses(CPU, method)
+    found = losses(GPU, method, accumulation, precision)
+    assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def test_a_loss_that_is_not_finite_moves_nothing_and_is_found_in_the_next_step(root, monkeypatch):
+    honest = method_class("openclip").loss
+
+    def loss(self, features, progress):
+        output = honest(self, features, progress)
+        return LossOutput(output.total * (math.nan if progress.step == 4 else 1), output.metrics)
+
+    monkeypatch.setattr(method_class("openclip"), "loss", loss)
+    record = train(toy.run_spec("openclip"), Execution(device="cuda"))
+    assert (record.status, record.divergence.step, record.samples_seen) == ("diverged", 4, 64)
+    assert record.divergence.indices == record.first_indices[64:80]
+    assert math.isfinite(record.divergence.temperature)
+
+
+def test_batches_that_are_copied_ahead_are_those_of_the_loader(root):
+    trainer = Trainer(toy.run_spec("openclip"), Execution(), GPU, Collectives())
+    loader = build_loader(trainer.dataset, seed=0, global_batch_size=16, steps=range(6))
+    busy = torch.zeros(4096, 4096, device=GPU)
+    for ahead, batch in zip(batches(trainer, 6), loader, strict=True):
+        busy = busy @ busy  # the step is still at work when the next batch comes
+        assert all(torch.equal(ours.cpu(), own) for ours, own in zip(ahead.tensors(), batch.tensors(), strict=True))
