@@ -193,7 +193,7 @@ def flop_per_pair(model: str) -> int:
     size = towers.image_size
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         towers.eval()(torch.empty(1, 3, size, size), torch.zeros(1, towers.clip.context_length, dtype=torch.long))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def evaluation_sec(evaluation: Evaluation) -> float:

@@ -346,7 +346,7 @@ def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Bat
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for pinned in batches:
         with torch.cuda.stream(side):
             batch = pinned.to(device)

@@ -167,5 +167,5 @@ def _draw_control(num_pairs: int, size: int, method: Method) -> Tensor:
     drawn_K = torch.empty(0, dtype=torch.int64)
     while len(drawn_K) < size:
         more = torch.randint(num_pairs, (size - len(drawn_K),), generator=generator)
-        drawn_K = torch.cat((drawn_K, more)).unique()
+        drawn_K = torch.cat((drawn_K, more)).unique()  # type: ignore[no-untyped-call]
     return drawn_K

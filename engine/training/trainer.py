@@ -305,7 +305,7 @@ class Trainer:
         told = values.to("cpu", non_blocking=True)
         if self.device.type != "cuda":
             return told, None
-        is_there = torch.cuda.Event()
+        is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
         is_there.record()
         return told, is_there
 
