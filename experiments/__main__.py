@@ -1,4 +1,4 @@
-"""Look at suites and runs (`list`, `plan`, `watch`, `jobs`, `explain`, `diff`), end jobs, fetch sets, check methods."""
+"""Look at suites and runs, follow and end jobs, bring data and methods of your own, fetch data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from engine import errors, files, paths, registry
+from engine.overview import overview
 from engine.schema.base import parse, settings
+from engine.schema.evaluation import TASK_METRICS
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments import cards, expansion, jobs, names, tuning
+from experiments import cards, draft, expansion, jobs, names, tuning
 from experiments.fetch import training
 from experiments.suite import expand
 from experiments.tensorboard import mirror
@@ -37,6 +39,15 @@ CONTRACT = (
 )
 """The tests of what every method promises."""
 
+
+GROUPS = {
+    "See what there is to run, and what was run": ("list", "plan", "explain", "diff"),
+    "Follow what runs, and end it": ("watch", "jobs", "cancel", "tensorboard"),
+    "Bring your own": ("card", "check-method"),
+    "Get data": ("training-data", "evaluation-data"),
+    "Called by the workflow": ("expand", "choose"),
+}
+"""Commands by what one wants to do."""
 
 PIPE_COLUMNS = 180
 """Width of what is printed into a pipe."""
@@ -94,6 +105,11 @@ def _plan(console: Console, args: argparse.Namespace) -> None:
         print(found.model_dump_json(indent=1))
     else:
         plan.show(found, console)
+
+
+def _run_id(text: str) -> str:
+    """Return a run's id, which may be given as the run's folder, as a shell completes it."""
+    return Path(text).name
 
 
 def _read(run_id: str) -> RunSpec:
@@ -223,6 +239,12 @@ def _check_method(console: Console, args: argparse.Namespace) -> None:
     sys.exit(subprocess.run(command, env=environment, cwd=cards.FOLDER.parent, check=False).returncode)
 
 
+def _card(console: Console, args: argparse.Namespace) -> None:
+    told = draft.write(args.folder, args.out, captions=args.captions, task=args.task, split=args.split)
+    for line in told:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _choose(console: Console, args: argparse.Namespace) -> None:
     for name, suite in expansion.load(args.suites).items():
         path = names.split(name).tuned
@@ -233,10 +255,10 @@ def _choose(console: Console, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, call: Callable[[Console, argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help)
+        added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(call=call)
         return added
 
@@ -245,16 +267,16 @@ def main(argv: list[str] | None = None) -> None:
     planning = command("plan", _plan, "what suites still ask for: runs, hours, disk, data that are missing")
     planning.add_argument("suites", nargs="*", help="or ablation_WHAT@, ablations@, tuning@SUITE (default: all)")
     explaining = command("explain", _explain, "every setting of a run")
-    explaining.add_argument("run_id")
+    explaining.add_argument("run_id", type=_run_id, metavar="RUN_ID", help="or its folder")
     differing = command("diff", _diff, "settings in which two runs differ")
-    differing.add_argument("run_a")
-    differing.add_argument("run_b")
+    differing.add_argument("run_a", type=_run_id, metavar="RUN_A")
+    differing.add_argument("run_b", type=_run_id, metavar="RUN_B")
     for each in (listing, planning, explaining, differing):
         each.add_argument("--json", action="store_true", help="print it as JSON")
     showing = command("jobs", _jobs, "jobs that are queued, running or failed; of named suites, every job")
     showing.add_argument("suites", nargs="*", help="default: all")
     cancelling = command("cancel", _cancel, "end the jobs of runs; what they saved is kept")
-    cancelling.add_argument("names", nargs="+", metavar="RUN_ID", help="or the name of a single job")
+    cancelling.add_argument("names", nargs="+", type=_run_id, metavar="RUN_ID", help="or the name of a single job")
     expanding = command("expand", _expand, "check suites and write their run specs (the workflow does it)")
     expanding.add_argument("suites", nargs="+")
     watching = command("watch", _watch, "how far the runs of suites are, until all are done or Ctrl-C")
@@ -267,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
         each.add_argument("suites", nargs="*", help="default: those with a run that was started in this folder")
         each.add_argument("--every", type=float, default=5.0, metavar="SEC", help="how often it looks")
     fetching = command("evaluation-data", _fetch, "fetch what is missing of evaluation sets")
-    fetching.add_argument("names", nargs="+", help="evaluations of experiments/evaluations/, or single sets")
+    fetching.add_argument("names", nargs="+", help="evaluations or single sets, by name or by file")
     fetching.add_argument("--dry-run", action="store_true", help="only say what is missing, and how much it is")
     fetching.add_argument("--pin", action="store_true", help="write the commits that were found into the cards")
     downloading = command("training-data", _fetch, "fetch a training set as its card says")
@@ -277,7 +299,17 @@ def main(argv: list[str] | None = None) -> None:
     choosing.add_argument("suites", nargs="+", metavar="tuning@SUITE")
     checking = command("check-method", _check_method, "hold a method of your own to what the tests ask of ours")
     checking.add_argument("reference", metavar="FILE.py:CLASS")
-    args = parser.parse_args(argv)
+    carding = command("card", _card, "write the card of a folder: a training set's shards, or an evaluation set")
+    carding.add_argument("folder", type=Path, metavar="FOLDER")
+    carding.add_argument("--out", type=Path, metavar="NAME.yaml", help="default: as the folder is called, here")
+    carding.add_argument("--captions", metavar="MEMBER[:FIELD]", help="of a training set, where several could be meant")
+    carding.add_argument("--task", choices=tuple(TASK_METRICS), help="of an evaluation set, if it is another")
+    carding.add_argument("--split", default="test", help="of an evaluation set (default: %(default)s)")
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments:
+        print(overview(parser.prog, commands.choices, GROUPS))
+        return
+    args = parser.parse_args(arguments)
     with errors.explained():
         width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PIPE_COLUMNS))
         args.call(Console(width=width), args)

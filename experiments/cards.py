@@ -1,8 +1,13 @@
-"""Cards of training sets, evaluation sets and evaluations: one YAML each, checked when read."""
+"""Cards of training sets, evaluation sets and evaluations: one YAML each, checked when read.
+
+They lie in this repository, or anywhere: then a reference is the path of a file. Places in such a card are relative to
+it. A suite that names the card of a training set has a copy of it kept, by which the set is then known by its name.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -10,9 +15,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from engine import files, paths
 from engine.evaluation import card_files
 from engine.evaluation.card_files import read_yaml as read_yaml  # for suites, which are read like cards
-from engine.schema.base import ID_PATTERN, Frozen
+from engine.schema.base import ID_PATTERN, Frozen, parse
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import CaptionSource, Digest
 
@@ -46,6 +52,13 @@ class DatasetCard(Frozen):
     """Command that downloads its pictures from their links, likewise."""
     gigabytes: float | None = Field(default=None, gt=0)
     """Room that it takes, about: said, and compared with what is free, before it is fetched."""
+    file: str | None = None
+    """The card's own file, where that is none of this repository; `shards` is then absolute."""
+
+    @property
+    def place(self) -> str:
+        """The card's file."""
+        return self.file or f"experiments/datasets/{self.name}.yaml"
 
     @property
     def ways(self) -> dict[str, str]:
@@ -63,13 +76,48 @@ def dataset(name: str, pairs: int | None = None) -> DatasetCard:
     """Return the card of a training set, or of a part of one: ``cc3m-0.1`` has a tenth of the pairs of ``cc3m``.
 
     Args:
-        name: The name.
+        name: A name of this repository, or that of a card which `keep` has kept in this folder.
         pairs: How many a part has, where that is known; counting takes seconds for a billion.
     """
     whole, _, fraction = name.rpartition("-")
-    if name not in names("datasets") and whole in names("datasets") and re.fullmatch(r"0\.\d+", fraction):
+    if not _has_card(name) and _has_card(whole) and re.fullmatch(r"0\.\d+", fraction):
         return subset(dataset(whole), float(fraction), pairs)
+    copy = paths.dataset(name)
+    if name not in names("datasets") and copy.exists():
+        return parse(DatasetCard, files.read_text(copy), str(copy))
     return card_files.read_card(FOLDER / "datasets", name, DatasetCard, "data set")
+
+
+def is_known(name: str) -> bool:
+    """Tell if `dataset` knows a name."""
+    return _has_card(name) or _has_card(name.rpartition("-")[0])
+
+
+def _has_card(name: str) -> bool:
+    return name in names("datasets") or paths.dataset(name).exists()
+
+
+def keep(reference: str) -> str:
+    """Return the name of a training set; of a card that is a file, a copy is kept for `dataset`.
+
+    Raises:
+        ValueError: If the card is wrong, or if another one of the same name is kept already.
+    """
+    file = card_files.own_file(FOLDER / "datasets", reference, "data set")
+    card = card_files.read_card(FOLDER / "datasets", reference, DatasetCard, "data set")
+    if file is None:
+        return card.name
+    card_files.refuse_build(file, card.build, card.ready)
+    card = card.model_copy(update={"file": str(file), "shards": os.path.abspath(file.parent / card.shards)})
+    copy = paths.dataset(card.name)
+    if copy.exists():
+        known = dataset(card.name)
+        if known.file and known.file != card.file and Path(known.file).is_file() and known.shards != card.shards:
+            raise ValueError(
+                f"two data sets are called {card.name!r} in this folder: {known.file} and {file}; rename one of them"
+            )
+    files.write_text(copy, card.model_dump_json(indent=1) + "\n")
+    return card.name
 
 
 def subset(card: DatasetCard, fraction: float, pairs: int | None = None) -> DatasetCard:
@@ -139,6 +187,8 @@ def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = 
             lines.append(f"training set {name!r}: {lack} in {card.shards}. To fetch it, {how}")
             if begun:
                 lines.append(f"or, if they are all there, remove {' and '.join(map(str, unfinished(card)))}")
+            elif card.file:
+                lines.append(f"or correct 'shards' in {card.file}")
     needed = {
         card.name: card
         for evaluation in evaluations
@@ -161,15 +211,15 @@ def wrong(evaluations: Iterable[Evaluation]) -> list[str]:
     return reading.problems(card for card in found.values() if card_files.is_there(card))
 
 
-def eval_set(name: str) -> EvalCard:
-    """Return the card of an evaluation set."""
-    return card_files.eval_set(FOLDER, name)
+def eval_set(reference: str) -> EvalCard:
+    """Return the card of an evaluation set, by name or by file."""
+    return card_files.eval_set(FOLDER, reference)
 
 
-def evaluation(name: str) -> Evaluation:
-    """Return an evaluation with the cards of its sets.
+def evaluation(reference: str) -> Evaluation:
+    """Return an evaluation with the cards of its sets, by name or by file; the file may be a single set's card.
 
     Raises:
         ValueError: If a set or an average names something unknown.
     """
-    return card_files.evaluation(FOLDER, name)
+    return card_files.evaluation(FOLDER, reference)

@@ -7,14 +7,17 @@ Expanding needs the methods' classes and so torch, which takes seconds to import
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from engine import files, paths
+from engine.evaluation import card_files
 from engine.schema.base import parse
 from engine.schema.suite import ExpandedSuite
 from engine.versions import ROOT
@@ -63,30 +66,46 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
     return {name: found[name] for name in suites}
 
 
-class _Entry(BaseModel):
-    class_: str | None = Field(default=None, alias="class")
-
-
 class _Tuned(BaseModel):
     tuned: str | None = None
 
 
-class _Sources(_Tuned):
-    """Other files that a suite names: those of methods, and suites whose chosen settings it takes."""
+class _Makers(_Tuned):
+    """The suites whose chosen settings a suite takes."""
 
-    methods: dict[str, _Entry]
     variants: tuple[_Tuned, ...] = ()
 
 
 def _digest(ours: str, suite: names.Asked) -> str:
     """Digest of all that a suite's expansion depends on, `ours` being that of this repository."""
-    said = cards.read_yaml(suite.file, _Sources)
-    references = [entry.class_ for entry in said.methods.values() if entry.class_]
-    sources = [suite.file, *(suite.file.parent / reference.rpartition(":")[0] for reference in references)]
-    makers = [suite.maker(part.tuned) for part in (said, *said.variants) if part.tuned is not None]
-    sources += [file for maker in makers for file in (maker.file, maker.tuned)]
+    said = cards.read_yaml(suite.file, _Makers)
+    sources = _with_named(suite.file)
+    for maker in [suite.maker(part.tuned) for part in (said, *said.variants) if part.tuned is not None]:
+        sources |= {**_with_named(maker.file), maker.tuned: None}
     lines = [f"{file}\0{files.file_sha256(file) if file.is_file() else None}\n" for file in sources]
     return hashlib.sha256("".join([ours, *lines]).encode()).hexdigest()
+
+
+def _with_named(file: Path) -> dict[Path, None]:
+    """Return a file and all files that it names, at any depth: cards, models, methods as ``file.py:ClassName``."""
+    found, new = {file: None}, [file]
+    for each in new:
+        for text in _texts(card_files.load_yaml(each)) if each.is_file() and each.suffix == card_files.SUFFIX else ():
+            name = re.fullmatch(r"(.+(\.yaml|\.json|\.py))(?::\w+)?", text)
+            named = name and Path(card_files.placed(name[1], each.parent, name[2]))
+            if named and named not in found:
+                found[named] = None
+                new.append(named)
+    return found
+
+
+def _texts(said: Any) -> Iterator[str]:
+    """Yield all texts in a YAML file's values."""
+    if isinstance(said, dict | list):
+        for each in said.values() if isinstance(said, dict) else said:
+            yield from _texts(each)
+    elif isinstance(said, str):
+        yield said
 
 
 def _read(name: str) -> ExpandedSuite:
@@ -96,9 +115,12 @@ def _read(name: str) -> ExpandedSuite:
 def _is_whole(suite: ExpandedSuite) -> bool:
     """Tell if all else that an expansion writes is there: folders of runs may have been removed since."""
     specs = all(paths.spec(run.spec.run_id).exists() for run in suite.runs)
+    datasets = all(map(cards.is_known, {run.spec.dataset.name for run in suite.runs}))
+    own = {run.spec.model for run in suite.runs if run.spec.model.is_own}
+    models = all(paths.model(str(model.config_sha256), model.name).exists() for model in own)
     sources = {run.spec.method.source for run in suite.runs} - {None}
     methods = all(paths.method(source.sha256).exists() for source in sources if source)
-    return specs and methods and paths.evaluation(suite.evaluation.key).exists()
+    return specs and datasets and methods and models and paths.evaluation(suite.evaluation.key).exists()
 
 
 def _digest_path(name: str) -> Path:

@@ -23,10 +23,10 @@ from engine.method import MethodEnv
 from engine.registry import build_method
 from engine.schema.base import Frozen, parse
 from engine.schema.record import Record
-from engine.schema.run import RunSpec
+from engine.schema.run import ModelSpec, RunSpec
 from engine.schema.suite import ExpandedSuite
 from engine.training.checkpoint import KEEP
-from engine.training.towers import embed_dim, outline
+from engine.training.towers import embed_dim, introduce, outline
 from experiments import cards
 from experiments.watch import ENDED, STATES, RunView, Watcher
 
@@ -114,7 +114,7 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
             training_hours=sum(_share_left(views[i]) * found.hours for i, found in known.items()),
             runs_without_estimate=len(run_ids & to_train.keys()) - len(known),
             evaluation_hours=None if math.isnan(evaluation_hours) else evaluation_hours,
-            disk_bytes=sum(len(specs[i].milestones) * _weights_bytes(specs[i].model.name) for i in run_ids),
+            disk_bytes=sum(len(specs[i].milestones) * _weights_bytes(specs[i].model) for i in run_ids),
             checkpoint_bytes=max((_checkpoint_bytes(to_train[i]) for i in run_ids & to_train.keys()), default=0),
         )
 
@@ -252,19 +252,20 @@ def _to_evaluate(suite: ExpandedSuite) -> set[tuple[str, int, str]]:
 
 
 @functools.cache
-def _outline(model: str) -> tuple[int, int]:
+def _outline(model: ModelSpec) -> tuple[int, int]:
     """Number of parameters of a model, and the width of its embeddings."""
-    towers = outline(model)
+    introduce(model)
+    towers = outline(model.name)
     return sum(parameter.numel() for parameter in towers.parameters()), embed_dim(towers)
 
 
-def _weights_bytes(model: str) -> int:
+def _weights_bytes(model: ModelSpec) -> int:
     return 4 * _outline(model)[0]
 
 
 def _checkpoint_bytes(spec: RunSpec) -> int:
     """Return the size of a run's checkpoints: weights, AdamW's two moments and the method's state in each."""
-    num_parameters, dim = _outline(spec.model.name)
+    num_parameters, dim = _outline(spec.model)
     with torch.device("meta"):
         state = build_method(spec.method, MethodEnv.of(spec, dim)).state_dict()
     of_method = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))

@@ -116,14 +116,14 @@ def read_source(card: EvalCard) -> Source | None:
 
 
 def resolve(names: Sequence[str]) -> list[EvalCard]:
-    """Return the cards of sets, each once, by their names or those of evaluations.
+    """Return the cards of sets, each once, by their names or those of evaluations, or by their files.
 
     Raises:
         ValueError: If a name is unknown.
     """
     found: dict[str, EvalCard] = {}
     for name in names:
-        if name in cards.names("evaluations"):
+        if name in cards.names("evaluations") or name.endswith(card_files.SUFFIX):
             found |= cards.evaluation(name).sets
         elif name in cards.names("evals"):
             found[name] = cards.eval_set(name)
@@ -213,7 +213,7 @@ def fetch(job: Fetch) -> Source:
         except ValueError as error:
             raise FetchError(
                 f"{error}\nIts files are whole: they are those of {job.source}. Its card is made for other content: "
-                f"correct experiments/evals/{card.name}.yaml, or give another hf_revision there, remove {folder} and "
+                f"correct {card.place}, or give another hf_revision there, remove {folder} and "
                 "run this again"
             ) from None
         source = job.source.model_copy(update={"sha256": sha256})
@@ -224,7 +224,7 @@ def fetch(job: Fetch) -> Source:
 
 def pin(card: EvalCard, source: Source) -> None:
     """Write the commit and the digest of a set that was fetched into its card."""
-    card_files.rewrite(cards.FOLDER / "evals" / f"{card.name}.yaml", source.pins)
+    card_files.rewrite(cards.FOLDER.parent / card.place, source.pins)
 
 
 def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_cards: bool = False) -> None:
@@ -255,7 +255,7 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
         source = fetch(job)
         if not pin_cards and job.card.revision == "unpinned":
             lines = ", ".join(f"{key}: {value}" for key, value in source.pins.items())
-            console.print(f"  --pin would write {lines} into experiments/evals/{job.card.name}.yaml", highlight=False)
+            console.print(f"  --pin would write {lines} into {job.card.place}", highlight=False)
     for card in to_fetch if pin_cards else ():
         if found := read_source(card):
             pin(card, found)
@@ -390,7 +390,7 @@ def _explained(card: EvalCard) -> Iterator[None]:
         RepositoryNotFoundError: f"there is no public repository {repo} ({page}); if it is private, log in with "
         "`hf auth login`",
         RevisionNotFoundError: f"{repo} has no commit {card.hf_revision}: correct hf_revision in "
-        f"experiments/evals/{card.name}.yaml",
+        f"{card.place}",
     }
     try:
         yield
