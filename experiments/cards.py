@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -18,11 +19,14 @@ from pydantic import Field
 from engine import files, paths
 from engine.evaluation import card_files
 from engine.evaluation.card_files import read_yaml as read_yaml  # for suites, which are read like cards
-from engine.schema.base import ID_PATTERN, Frozen, parse
+from engine.evaluation.digest import remembered
+from engine.schema.base import ID_PATTERN, Frozen, fingerprint, parse
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import CaptionSource, Digest
 
 FOLDER = Path(__file__).resolve().parent
+COUNTED_BYTES = 4 * 2**30
+"""Size of a training set that is counted before a run asks for it: some seconds of reading."""
 UNFINISHED = ".crawl/unfinished"
 """In a folder of shards: the download of its links has begun and has not come to its end."""
 
@@ -160,10 +164,40 @@ def how_to_get(card: DatasetCard) -> str | None:
     """Say how to get a training set that is not there; None if it is, or if the workflow makes it."""
     if card.build or is_there(card):
         return None
-    whole = card if card.fraction == 1 else dataset(card.name.rpartition("-")[0])
+    whole = _whole(card.name)
     size = "" if whole.gigabytes is None else f" (about {whole.gigabytes:,.0f} GB)"
     ways = [f"`snakemake {target}`{size} runs: {command}" for target, command in whole.ways.items()]
     return "\nor ".join(ways) or card.source
+
+
+def miscounted(name: str) -> str | None:
+    """Say how many pairs a training set has and what to edit, if its card says another number.
+
+    Not of a set that the workflow makes, and of none beyond `COUNTED_BYTES`: its index step counts it.
+    """
+    card = _whole(name)
+    size = sum(shard.stat().st_size for shard in Path(card.shards).glob("*.tar"))
+    if card.build or not is_there(card) or size > COUNTED_BYTES:
+        return None
+    from engine.data import index  # here: it imports numpy, and most workflows need it for nothing else
+
+    read_as = fingerprint([card.captions.model_dump(mode="json"), card.digest])[:12]
+    jobs = len(os.sched_getaffinity(0))
+    count = partial(index.count_pairs, Path(card.shards), card.captions, card.digest, jobs)
+    pairs = remembered(Path(card.shards), f"pairs-{read_as}", lambda: {"pairs": count()[0]})["pairs"]
+    if card.fraction < 1:
+        pairs = _subset_size(pairs, card.fraction)
+    if pairs == card.pairs:
+        return None
+    return (
+        f"training set {card.name!r}: {card.shards} has {pairs:,} usable pairs, its card says {card.pairs:,}: edit the "
+        f"card, {card.place} (pairs: {pairs}), or complete the folder"
+    )
+
+
+def _whole(name: str) -> DatasetCard:
+    """Return the card of a training set, that of the whole for a part that has none."""
+    return dataset(name if _has_card(name) else name.rpartition("-")[0])
 
 
 def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = ()) -> None:

@@ -83,7 +83,7 @@ class Plan(Frozen):
     """Sources of the estimated hours."""
     missing: tuple[Missing, ...]
     wrong: tuple[str, ...]
-    """Evaluation sets that do not fit their cards, a line each."""
+    """Sets that do not fit their cards, a line each."""
 
 
 class Estimate(NamedTuple):
@@ -131,7 +131,10 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
             *_missing_training(spec.dataset.name for spec in to_train.values()),
             *_missing_evaluation(suite for suite in suites if to_evaluate[suite.name]),
         ),
-        wrong=tuple(cards.wrong(suite.evaluation for suite in suites if to_evaluate[suite.name])),
+        wrong=(
+            *_miscounted(spec.dataset.name for spec in to_train.values()),
+            *cards.wrong(suite.evaluation for suite in suites if to_evaluate[suite.name]),
+        ),
     )
 
 
@@ -217,7 +220,7 @@ def show(plan: Plan, console: Console) -> None:
     elif not plan.wrong:
         console.print("All data are there, or the workflow makes them.")
     for line in plan.wrong:
-        console.print(f"Wrong: {line}", highlight=False, markup=False)
+        console.print(f"Wrong: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _hours(amount: Amount) -> str:
@@ -279,6 +282,10 @@ def _missing_training(datasets: Iterable[str]) -> Iterator[Missing]:
         how = cards.how_to_get(card)
         if how is not None:
             yield Missing(kind="training", name=name, path=card.shards, how=how)
+
+
+def _miscounted(datasets: Iterable[str]) -> Iterator[str]:
+    yield from dict.fromkeys(filter(None, map(cards.miscounted, sorted(set(datasets)))))
 
 
 def _missing_evaluation(suites: Iterable[ExpandedSuite]) -> Iterator[Missing]:

@@ -160,7 +160,7 @@ def refuse_build(file: Path, build: str | None, ready: str | None) -> None:
         ValueError: If it has a command that makes its data.
     """
     if build or ready:
-        raise ValueError(f"{file}: build, ready: only cards of this repository have these: make the data, leave both out")
+        raise ValueError(f"{file}: build, ready: only cards of this repository have these: make the data yourself")
 
 
 def evaluation(folder: Path, reference: str) -> Evaluation:

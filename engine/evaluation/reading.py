@@ -194,7 +194,8 @@ def _how_to_mend(card: EvalCard) -> str:
     if card.build:
         return f"run `{card.build}` again"
     if card_files.can_be_fetched(card):
-        return f"`python -m experiments evaluation-data {card.reference}` fetches what it lacks, and names what is wrong"
+        command = f"python -m experiments evaluation-data {card.reference}"
+        return f"`{command}` fetches what it lacks, and names what is wrong"
     if card.fetch:
         return f"fetch it again ({card.fetch})"
     return f"mend {card.path}, or edit its card, {card.place}"

@@ -129,7 +129,8 @@ class EvalCard(Frozen):
     @property
     def identity(self) -> str:
         """Digest of all fields that can change a result: not of the set's place or description."""
-        told = {"path", "title", "description", "licence", "source", "build", "ready", "fetch", "hf_repo", "original", "file"}
+        told = {"path", "title", "description", "licence", "source", "build", "ready", "fetch", "hf_repo", "original"}
+        told |= {"file"}
         # Fields that came later are left out while unused: older cards keep their identity.
         later = ("metadata", "group_by", "hf_revision", "class_names", "templates")
         unused = {name for name in later if getattr(self, name) == EvalCard.model_fields[name].default}
