@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,29 +15,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine import errors, files, paths, registry
+from engine import errors, files, paths
 from engine.overview import overview
 from engine.schema.base import parse, settings
 from engine.schema.evaluation import TASK_METRICS
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments import cards, draft, expansion, jobs, names, tuning
+from experiments import check_method, draft, expansion, jobs, names, tuning
 from experiments.fetch import training
 from experiments.suite import expand
 from experiments.tensorboard import mirror
 from experiments.watch import Watcher, show, watch
-
-CONTRACT = (
-    "contract/test_methods.py",
-    "contract/test_methods_in_processes.py",
-    "engine/training/test_train.py::test_gradients_reach_both_towers_and_all_that_the_method_hands_over",
-    "engine/training/test_train.py::test_accumulation_gives_the_gradient_of_the_whole_batch",
-    "engine/training/test_train.py::test_two_processes_train_as_one_does",
-    "engine/training/test_trainer.py::test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_it",
-)
-"""The tests of what every method promises."""
-
 
 GROUPS = {
     "See what there is to run, and what was run": ("list", "plan", "explain", "diff"),
@@ -74,7 +62,7 @@ def _list(console: Console, args: argparse.Namespace) -> None:
         try:
             suite = expand(name)
         except ValueError as error:
-            table.add_row(name, "", "", f"error: {error}")
+            table.add_row(name, "", "", f"wrong: {error}")
             found.append({"name": name, "error": str(error)})
             continue
         states = {run.spec.run_id: paths.record(run.spec.run_id).exists() for run in suite.runs}
@@ -228,15 +216,14 @@ def _fetch(console: Console, args: argparse.Namespace) -> None:
 
 
 def _check_method(console: Console, args: argparse.Namespace) -> None:
-    """Run the tests of every method of this repository on a user's method, and end with pytest's status."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} not installed: run `pip install -e '.[dev]'`")
-    registry.examine(args.reference)
-    environment = {**os.environ, "CHECK_METHOD": str(Path(args.reference).expanduser().absolute())}
-    tests = [str(cards.FOLDER.parent / "tests" / name) for name in CONTRACT]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    sys.exit(subprocess.run(command, env=environment, cwd=cards.FOLDER.parent, check=False).returncode)
+    with console.status("holding it to all rules, about a minute"):
+        keeps_all, told = check_method.check(args.reference, raw=args.pytest)
+    for line in told:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    sys.exit(not keeps_all)
 
 
 def _card(console: Console, args: argparse.Namespace) -> None:
@@ -255,7 +242,7 @@ def _choose(console: Console, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def command(name: str, call: Callable[[Console, argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
@@ -299,17 +286,17 @@ def main(argv: list[str] | None = None) -> None:
     choosing.add_argument("suites", nargs="+", metavar="tuning@SUITE")
     checking = command("check-method", _check_method, "hold a method of your own to what the tests ask of ours")
     checking.add_argument("reference", metavar="FILE.py:CLASS")
+    checking.add_argument("--pytest", action="store_true", help="show all that pytest says")
     carding = command("card", _card, "write the card of a folder: a training set's shards, or an evaluation set")
     carding.add_argument("folder", type=Path, metavar="FOLDER")
     carding.add_argument("--out", type=Path, metavar="NAME.yaml", help="default: as the folder is called, here")
     carding.add_argument("--captions", metavar="MEMBER[:FIELD]", help="of a training set, where several could be meant")
     carding.add_argument("--task", choices=tuple(TASK_METRICS), help="of an evaluation set, if it is another")
     carding.add_argument("--split", default="test", help="of an evaluation set (default: %(default)s)")
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments:
+    args = parser.parse_args(argv)
+    if args.command is None:
         print(overview(parser.prog, commands.choices, GROUPS))
         return
-    args = parser.parse_args(arguments)
     with errors.explained():
         width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PIPE_COLUMNS))
         args.call(Console(width=width), args)
