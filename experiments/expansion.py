@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from engine import files, paths
+from engine import errors, files, paths
 from engine.evaluation import card_files
 from engine.schema.base import parse
 from engine.schema.suite import ExpandedSuite
@@ -59,7 +59,7 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
         command = [sys.executable, "-m", "experiments", "expand", *(suites[name].reference for name in stale)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise ValueError(result.stderr.strip().removeprefix("error: "))
+            raise ValueError(errors.said(result.stderr))
         for name in stale:
             files.write_text(_digest_path(name), digests[name] + "\n")
         found |= {name: _read(name) for name in stale}
