@@ -27,6 +27,7 @@ from engine.schema.run import CaptionSource, Digest
 FOLDER = Path(__file__).resolve().parent
 COUNTED_BYTES = 4 * 2**30
 """Size of a training set that is counted before a run asks for it: some seconds of reading."""
+_PART = r".+-0\.\d+"
 UNFINISHED = ".crawl/unfinished"
 """In a folder of shards: the download of its links has begun and has not come to its end."""
 
@@ -84,7 +85,7 @@ def dataset(name: str, pairs: int | None = None) -> DatasetCard:
         pairs: How many a part has, where that is known; counting takes seconds for a billion.
     """
     whole, _, fraction = name.rpartition("-")
-    if not _has_card(name) and _has_card(whole) and re.fullmatch(r"0\.\d+", fraction):
+    if not _has_card(name) and _has_card(whole) and re.fullmatch(_PART, name):
         return subset(dataset(whole), float(fraction), pairs)
     copy = paths.dataset(name)
     if name not in names("datasets") and copy.exists():
@@ -112,15 +113,17 @@ def keep(reference: str) -> str:
     if file is None:
         return card.name
     card_files.refuse_build(file, card.build, card.ready)
+    if re.fullmatch(_PART, card.name):
+        raise ValueError(f"data set {file}: {card.name!r} is what a part of another would be called: rename it")
     card = card.model_copy(update={"file": str(file), "shards": os.path.abspath(file.parent / card.shards)})
-    copy = paths.dataset(card.name)
-    if copy.exists():
+    if paths.dataset(card.name).exists():
         known = dataset(card.name)
-        if known.file and known.file != card.file and Path(known.file).is_file() and known.shards != card.shards:
+        is_same = known.model_copy(update={"file": card.file}) == card
+        if not is_same and known.file not in (None, card.file) and Path(str(known.file)).is_file():
             raise ValueError(
                 f"two data sets are called {card.name!r} in this folder: {known.file} and {file}; rename one of them"
             )
-    files.write_text(copy, card.model_dump_json(indent=1) + "\n")
+    files.write_text(paths.dataset(card.name), card.model_dump_json(indent=1) + "\n")
     return card.name
 
 
@@ -182,8 +185,7 @@ def miscounted(name: str) -> str | None:
     from engine.data import index  # here: it imports numpy, and most workflows need it for nothing else
 
     read_as = fingerprint([card.captions.model_dump(mode="json"), card.digest])[:12]
-    jobs = len(os.sched_getaffinity(0))
-    count = partial(index.count_pairs, Path(card.shards), card.captions, card.digest, jobs)
+    count = partial(index.count_pairs, Path(card.shards), card.captions, card.digest, os.cpu_count() or 1)
     pairs = remembered(Path(card.shards), f"pairs-{read_as}", lambda: {"pairs": count()[0]})["pairs"]
     if card.fraction < 1:
         pairs = _subset_size(pairs, card.fraction)

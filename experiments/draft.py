@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -26,6 +27,7 @@ from experiments import cards
 
 CAPTION_FIELDS = ("caption", "captions", "text")
 """Fields of a JSON that are taken for the caption where several hold texts."""
+EXAMPLE_LETTERS = 80
 _HEADER = "# Written by `python -m experiments card`: state licence and source.\n"
 
 Lines = dict[str, Any]
@@ -61,38 +63,38 @@ def write(
     place = cards.FOLDER / ("datasets" if is_training else "evals")
     card_files.check_own_name(place, out, "card")
     if is_training:
-        said, told = _training(folder, out.stem, captions)
+        said, told = _training(folder, out, captions)
         told.append(f"in a suite beside it: `dataset: {out.name}`")
     else:
         said, told = _evaluation(folder, out, task, split)
         told.append(f"in a suite beside it: `evaluation: {out.name}`, or among the `sets` of a list")
-    home = out.absolute().parent.resolve()
-    where = folder.resolve()
-    is_below = where.is_relative_to(home)  # then both can be moved together
-    said |= {said.pop("place"): str(where.relative_to(home) if is_below else where)}
+    home, where = out.absolute().parent.resolve(), folder.resolve()
+    # Below the card, both can be moved together.
+    said["shards" if is_training else "path"] = str(where.relative_to(home) if where.is_relative_to(home) else where)
     said |= {"licence": "not stated", "source": str(where)}
     files.write_text(out, _HEADER + yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110))
     return [f"wrote {out}: {told[0]}", *told[1:]]
 
 
-def _training(folder: Path, name: str, asked: str | None) -> tuple[Lines, list[str]]:
+def _training(folder: Path, out: Path, asked: str | None) -> tuple[Lines, list[str]]:
     """Return the card of a training set but for the place, and what to tell of it."""
     captions, example = _captions(folder, asked)
     shards = sorted(folder.glob("*.tar"))
-    pairs, rejected = count_pairs(folder, captions, jobs=len(os.sched_getaffinity(0)))
+    pairs, rejected = count_pairs(folder, captions, jobs=os.cpu_count() or 1)
     if pairs < 2:
         reasons = ", ".join(sorted({each.reason for each in rejected})) or "the shards are empty"
         raise ValueError(f"{folder}: {pairs} usable pairs ({reasons}): a training set has two or more")
     field = "" if captions.field is None else f", field {captions.field!r}"
-    told = [f"{pairs:,} pairs in {len(shards)} shards", f"captions: .{captions.member}{field}, such as {example!r}"]
-    reasons = Counter(each.reason for each in rejected)
-    told += [f"left out, {count:,} times: {reason}" for reason, count in reasons.most_common()]
+    such_as = f", such as {shorten(example, EXAMPLE_LETTERS)!r}" if example else ""
+    told = [f"{pairs:,} pairs in {len(shards)} shards", f"captions: .{captions.member}{field}{such_as}"]
+    left_out = Counter(each.reason for each in rejected)
+    told += [f"left out, {count:,} times: {reason}" for reason, count in left_out.most_common()]
     of = captions.model_dump(exclude_none=True)
-    return {"name": name, "title": name, "revision": "1", "pairs": pairs, "captions": of, "place": "shards"}, told
+    return {"name": out.stem, "title": out.stem, "revision": "1", "pairs": pairs, "captions": of}, told
 
 
 def _captions(folder: Path, asked: str | None) -> tuple[CaptionSource, str]:
-    """Return where captions lie, and one of them."""
+    """Return where captions lie, and one of them; empty where nobody looked."""
     shard = min(folder.glob("*.tar"))
     found = caption_places(shard)
     if asked is not None:
@@ -131,7 +133,7 @@ def _evaluation(folder: Path, out: Path, task: str | None, split: str) -> tuple[
     told.append(f"metric: {card.metric}; a guess has {100 * chance:.3g} %")
     if not is_said and task == "zeroshot_retrieval" and len(set(map(len, data.captions))) == 1 < len(data.captions[0]):
         told.append("if only the first caption of a picture is right: --task image_caption_selection")
-    return {**said, **counts, "chance": chance, "place": "path"}, told
+    return {**said, **counts, "chance": chance}, told
 
 
 def _chance(data: EvalData) -> float:
@@ -139,7 +141,7 @@ def _chance(data: EvalData) -> float:
     task = data.card.task
     if task == "zeroshot_classification":
         return 1 / len(data.classes)
-    if task == "zeroshot_retrieval":  # of either recall: one of N pictures; N-th parts of the captions
+    if task == "zeroshot_retrieval":  # either recall: one of N pictures is right, and on average 1/N of the captions
         return 1 / len(data.locations)
     if task == "image_caption_selection":
         return 1 / len(data.captions[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,8 +166,9 @@ def _read(asked: names.Asked) -> Suite:
     place = partial(card_files.placed, folder=asked.file.parent)
     named = dict.fromkeys([suite.dataset, *(each.dataset for each in suite.variants if each.dataset is not None)])
     evaluation = place(suite.evaluation)
+    reads: list[Callable[[], str]] = [partial(cards.keep, place(name)) for name in named]
     # The evaluation is read along: a user then reads of all cards that are wrong at once.
-    *kept, _ = gathered([*(partial(cards.keep, place(name)) for name in named), partial(cards.evaluation, evaluation)])
+    *kept, _ = gathered([*reads, lambda: cards.evaluation(evaluation).name])
     called = dict(zip(named, kept, strict=True))
 
     def model(name: str | None) -> str | None:

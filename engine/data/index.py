@@ -299,9 +299,8 @@ def caption_places(shard: Path) -> dict[CaptionSource, str]:
     with shard.open("rb", buffering=0) as file:
         for fields in samples.values():
             for name in ("txt", "json"):
-                member = fields.get(name)
-                if member is not None:
-                    data = os.pread(file.fileno(), member.num_bytes, member.offset)
+                if (text := fields.get(name)) is not None:
+                    data = os.pread(file.fileno(), text.num_bytes, text.offset)
                     for captions in _places_in(data, name):
                         with contextlib.suppress(ValueError):
                             found.setdefault(captions, []).append(caption_texts(data, captions)[0])
