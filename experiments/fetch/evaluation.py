@@ -256,7 +256,8 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
         if not dry_run:
             raise
         console.print(_table(chosen, [], {card.name for card in missing}))
-        console.print(f"no sizes: they are asked for where the files are. {error}", highlight=False, markup=False)
+        told = f"no sizes: they are asked for where the files are. {error}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
         return
     console.print(_table(chosen, jobs))
     _check_room(jobs)
