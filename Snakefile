@@ -114,9 +114,9 @@ rule evaluation_data:
     resources:
         here=1,
     params:
-        evaluations=sorted({each.name for each in flow.evaluations.values()}),
+        evaluations=sorted({each.reference for each in flow.evaluations.values()}),
     shell:
-        "exec python -m experiments evaluation-data {params.evaluations}"
+        "exec python -m experiments evaluation-data {params.evaluations:q}"
 
 
 rule index:

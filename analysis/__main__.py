@@ -15,6 +15,7 @@ from rich.markdown import Markdown
 from analysis import artifacts, collect, comparison, entries, frame, leaderboard, rendering, staleness
 from analysis.report import content, page
 from engine import errors, files, paths
+from engine.overview import overview
 from experiments.names import PREFIX, TUNING
 
 CELL_WIDTH = 16
@@ -35,6 +36,14 @@ examples:
 """
 
 
+GROUPS = {
+    "Read what came out": ("show", "report", "check"),
+    "Draw one thing again": ("collect", "table", "figure"),
+    "Compare and publish": ("compare", "publish", "enter", "leaderboard"),
+}
+"""Commands by what one wants to do."""
+
+
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     top = argparse.ArgumentParser(
@@ -43,19 +52,23 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"tables:  {', '.join(artifacts.tables())}\nfigures: {', '.join(artifacts.figures())}\n\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("collect", help="check all results of a suite and write them as one tidy frame")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help)
+
+    one = command("collect", help="check all results of a suite and write them as one tidy frame")
     one.add_argument("suite", type=Path, metavar="SUITE_JSON", help="the expanded suite, results/suites/<suite>.json")
     one.add_argument("--out", type=Path, required=True, metavar="PARQUET", help="file to write")
     for form, names in {"table": artifacts.tables(), "figure": artifacts.figures()}.items():
-        one = commands.add_parser(form, help=f"write one {form} in all formats, with its sidecar")
+        one = command(form, help=f"write one {form} in all formats, with its sidecar")
         one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame")
         one.add_argument("id", metavar="ID", choices=names, help=f"one of: {', '.join(names)}")
         one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    one = commands.add_parser("report", help="write all that suites say as one HTML file that needs no network")
+    one = command("report", help="write all that suites say as one HTML file that needs no network")
     one.add_argument("suites", nargs="+", metavar="SUITE", help="a collected suite, as in results/collected")
     one.add_argument("--out", type=Path, required=True, metavar="HTML", help="file to write")
-    one = commands.add_parser(
+    one = command(
         "publish", help="keep a collected frame, with tables (.md) and figures (.svg) drawn from it, to be committed"
     )
     one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame")
@@ -63,24 +76,23 @@ def parser() -> argparse.ArgumentParser:
         "ids", nargs="*", metavar="ID", help="tables and figures to add; those that are there are drawn again"
     )
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to, such as docs/results")
-    one = commands.add_parser("show", help="print the main table, and where all tables, figures and reports are")
+    one = command("show", help="print the main table, and where all tables, figures and reports are")
     one.add_argument(
         "places", type=Path, nargs="+", metavar="PLACE", help="a collected frame, a report, or the results folder"
     )
-    commands.add_parser(
-        "check", help="name all that is missing, and what is older than its records; status 1 if there is any"
-    )
-    one = commands.add_parser("compare", help="say what differs between two results folders beyond noise, as Markdown")
+    command("check", help="name all that is missing, and what is older than its records; status 1 if there is any")
+    one = command("compare", help="say what differs between two results folders beyond noise, as Markdown")
     one.add_argument("a", type=Path, metavar="RESULTS_A", help="a results folder, or docs/results")
     one.add_argument("b", type=Path, metavar="RESULTS_B", help="another one: another commit, another cluster")
     one.add_argument("--json", action="store_true", help="all numbers, for programs")
-    one = commands.add_parser("enter", help="check a method against the leaderboard's rules, and write its entry")
+    one = command("enter", help="check a method against the leaderboard's rules, and write its entry")
     one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame of the suite that trained it")
     one.add_argument("--name", required=True, help="what the entry is called")
     one.add_argument("--by", required=True, help="who made it, and perhaps where to read of it")
     one.add_argument("--method", help="the method in that suite, if several could be meant")
-    one = commands.add_parser("leaderboard", help="draw docs/results/leaderboard.md from the committed results")
+    one = command("leaderboard", help="draw docs/results/leaderboard.md from the committed results")
     one.add_argument("--check", action="store_true", help="only tell whether it is what they draw; status 1 if not")
+    top.set_defaults(commands=commands.choices)
     return top
 
 
@@ -88,7 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; a known problem ends it with one message and status 1."""
     args = parser().parse_args(argv)
     try:
-        if args.command == "collect":
+        if args.command is None:
+            print(overview("python -m analysis", args.commands, GROUPS))
+        elif args.command == "collect":
             frame.write(collect.collect(args.suite), args.out)
         elif args.command == "table":
             rendering.write_table(frame.read(args.frame), args.id, args.out)

@@ -75,7 +75,7 @@ def percent(share: headroom.Share, *, of: str) -> Cell:
         return Cell(None, remark=f"{of} within noise")
     if math.isnan(share.low):
         return Cell(100 * share.value, form=".0f")
-    spread = f"({100 * share.low:.0f} to {100 * share.high:.0f})" if share.low < share.high else ""
+    spread = f"({100 * share.low:z.0f} to {100 * share.high:z.0f})" if share.low < share.high else ""
     return Cell(100 * share.value, form=".0f", remark=spread)
 
 
@@ -83,7 +83,7 @@ def ratio(found: time_to_target.Ratio) -> Cell:
     """Write a ratio of times to a target, with its interval in words, or as a bound."""
     if found.bound:
         return Cell(None, remark=f"{found.bound} {found.value:.2f}")
-    spread = f"({found.low:.2f} to {found.high:.2f})" if found.low < found.high else ""
+    spread = f"({found.low:z.2f} to {found.high:z.2f})" if found.low < found.high else ""
     return Cell(found.value, form=".2f", remark=spread)
 
 

@@ -67,18 +67,18 @@ def _comparison(baseline: str, title: str, test: pd.Series) -> str:
     if n == 0:
         return f"No statement on {both}: they share no seed that has a score."
     if n == 1:
-        return f"One seed: no statement on {both} (the difference of this seed is {mean:+.1f} points)."
+        return f"One seed: no statement on {both} (the difference of this seed is {mean:+z.1f} points)."
     # "Worse by 1.2 points": the sign is in the word, so difference and interval are turned around.
     sign = -1 if p < stats.SIGNIFICANCE and mean < 0 else 1
     low, high = sorted((sign * mean - half_width, sign * mean + half_width))
-    found = f"95 % interval {low:.1f} to {high:.1f}, n = {n} seeds"
+    found = f"95 % interval {low:z.1f} to {high:z.1f}, n = {n} seeds"
     if n < stats.MIN_PAIRS_TO_TEST:
-        return f"No statement on {both}: {n} seeds are too few to test ({mean:+.1f} points, {found})."
+        return f"No statement on {both}: {n} seeds are too few to test ({mean:+z.1f} points, {found})."
     if math.isnan(p):
-        return f"No statement on {both}: {mean:+.1f} points in each of {n} seeds, without any spread to test by."
+        return f"No statement on {both}: {mean:+z.1f} points in each of {n} seeds, without any spread to test by."
     how = f"{found}, paired t test, Holm-corrected {style.p_value(p)}"
     if p >= stats.SIGNIFICANCE:
-        return f"No significant difference between {both}: {mean:+.1f} points ({how})."
+        return f"No significant difference between {both}: {mean:+z.1f} points ({how})."
     better = "better" if mean > 0 else "worse"
     return f"{OURS} is {better} than {baseline} by {abs(mean):.1f} points on {title} ({how})."
 
@@ -92,7 +92,7 @@ def _over_sets(rows: pd.DataFrame) -> Iterator[str]:
         yield (
             f"Over {test['num_sets']} evaluation sets {OURS} is {counts} against "
             f"{style.method(str(baseline)).name}: "
-            f"{apart} difference (median {100 * test['median']:+.1f} points, Wilcoxon's signed-rank test, sets taken "
+            f"{apart} difference (median {100 * test['median']:+z.1f} points, Wilcoxon's signed-rank test, sets taken "
             f"as independent, Holm-corrected {style.p_value(test['p_holm'])})."
         )
 

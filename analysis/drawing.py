@@ -29,6 +29,9 @@ MAX_IN = 8.0
 """Height of all panels together, inches; leaves room for legend and caption on a page."""
 MAX_PLAIN_RATIO = 1e3
 """Largest ratio of the ends of a logarithmic axis at which its numbers are written out, without powers of ten."""
+ANY = (-math.inf, math.inf)
+SCORES = (0.0, 100.0)
+"""What a score in percent can be: intervals are drawn no further."""
 MEAN_AND_INTERVAL = "Marker: mean; bar: its 95 % interval (t, cut at the edge); dots: seeds."
 MEAN_AND_BAND = "Line: mean over seeds; band: lowest to highest seed."
 
@@ -118,11 +121,13 @@ def curve(axes: Axes, rows: pd.DataFrame, method: str, *, x: str = "samples_seen
         axes.plot(run[x].iloc[-1], run["value"].iloc[-1], "x", color=look.color, markeredgewidth=1.2, zorder=4)
 
 
-def interval(axes: Axes, y: float, mean: float, half_width: float, method: str) -> None:
-    """Draw a mean with a bar for its interval, in a row of a dot plot."""
+def interval(
+    axes: Axes, y: float, mean: float, half_width: float, method: str, *, within: tuple[float, float] = ANY
+) -> None:
+    """Draw a mean with a bar for its interval, in a row of a dot plot; the bar ends where values `within` do."""
     look, zorder = style.method(method), style.lines(method)["zorder"]
     if not math.isnan(half_width):
-        ends = [mean - half_width, mean + half_width]
+        ends = np.clip([mean - half_width, mean + half_width], *within)
         axes.plot(ends, [y, y], color=look.color, alpha=0.25, linewidth=4.5, solid_capstyle="butt", zorder=zorder)
     markers(axes, mean, y, method, size=5.5 if method == style.OURS else 4.5, edge=0.6, zorder=zorder + 1)
 
@@ -134,11 +139,13 @@ def markers(axes: Axes, x: ArrayLike, y: ArrayLike, method: str, *, size: float,
     axes.plot(x, y, look.marker, color=look.color, markersize=size, label=look.name, zorder=zorder, **edges)
 
 
-def seeds_and_interval(axes: Axes, y: float, values: pd.Series, method: str) -> None:
+def seeds_and_interval(
+    axes: Axes, y: float, values: pd.Series, method: str, *, within: tuple[float, float] = ANY
+) -> None:
     """Draw the mean of `values`, its 95 % interval, and a dot below for each value if there are several."""
     values = values.dropna()
     if len(values):
-        interval(axes, y, float(values.mean()), stats.half_width(values), method)
+        interval(axes, y, float(values.mean()), stats.half_width(values), method, within=within)
     if len(values) > 1:
         axes.scatter(values, [y - 0.33] * len(values), s=3.5, color=style.method(method).color, linewidths=0, zorder=3)
 

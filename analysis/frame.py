@@ -84,7 +84,11 @@ def read(path: Path) -> pd.DataFrame:
         FileNotFoundError: If it is not there.
         ValueError: If the file is damaged, or its columns are not those of a tidy frame.
     """
-    data, again = path.read_bytes(), f"collect the suite again: python -m analysis collect SUITE_JSON --out {path}"
+    again = f"collect the suite again: python -m analysis collect SUITE_JSON --out {path}"
+    if not path.exists():
+        there = ", ".join(each.name for each in sorted(path.parent.glob("*.parquet"))) or "no collected frame"
+        raise FileNotFoundError(f"{path}: there is no such file; {path.parent} has {there}. Run snakemake, or {again}")
+    data = path.read_bytes()
     try:
         frame = pd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
     except (*_DAMAGE, OSError) as error:

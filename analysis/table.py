@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,15 @@ MAX_COLUMNS = 6
 OPTIONAL_KEYS = ("Setting", "Commit")
 """Key columns that are left out where no row has a text for them."""
 NO_VALUE = "\N{EN DASH}"
+
+
+def number(value: float, form: str = ".1f") -> str:
+    """Write a number; one that is rounded to zero has no minus.
+
+    >>> number(-0.04), number(-0.04, "+.1f"), number(-3, "d")
+    ('0.0', '+0.0', '-3')
+    """
+    return format(value, form if form.endswith("d") else re.sub(r"^(\+?)", r"\1z", form))
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Cell:
         """Write the number and its interval; empty if there is no number."""
         if self.value is None or math.isnan(self.value):
             return ""
-        text = format(self.value, self.form)
+        text = number(self.value, self.form)
         if self.half_width is None or math.isnan(self.half_width):
             return text
         return f"{text}{plus_minus}{format(self.half_width, self.form.lstrip('+'))}"

@@ -38,6 +38,9 @@ from experiments.fetch.shards import Sample, write_eval_set
 BASE = "ours"
 STOCK = ("one call", "per set")
 PHOTO_PX = 400
+RECALL_K = (1, 5, 10)
+LEAST_PICTURES = 100 * RECALL_K[-1]
+"""Of `datacomp_like`, a hundredth of which is for retrieval: clip_benchmark finds no k nearest among fewer."""
 RETRIEVAL_NAMES = ("flickr30k", "flickr8k", "mscoco_captions", "flickr30k-200", "crossmodal3600", "xtd10", "xtd200")
 """Names by which clip_benchmark knows that a set is for retrieval; it has no other sign."""
 
@@ -117,7 +120,7 @@ def commands(
             str(Path(sys.executable).with_name("clip_benchmark")), "eval", "--model", f"local-dir:{model}",
             "--dataset", *(f"wds/{names[card.name]}" for card in chosen),
             "--dataset_root", f"{folder}/roots/{{dataset}}",
-            "--recall_k", "1", "5", "10", "--no_amp", "--num_workers", str(num_workers), "--batch_size", "64",
+            "--recall_k", *map(str, RECALL_K), "--no_amp", "--num_workers", str(num_workers), "--batch_size", "64",
             "--output", f"{folder}/{way}/{{dataset}}.json",
         ]  # fmt: skip
 
@@ -160,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not (args.sets or args.datacomp):
         parser.error("give --sets or --datacomp")
+    if args.datacomp is not None and args.datacomp < LEAST_PICTURES:
+        parser.error(f"--datacomp {args.datacomp}: give {LEAST_PICTURES} or more, for recall at {RECALL_K[-1]}")
     sets = [cards.eval_set(name) for name in args.sets]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -28,7 +28,7 @@ def log_partitions(
     logit_scale: Tensor | tuple[Tensor, Tensor],
     *,
     offset: int = 0,
-    chunk_rows: int = DEFAULT_CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log g1 and log g2 of the local anchors against the global batch.
 
@@ -42,7 +42,7 @@ def log_partitions(
         text_GD: Unit text embeddings of the global batch, (G, D).
         logit_scale: s, a scalar, or a pair of scalars or (B,) vectors: for image and for text anchors.
         offset: Row of the global batch at which the local pairs begin.
-        chunk_rows: Anchors per chunk.
+        chunk_rows: Anchors per chunk; None takes `DEFAULT_CHUNK_ROWS`.
 
     Returns:
         log g1 and log g2, shape (B,) each.
@@ -54,6 +54,7 @@ def log_partitions(
     """
     if len(image_GD) < 2:
         raise ValueError(f"a contrastive loss needs a global batch of at least 2 pairs, got {len(image_GD)}")
+    chunk_rows = DEFAULT_CHUNK_ROWS if chunk_rows is None else chunk_rows
     scale_image, scale_text = logit_scale if isinstance(logit_scale, tuple) else (logit_scale, logit_scale)
     positive_B = (image_BD * text_BD).sum(dim=1)
     return (

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 KNOWN = (ValueError, OSError, subprocess.CalledProcessError)
 """Errors that a command line explains: bad input, and what the machine refuses. Others are bugs and keep their
 traceback."""
+_MARK = "error: "
 _ADVICE = {
     errno.EACCES: "allow this user to do that, or work in another folder",
     errno.EPERM: "allow this user to do that, or work in another folder",
@@ -33,10 +34,15 @@ def describe(error: Exception) -> str:
     return ": ".join(str(part) for part in parts if part is not None)
 
 
+def said(text: str) -> str:
+    """Return what another command said of its error: what follows the mark that `explained` puts, if there is one."""
+    return text.strip().rpartition(f"\n{_MARK}")[2].removeprefix(_MARK)
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """End the process with ``error: ...`` and exit code 1 if the block raises one of `KNOWN`."""
     try:
         yield
     except KNOWN as error:
-        sys.exit(f"error: {describe(error)}")
+        sys.exit(f"{_MARK}{said(describe(error))}")

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     other.add_argument("--pretrained", metavar="TAG_OR_FILE", help="open_clip's tag of its weights, or a file of them")
     other.add_argument("--random-weights", action="store_true", help="take untrained weights")
     other.add_argument(
-        "--evaluation", dest="evaluation_name", metavar="NAME", help="of experiments/evaluations/, or a JSON"
+        "--evaluation", dest="evaluation_name", metavar="NAME_OR_FILE", help="of experiments/evaluations/, or a path"
     )
     other.add_argument("--out", type=Path, metavar="DIR", help="where results go, one JSON a set")
     other.add_argument("--precision", choices=get_args(Precision), help="of the encoders; bf16 is autocast")

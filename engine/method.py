@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from engine.contrastive import DEFAULT_CHUNK_ROWS, add_eps, log_partitions
+from engine.contrastive import add_eps, log_partitions
 from engine.distributed import Collectives
 from engine.schema.base import Frozen
 from engine.schema.record import Signature
@@ -204,7 +204,7 @@ class Method(nn.Module):
         self,
         features: Features,
         logit_scale: Tensor | tuple[Tensor, Tensor],
-        chunk_rows: int = DEFAULT_CHUNK_ROWS,
+        chunk_rows: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return log g of the local images and texts against the global batch, (B,) each.
 

@@ -126,6 +126,16 @@ def method(sha256: str) -> Path:
     return RESULTS / "methods" / f"{sha256}.py"
 
 
+def model(sha256: str, name: str) -> Path:
+    """The copy of a model's config from outside this repository, by its digest."""
+    return RESULTS / "models" / sha256 / f"{name}.json"
+
+
+def dataset(name: str) -> Path:
+    """The copy of a training set's card from outside this repository."""
+    return RESULTS / "datasets" / f"{name}.json"
+
+
 def scheduler() -> Path:
     """States of jobs and holders of GPUs, which the launchers of this folder share."""
     return RESULTS / "scheduler"

@@ -36,7 +36,7 @@ class StandaloneLoss(nn.Module):
         seed: Seed of the method's random draws.
 
     Raises:
-        ValueError: If an option is unknown, has a wrong value or belongs to the caller, or a size is not positive.
+        ValueError: If an option is unknown, has a wrong value or belongs to the caller, or a size is wrong.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class StandaloneLoss(nn.Module):
             "num_epochs": num_epochs,
         }
         for size, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{size} = {value}: allowed is 1 or more")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{size} = {value!r}: allowed is a whole number, 1 or more")
         if "temperature" in options:
             raise ValueError(
                 "temperature: leave this option out: your model has the temperature and passes it as logit_scale; set "
@@ -114,11 +114,11 @@ class StandaloneLoss(nn.Module):
             index: Data set positions of the pairs, (B,), integers; only FastCLIP and NeuCLIP's queue need them.
 
         Raises:
-            ValueError: If the batch has another size than was announced, lies on another device than the loss, or
-                `index` is missing or wrong where it is needed.
+            ValueError: If the batch or an embedding has another size than was announced, if they lie on another device
+                than the loss, or if `index` is missing or wrong where it is needed.
         """
         state = next(self.method.parameters())
-        self._check(image_features, state.device)
+        self._check(image_features, text_features, state.device)
         dtype = torch.promote_types(state.dtype, torch.float32)
         features = Features(
             image_features.to(dtype),
@@ -148,7 +148,7 @@ class StandaloneLoss(nn.Module):
         """Take what `get_extra_state` returned."""
         self.step, self.part = state["step"], state["part"]
 
-    def _check(self, image_features: Tensor, device: torch.device) -> None:
+    def _check(self, image_features: Tensor, text_features: Tensor, device: torch.device) -> None:
         rows, processes, expected = len(image_features), self.env.collectives.world_size, self.env.global_batch_size
         if rows * processes != expected:
             raise ValueError(
@@ -156,6 +156,13 @@ class StandaloneLoss(nn.Module):
                 f"{expected}: drop incomplete batches, count all processes (and all accumulated batches) in "
                 "global_batch_size, and make the loss after torch.distributed is initialised"
             )
+        if (width := self.env.embed_dim) > 1:
+            for side, features in {"image_features": image_features, "text_features": text_features}.items():
+                if features.ndim != 2 or features.shape[1] != width:
+                    raise ValueError(
+                        f"{side} have shape {tuple(features.shape)}, the loss was made for embed_dim = {width}: "
+                        "make it with the width of your embeddings"
+                    )
         if image_features.device != device:
             raise ValueError(
                 f"features are on {image_features.device}, the loss is on {device}: move the loss with .to()"

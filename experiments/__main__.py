@@ -1,4 +1,4 @@
-"""Look at suites and runs (`list`, `plan`, `watch`, `jobs`, `explain`, `diff`), end jobs, fetch sets, check methods."""
+"""Look at suites and runs, follow and end jobs, bring data and methods of your own, fetch data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,28 +14,28 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from engine import errors, files, paths, registry
+from engine import errors, files, paths
 from engine.jobs import scheduler
+from engine.overview import overview
 from engine.schema.base import parse, settings
+from engine.schema.evaluation import TASK_METRICS
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments import cards, expansion, jobs, names, tuning
+from experiments import check_method, draft, expansion, jobs, names, tuning
 from experiments.fetch import training
 from experiments.suite import expand
 from experiments.tensorboard import mirror
 from experiments.watch import Watcher, show, watch
 
-CONTRACT = (
-    "contract/test_methods.py",
-    "contract/test_methods_in_processes.py",
-    "engine/training/test_train.py::test_gradients_reach_both_towers_and_all_that_the_method_hands_over",
-    "engine/training/test_train.py::test_accumulation_gives_the_gradient_of_the_whole_batch",
-    "engine/training/test_train.py::test_two_processes_train_as_one_does",
-    "engine/training/test_trainer.py::test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_it",
-)
-"""The tests of what every method promises."""
-
+GROUPS = {
+    "See what there is to run, and what was run": ("list", "plan", "explain", "diff"),
+    "Follow what runs, end it, do it again": ("watch", "jobs", "cancel", "retrain", "tensorboard"),
+    "Bring your own": ("card", "check-method"),
+    "Get data": ("training-data", "evaluation-data"),
+    "Called by the workflow": ("expand", "choose"),
+}
+"""Commands by what one wants to do."""
 
 PIPE_COLUMNS = 180
 """Width of what is printed into a pipe."""
@@ -54,7 +53,7 @@ def _list(console: Console, args: argparse.Namespace) -> None:
         try:
             suite = expand(name)
         except ValueError as error:
-            table.add_row(name, "", "", f"error: {error}")
+            table.add_row(name, "", "", f"wrong: {error}")
             found.append({"name": name, "error": str(error)})
             continue
         states = {run.spec.run_id: paths.record(run.spec.run_id).exists() for run in suite.runs}
@@ -85,6 +84,11 @@ def _plan(console: Console, args: argparse.Namespace) -> None:
         print(found.model_dump_json(indent=1))
     else:
         plan.show(found, console)
+
+
+def _run_id(text: str) -> str:
+    """Return a run's id, which may be given as the run's folder, as a shell completes it."""
+    return Path(text).name
 
 
 def _read(run_id: str) -> RunSpec:
@@ -215,15 +219,20 @@ def _fetch(console: Console, args: argparse.Namespace) -> None:
 
 
 def _check_method(console: Console, args: argparse.Namespace) -> None:
-    """Run the tests of every method of this repository on a user's method, and end with pytest's status."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} not installed: run `pip install -e '.[dev]'`")
-    registry.examine(args.reference)
-    environment = {**os.environ, "CHECK_METHOD": str(Path(args.reference).expanduser().absolute())}
-    tests = [str(cards.FOLDER.parent / "tests" / name) for name in CONTRACT]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    sys.exit(subprocess.run(command, env=environment, cwd=cards.FOLDER.parent, check=False).returncode)
+    with console.status("holding it to all rules, about a minute"):
+        keeps_all, told = check_method.check(args.reference, raw=args.pytest)
+    for line in told:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    sys.exit(not keeps_all)
+
+
+def _card(console: Console, args: argparse.Namespace) -> None:
+    told = draft.write(args.folder, args.out, captions=args.captions, task=args.task, split=args.split)
+    for line in told:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _choose(console: Console, args: argparse.Namespace) -> None:
@@ -236,10 +245,10 @@ def _choose(console: Console, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def command(name: str, call: Callable[[Console, argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help)
+        added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(call=call)
         return added
 
@@ -248,18 +257,18 @@ def main(argv: list[str] | None = None) -> None:
     planning = command("plan", _plan, "what suites still ask for: runs, hours, disk, data that are missing")
     planning.add_argument("suites", nargs="*", help="or ablation_WHAT@, ablations@, tuning@SUITE (default: all)")
     explaining = command("explain", _explain, "every setting of a run")
-    explaining.add_argument("run_id")
+    explaining.add_argument("run_id", type=_run_id, metavar="RUN_ID", help="or its folder")
     differing = command("diff", _diff, "settings in which two runs differ")
-    differing.add_argument("run_a")
-    differing.add_argument("run_b")
+    differing.add_argument("run_a", type=_run_id, metavar="RUN_A")
+    differing.add_argument("run_b", type=_run_id, metavar="RUN_B")
     for each in (listing, planning, explaining, differing):
         each.add_argument("--json", action="store_true", help="print it as JSON")
     showing = command("jobs", _jobs, "jobs that are queued, running or failed; of named suites, every job")
     showing.add_argument("suites", nargs="*", help="default: all")
     cancelling = command("cancel", _cancel, "end the jobs of runs; what they saved is kept")
-    cancelling.add_argument("names", nargs="+", metavar="RUN_ID", help="or the name of a single job")
+    cancelling.add_argument("names", nargs="+", type=_run_id, metavar="RUN_ID", help="or the name of a single job")
     retraining = command("retrain", _retrain, "move finished runs away, so that `snakemake` trains them again")
-    retraining.add_argument("run_ids", nargs="+", metavar="RUN_ID")
+    retraining.add_argument("run_ids", nargs="+", type=_run_id, metavar="RUN_ID")
     expanding = command("expand", _expand, "check suites and write their run specs (the workflow does it)")
     expanding.add_argument("suites", nargs="+")
     watching = command("watch", _watch, "how far the runs of suites are, until all are done or Ctrl-C")
@@ -272,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
         each.add_argument("suites", nargs="*", help="default: those with a run that was started in this folder")
         each.add_argument("--every", type=float, default=5.0, metavar="SEC", help="how often it looks")
     fetching = command("evaluation-data", _fetch, "fetch what is missing of evaluation sets")
-    fetching.add_argument("names", nargs="+", help="evaluations of experiments/evaluations/, or single sets")
+    fetching.add_argument("names", nargs="+", help="evaluations or single sets, by name or by file")
     fetching.add_argument("--dry-run", action="store_true", help="only say what is missing, and how much it is")
     fetching.add_argument("--pin", action="store_true", help="write the commits that were found into the cards")
     downloading = command("training-data", _fetch, "fetch a training set as its card says")
@@ -282,7 +291,17 @@ def main(argv: list[str] | None = None) -> None:
     choosing.add_argument("suites", nargs="+", metavar="tuning@SUITE")
     checking = command("check-method", _check_method, "hold a method of your own to what the tests ask of ours")
     checking.add_argument("reference", metavar="FILE.py:CLASS")
+    checking.add_argument("--pytest", action="store_true", help="show all that pytest says")
+    carding = command("card", _card, "write the card of a folder: a training set's shards, or an evaluation set")
+    carding.add_argument("folder", type=Path, metavar="FOLDER")
+    carding.add_argument("--out", type=Path, metavar="NAME.yaml", help="default: as the folder is called, here")
+    carding.add_argument("--captions", metavar="MEMBER[:FIELD]", help="of a training set, where several could be meant")
+    carding.add_argument("--task", choices=tuple(TASK_METRICS), help="of an evaluation set, if it is another")
+    carding.add_argument("--split", default="test", help="of an evaluation set (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.command is None:
+        print(overview(parser.prog, commands.choices, GROUPS))
+        return
     with errors.explained():
         width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PIPE_COLUMNS))
         args.call(Console(width=width), args)

@@ -1,22 +1,33 @@
-"""Cards of training sets, evaluation sets and evaluations: one YAML each, checked when read."""
+"""Cards of training sets, evaluation sets and evaluations: one YAML each, checked when read.
+
+They lie in this repository, or anywhere: then a reference is the path of a file. Places in such a card are relative to
+it. A suite that names the card of a training set has a copy of it kept, by which the set is then known by its name.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
+from engine import files, paths
 from engine.evaluation import card_files
 from engine.evaluation.card_files import read_yaml as read_yaml  # for suites, which are read like cards
-from engine.schema.base import ID_PATTERN, Frozen
+from engine.evaluation.digest import remembered
+from engine.schema.base import ID_PATTERN, Frozen, fingerprint, parse
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import CaptionSource, Digest
 
 FOLDER = Path(__file__).resolve().parent
+COUNTED_BYTES = 4 * 2**30
+"""Size of a training set that is counted before a run asks for it: some seconds of reading."""
+_PART = r".+-0\.\d+"
 UNFINISHED = ".crawl/unfinished"
 """In a folder of shards: the download of its links has begun and has not come to its end."""
 
@@ -46,6 +57,13 @@ class DatasetCard(Frozen):
     """Command that downloads its pictures from their links, likewise."""
     gigabytes: float | None = Field(default=None, gt=0)
     """Room that it takes, about: said, and compared with what is free, before it is fetched."""
+    file: str | None = None
+    """The card's own file, where that is none of this repository; `shards` is then absolute."""
+
+    @property
+    def place(self) -> str:
+        """The card's file."""
+        return self.file or f"experiments/datasets/{self.name}.yaml"
 
     @property
     def ways(self) -> dict[str, str]:
@@ -63,13 +81,50 @@ def dataset(name: str, pairs: int | None = None) -> DatasetCard:
     """Return the card of a training set, or of a part of one: ``cc3m-0.1`` has a tenth of the pairs of ``cc3m``.
 
     Args:
-        name: The name.
+        name: A name of this repository, or that of a card which `keep` has kept in this folder.
         pairs: How many a part has, where that is known; counting takes seconds for a billion.
     """
     whole, _, fraction = name.rpartition("-")
-    if name not in names("datasets") and whole in names("datasets") and re.fullmatch(r"0\.\d+", fraction):
+    if not _has_card(name) and _has_card(whole) and re.fullmatch(_PART, name):
         return subset(dataset(whole), float(fraction), pairs)
+    copy = paths.dataset(name)
+    if name not in names("datasets") and copy.exists():
+        return parse(DatasetCard, files.read_text(copy), str(copy))
     return card_files.read_card(FOLDER / "datasets", name, DatasetCard, "data set")
+
+
+def is_known(name: str) -> bool:
+    """Tell if `dataset` knows a name."""
+    return _has_card(name) or _has_card(name.rpartition("-")[0])
+
+
+def _has_card(name: str) -> bool:
+    return name in names("datasets") or paths.dataset(name).exists()
+
+
+def keep(reference: str) -> str:
+    """Return the name of a training set; of a card that is a file, a copy is kept for `dataset`.
+
+    Raises:
+        ValueError: If the card is wrong, or if another one of the same name is kept already.
+    """
+    file = card_files.own_file(FOLDER / "datasets", reference, "data set")
+    card = card_files.read_card(FOLDER / "datasets", reference, DatasetCard, "data set")
+    if file is None:
+        return card.name
+    card_files.refuse_build(file, card.build, card.ready)
+    if re.fullmatch(_PART, card.name):
+        raise ValueError(f"data set {file}: {card.name!r} is what a part of another would be called: rename it")
+    card = card.model_copy(update={"file": str(file), "shards": os.path.abspath(file.parent / card.shards)})
+    if paths.dataset(card.name).exists():
+        known = dataset(card.name)
+        is_same = known.model_copy(update={"file": card.file}) == card
+        if not is_same and known.file not in (None, card.file) and Path(str(known.file)).is_file():
+            raise ValueError(
+                f"two data sets are called {card.name!r} in this folder: {known.file} and {file}; rename one of them"
+            )
+    files.write_text(paths.dataset(card.name), card.model_dump_json(indent=1) + "\n")
+    return card.name
 
 
 def subset(card: DatasetCard, fraction: float, pairs: int | None = None) -> DatasetCard:
@@ -112,10 +167,39 @@ def how_to_get(card: DatasetCard) -> str | None:
     """Say how to get a training set that is not there; None if it is, or if the workflow makes it."""
     if card.build or is_there(card):
         return None
-    whole = card if card.fraction == 1 else dataset(card.name.rpartition("-")[0])
+    whole = _whole(card.name)
     size = "" if whole.gigabytes is None else f" (about {whole.gigabytes:,.0f} GB)"
     ways = [f"`snakemake {target}`{size} runs: {command}" for target, command in whole.ways.items()]
     return "\nor ".join(ways) or card.source
+
+
+def miscounted(name: str) -> str | None:
+    """Say how many pairs a training set has and what to edit, if its card says another number.
+
+    Not of a set that the workflow makes, and of none beyond `COUNTED_BYTES`: its index step counts it.
+    """
+    card = _whole(name)
+    size = sum(shard.stat().st_size for shard in Path(card.shards).glob("*.tar"))
+    if card.build or not is_there(card) or size > COUNTED_BYTES:
+        return None
+    from engine.data import index  # here: it imports numpy, and most workflows need it for nothing else
+
+    read_as = fingerprint([card.captions.model_dump(mode="json"), card.digest])[:12]
+    count = partial(index.count_pairs, Path(card.shards), card.captions, card.digest, os.cpu_count() or 1)
+    pairs = remembered(Path(card.shards), f"pairs-{read_as}", lambda: {"pairs": count()[0]})["pairs"]
+    if card.fraction < 1:
+        pairs = _subset_size(pairs, card.fraction)
+    if pairs == card.pairs:
+        return None
+    return (
+        f"training set {card.name!r}: {card.shards} has {pairs:,} usable pairs, its card says {card.pairs:,}: edit the "
+        f"card, {card.place} (pairs: {pairs}), or complete the folder"
+    )
+
+
+def _whole(name: str) -> DatasetCard:
+    """Return the card of a training set, that of the whole for a part that has none."""
+    return dataset(name if _has_card(name) else name.rpartition("-")[0])
 
 
 def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = ()) -> None:
@@ -139,6 +223,8 @@ def refuse_missing(datasets: Iterable[str], evaluations: Iterable[Evaluation] = 
             lines.append(f"training set {name!r}: {lack} in {card.shards}. To fetch it, {how}")
             if begun:
                 lines.append(f"or, if they are all there, remove {' and '.join(map(str, unfinished(card)))}")
+            elif card.file:
+                lines.append(f"or correct 'shards' in {card.file}")
     needed = {
         card.name: card
         for evaluation in evaluations
@@ -161,15 +247,15 @@ def wrong(evaluations: Iterable[Evaluation]) -> list[str]:
     return reading.problems(card for card in found.values() if card_files.is_there(card))
 
 
-def eval_set(name: str) -> EvalCard:
-    """Return the card of an evaluation set."""
-    return card_files.eval_set(FOLDER, name)
+def eval_set(reference: str) -> EvalCard:
+    """Return the card of an evaluation set, by name or by file."""
+    return card_files.eval_set(FOLDER, reference)
 
 
-def evaluation(name: str) -> Evaluation:
-    """Return an evaluation with the cards of its sets.
+def evaluation(reference: str) -> Evaluation:
+    """Return an evaluation with the cards of its sets, by name or by file; the file may be a single set's card.
 
     Raises:
         ValueError: If a set or an average names something unknown.
     """
-    return card_files.evaluation(FOLDER, name)
+    return card_files.evaluation(FOLDER, reference)

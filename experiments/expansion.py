@@ -7,14 +7,17 @@ Expanding needs the methods' classes and so torch, which takes seconds to import
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from engine import errors, files, paths
+from engine.evaluation import card_files
 from engine.schema.base import Frozen, parse
 from engine.schema.suite import ExpandedSuite
 from engine.versions import ROOT
@@ -60,7 +63,7 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
         command = [sys.executable, "-m", "experiments.expansion", *pairs]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise ValueError(result.stderr.strip().removeprefix("error: "))
+            raise ValueError(errors.said(result.stderr))
         found |= {name: _remembered(suites[name], digests[name]) for name in stale}
     return {name: suite for name, suite in found.items() if suite is not None}
 
@@ -87,28 +90,22 @@ class _Remembered(Frozen):
     suite: ExpandedSuite
 
 
-class _Entry(BaseModel):
-    class_: str | None = Field(default=None, alias="class")
-
-
 class _Tuned(BaseModel):
     tuned: str | None = None
 
 
-class _Sources(_Tuned):
-    """Other files that a suite names: those of methods, and suites whose chosen settings it takes."""
+class _Makers(_Tuned):
+    """The suites whose chosen settings a suite takes."""
 
-    methods: dict[str, _Entry]
     variants: tuple[_Tuned, ...] = ()
 
 
 def _digest(ours: str, suite: names.Asked) -> str:
     """Digest of all that a suite's expansion depends on, `ours` being that of this repository."""
-    said = cards.read_yaml(suite.file, _Sources)
-    references = [entry.class_ for entry in said.methods.values() if entry.class_]
-    sources = [suite.file, *(suite.file.parent / reference.rpartition(":")[0] for reference in references)]
-    makers = [suite.maker(part.tuned) for part in (said, *said.variants) if part.tuned is not None]
-    sources += [file for maker in makers for file in (maker.file, maker.tuned)]
+    said = cards.read_yaml(suite.file, _Makers)
+    sources = _with_named(suite.file)
+    for maker in [suite.maker(part.tuned) for part in (said, *said.variants) if part.tuned is not None]:
+        sources |= {**_with_named(maker.file), maker.tuned: None}
     lines = [f"{file}\0{files.file_sha256(file) if file.is_file() else None}\n" for file in sources]
     return hashlib.sha256("".join([ours, *lines]).encode()).hexdigest()
 
@@ -122,9 +119,17 @@ def _remembered(suite: names.Asked, digest: str) -> ExpandedSuite | None:
         remembered = parse(_Remembered, files.read_text(path), str(path))
     except ValueError:
         return None  # of another version
-    sources = {run.spec.method.source for run in remembered.suite.runs} - {None}
-    is_kept = all(paths.method(source.sha256).exists() for source in sources if source)
-    return remembered.suite if is_kept and remembered.sources_sha256 == digest else None
+    is_kept = remembered.sources_sha256 == digest and _is_whole(remembered.suite)
+    return remembered.suite if is_kept else None
+
+
+def _is_whole(suite: ExpandedSuite) -> bool:
+    """Tell if the copies that an expansion keeps of one's own files are there."""
+    specs = [run.spec for run in suite.runs]
+    datasets = all(map(cards.is_known, {spec.dataset.name for spec in specs}))
+    models = {paths.model(str(spec.model.config_sha256), spec.model.name) for spec in specs if spec.model.is_own}
+    methods = {paths.method(spec.method.source.sha256) for spec in specs if spec.method.source}
+    return datasets and all(path.exists() for path in (*models, *methods))
 
 
 def _refuse_results_of_another(suite: names.Asked) -> None:
@@ -139,6 +144,28 @@ def _refuse_results_of_another(suite: names.Asked) -> None:
             f"{other or 'the suite of that name in this repository'}; rename the file, or, if it is that suite and has "
             f"moved, remove {path}"
         )
+
+
+def _with_named(file: Path) -> dict[Path, None]:
+    """Return a file and all files that it names, at any depth: cards, models, methods as ``file.py:ClassName``."""
+    found, new = {file: None}, [file]
+    for each in new:
+        for text in _texts(card_files.load_yaml(each)) if each.is_file() and each.suffix == card_files.SUFFIX else ():
+            name = re.fullmatch(r"(.+(\.yaml|\.json|\.py))(?::\w+)?", text)
+            named = name and Path(card_files.placed(name[1], each.parent, name[2]))
+            if named and named not in found:
+                found[named] = None
+                new.append(named)
+    return found
+
+
+def _texts(said: Any) -> Iterator[str]:
+    """Yield all texts in a YAML file's values."""
+    if isinstance(said, dict | list):
+        for each in said.values() if isinstance(said, dict) else said:
+            yield from _texts(each)
+    elif isinstance(said, str):
+        yield said
 
 
 def main(argv: Sequence[str]) -> None:

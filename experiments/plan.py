@@ -25,10 +25,10 @@ from engine.registry import build_method
 from engine.schema.base import Frozen, parse
 from engine.schema.evaluation import Evaluation
 from engine.schema.record import Record
-from engine.schema.run import RunSpec
+from engine.schema.run import ModelSpec, RunSpec
 from engine.schema.suite import ExpandedSuite
 from engine.training.checkpoint import KEEP
-from engine.training.towers import embed_dim, outline
+from engine.training.towers import embed_dim, introduce, outline
 from experiments import cards
 from experiments.suite import OWN_MODELS
 from experiments.watch import ENDED, STATES, RunView, Watcher
@@ -89,7 +89,7 @@ class Plan(Frozen):
     """Sources of the estimated hours."""
     missing: tuple[Missing, ...]
     wrong: tuple[str, ...]
-    """Evaluation sets that do not fit their cards, a line each."""
+    """Sets that do not fit their cards, a line each."""
 
 
 class Estimate(NamedTuple):
@@ -121,7 +121,7 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
             training_hours=sum(_share_left(views[i]) * found.hours for i, found in known.items()),
             runs_without_estimate=len(run_ids & to_train.keys()) - len(known),
             evaluation_hours=None if math.isnan(evaluation_hours) else evaluation_hours,
-            disk_bytes=sum(len(specs[i].milestones) * _weights_bytes(specs[i].model.name) for i in run_ids),
+            disk_bytes=sum(len(specs[i].milestones) * _weights_bytes(specs[i].model) for i in run_ids),
             checkpoint_bytes=max((_checkpoint_bytes(to_train[i]) for i in run_ids & to_train.keys()), default=0),
         )
 
@@ -138,7 +138,10 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
             *_missing_training(spec.dataset.name for spec in to_train.values()),
             *_missing_evaluation(suite for suite in suites if to_evaluate[suite.name]),
         ),
-        wrong=tuple(cards.wrong(suite.evaluation for suite in suites if to_evaluate[suite.name])),
+        wrong=(
+            *_miscounted(spec.dataset.name for spec in to_train.values()),
+            *cards.wrong(suite.evaluation for suite in suites if to_evaluate[suite.name]),
+        ),
     )
 
 
@@ -243,7 +246,7 @@ def show(plan: Plan, console: Console) -> None:
     elif not plan.wrong:
         console.print("All data are there, or the workflow makes them.")
     for line in plan.wrong:
-        console.print(f"Wrong: {line}", highlight=False, markup=False)
+        console.print(f"Wrong: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _hours(amount: Amount) -> str:
@@ -278,19 +281,20 @@ def _to_evaluate(suite: ExpandedSuite) -> set[tuple[str, int, str]]:
 
 
 @functools.cache
-def _outline(model: str) -> tuple[int, int]:
+def _outline(model: ModelSpec) -> tuple[int, int]:
     """Number of parameters of a model, and the width of its embeddings."""
-    towers = outline(model)
+    introduce(model)
+    towers = outline(model.name)
     return sum(parameter.numel() for parameter in towers.parameters()), embed_dim(towers)
 
 
-def _weights_bytes(model: str) -> int:
+def _weights_bytes(model: ModelSpec) -> int:
     return 4 * _outline(model)[0]
 
 
 def _checkpoint_bytes(spec: RunSpec) -> int:
     """Return the size of a run's checkpoints: weights, AdamW's two moments and the method's state in each."""
-    num_parameters, dim = _outline(spec.model.name)
+    num_parameters, dim = _outline(spec.model)
     with torch.device("meta"):
         state = build_method(spec.method, MethodEnv.of(spec, dim)).state_dict()
     of_method = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
@@ -304,6 +308,10 @@ def _missing_training(datasets: Iterable[str]) -> Iterator[Missing]:
         how = cards.how_to_get(card)
         if how is not None:
             yield Missing(kind="training", name=name, path=card.shards, how=how)
+
+
+def _miscounted(datasets: Iterable[str]) -> Iterator[str]:
+    yield from dict.fromkeys(filter(None, map(cards.miscounted, sorted(set(datasets)))))
 
 
 def _missing_evaluation(suites: Iterable[ExpandedSuite]) -> Iterator[Missing]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, JsonValue, model_validator
 
-from engine import files
+from engine import files, paths
+from engine.evaluation import card_files
 from engine.method import Method, MethodEnv
 from engine.registry import build_method, keep, method_class, method_names, resolve_config
-from engine.schema.base import Frozen, check_known, fingerprint, located, unknown_name
-from engine.schema.evaluation import Evaluation
+from engine.schema.base import Frozen, check_known, fingerprint, gathered, located, unknown_name
+from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import AugmentationSpec, DatasetSpec, MethodSource, MethodSpec, ModelSpec, OptimizerSpec, RunSpec
 from engine.schema.suite import DEFAULTS, ExpandedSuite, SuiteRun
 from experiments import cards, names
@@ -26,6 +28,8 @@ Options = dict[str, JsonValue]
 Factors = dict[str, float]
 _FACTORS = ("options_times", "training_times")
 OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
+_MODEL_SUFFIX = ".json"
+_MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 
 
 class NormalizerErrorPlan(Frozen):
@@ -103,7 +107,10 @@ class Variant(Frozen):
 
 
 class Suite(Frozen):
-    """One file of `experiments/suites/`."""
+    """One file of `experiments/suites/`, or one of a user's, which may name cards by their files, relative to its own.
+
+    A model that open_clip does not know is named by its config's file, ``path/to/NAME.json``.
+    """
 
     title: str
     dataset: str
@@ -153,28 +160,73 @@ def merge(base: Any, change: Any) -> Any:
     return change
 
 
-def _model(name: str) -> ModelSpec:
-    file = _model_file(name)
-    is_own = file.parent == OWN_MODELS
-    return ModelSpec(name=name, config_sha256=hashlib.sha256(file.read_bytes()).hexdigest() if is_own else None)
+def _read(asked: names.Asked) -> Suite:
+    """Read a suite's file; paths in it are then absolute, and its data sets are known by their names.
+
+    Raises:
+        ValueError: Naming all cards of training sets that are wrong.
+    """
+    suite = cards.read_yaml(asked.file, Suite)
+    place = partial(card_files.placed, folder=asked.file.parent)
+    named = dict.fromkeys([suite.dataset, *(each.dataset for each in suite.variants if each.dataset is not None)])
+    evaluation = place(suite.evaluation)
+    reads: list[Callable[[], str]] = [partial(cards.keep, place(name)) for name in named]
+    # The evaluation is read along: a user then reads of all cards that are wrong at once.
+    *kept, _ = gathered([*reads, lambda: cards.evaluation(evaluation).name])
+    called = dict(zip(named, kept, strict=True))
+
+    def model(name: str | None) -> str | None:
+        return name and card_files.placed(name, asked.file.parent, _MODEL_SUFFIX)
+
+    variants = tuple(
+        each.model_copy(update={"dataset": each.dataset and called[each.dataset], "model": model(each.model)})
+        for each in suite.variants
+    )
+    tuning = suite.tuning and suite.tuning.model_copy(update={"score": tuple(map(place, suite.tuning.score))})
+    changes = {"dataset": called[suite.dataset], "model": model(suite.model), "evaluation": evaluation}
+    return suite.model_copy(update={**changes, "variants": variants, "tuning": tuning})
 
 
-def _model_file(name: str) -> Path:
-    """Return the config file of a model, looked up without importing open_clip, which takes seconds."""
+def _model(reference: str) -> ModelSpec:
+    """Return a model by its name, or by its config's file, of which a copy is kept."""
+    file = card_files.own_file(OWN_MODELS, reference, "model", _MODEL_SUFFIX, _MODEL_PATTERN)
+    known = _model_files()
+    if file is None:
+        name = Path(reference).stem if reference.endswith(_MODEL_SUFFIX) else reference
+        if name not in known:
+            raise ValueError(unknown_name("model", name, known) + f" One of your own: path/to/NAME{_MODEL_SUFFIX}")
+        is_ours = known[name].parent == OWN_MODELS
+        return ModelSpec(name=name, config_sha256=files.file_sha256(known[name]) if is_ours else None)
+    config, parts = files.read_json(file), ("embed_dim", "vision_cfg", "text_cfg")
+    if not isinstance(config, dict) or not config.keys() >= set(parts):
+        raise ValueError(f"model {file}: allowed is an open_clip config: a JSON with {', '.join(parts)}")
+    if file.stem in known:
+        raise ValueError(f"model {file}: open_clip has a model of this name: rename the file")
+    content = file.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    copy = paths.model(sha256, file.stem)
+    if not copy.exists() or copy.read_bytes() != content:
+        with files.atomic_write(copy) as temporary:
+            temporary.write_bytes(content)
+    return ModelSpec(name=file.stem, config_sha256=sha256, is_own=True)
+
+
+def _model_files() -> dict[str, Path]:
+    """Return the config files of known models, looked up without importing open_clip, which takes seconds."""
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.origin is not None
     folders = (Path(package.origin).parent / "model_configs", OWN_MODELS)
-    known = {path.stem: path for folder in folders for path in folder.glob("*.json")}
-    check_known("model", name, known)
-    return known[name]
+    return {path.stem: path for folder in folders for path in folder.glob("*.json")}
 
 
 def _num_extra_pairs(spec: RunSpec) -> int:
     """Return the `Method.num_extra_pairs` of a run, from a method without memory."""
     if method_class(spec.method.name, spec.method.source).num_extra_pairs is Method.num_extra_pairs:
         return 0
-    embed_dim = files.read_json(_model_file(spec.model.name))["embed_dim"]
+    model = spec.model
+    config = paths.model(str(model.config_sha256), model.name) if model.is_own else _model_files()[model.name]
+    embed_dim = files.read_json(config)["embed_dim"]
     with torch.device("meta"):
         return build_method(spec.method, MethodEnv.of(spec, embed_dim)).num_extra_pairs
 
@@ -233,6 +285,11 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
     config, training = _changed(suite, method, source, variant)
     plan = Training.model_validate(training)
     card = _card(suite, variant)
+    if plan.global_batch_size > card.pairs:
+        raise ValueError(
+            f"training: global_batch_size = {plan.global_batch_size} exceeds the {card.pairs} pairs of {card.name!r}: "
+            "use a smaller batch or a larger data set"
+        )
     if (plan.epochs is None) == (plan.samples_seen is None):
         raise ValueError("training: give either epochs or samples_seen")
     batch = plan.global_batch_size
@@ -300,7 +357,7 @@ def _check_tuning(suite: Suite, tuning: Tuning) -> None:
     if shared := sorted(seeds.intersection(tuning.seeds)):
         raise ValueError(f"seeds = {shared} are the suite's: take others, so that no reported run was tuned on")
     for average, members in cards.evaluation(suite.evaluation).averages.items():
-        if shared_sets := sorted(set(tuning.score).intersection(members)):
+        if shared_sets := sorted(_score(tuning).keys() & set(members)):
             raise ValueError(
                 f"score: methods are compared by {', '.join(shared_sets)} (average {average!r}): judge trials by sets "
                 "that are in no average, such as validation sets"
@@ -322,8 +379,13 @@ def _training_of_trials(suite: Suite, tuning: Tuning) -> Options:
 
 def _of_score(evaluation: Evaluation, tuning: Tuning) -> Evaluation:
     """Return what trials are evaluated on: nothing that is reported."""
-    sets = {name: cards.eval_set(name) for name in tuning.score}
-    return evaluation.model_copy(update={"sets": sets, "averages": {SCORE: tuning.score}})
+    sets = _score(tuning)
+    return evaluation.model_copy(update={"sets": sets, "averages": {SCORE: tuple(sets)}})
+
+
+def _score(tuning: Tuning) -> dict[str, EvalCard]:
+    """Return the sets that judge trials, by name."""
+    return {card.name: card for card in map(cards.eval_set, tuning.score)}
 
 
 def _digest(suite: Suite, tuning: Tuning, method: str) -> str:
@@ -342,7 +404,7 @@ def _digest(suite: Suite, tuning: Tuning, method: str) -> str:
                 name: each.model_dump(mode="json", exclude_defaults=True) for name, each in tuning.of(method).items()
             },
             "trials": [tuning.trials, *tuning.seeds],
-            "score": {name: cards.eval_set(name).identity for name in tuning.score},
+            "score": {name: card.identity for name, card in _score(tuning).items()},
         }
     )
 
@@ -352,7 +414,7 @@ def _with_tuned(suite: Suite, asked: names.Asked) -> Suite:
     if suite.tuned is None:
         return suite
     maker = asked.maker(suite.tuned)
-    tuning = cards.read_yaml(maker.file, Suite).tuning
+    tuning = _read(maker).tuning
     command = f"snakemake tune --config suites={maker.base_reference}"
     if tuning is None:
         raise ValueError(f"suite {maker.base!r} has no `tuning`: write it, and run `{command}`")
@@ -450,8 +512,8 @@ def expand(name: str) -> ExpandedSuite:
         ValueError: If anything in the suite, its cards or its methods is unknown or wrong, or if two runs are the same.
     """
     asked = names.split(name)
-    suite = cards.read_yaml(asked.file, Suite)
     with located(f"suite {asked.name!r}", Training):
+        suite = _read(asked)
         evaluation, tuning, digests = cards.evaluation(suite.evaluation), suite.tuning, {}
         if tuning is not None:
             with located("tuning", Training):

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "engine": {"engine"},
     "neuclip": {"neuclip"} | FOR_METHODS,
     "baselines": FOR_METHODS,
-    "analysis": {"analysis", "engine.schema", "engine.paths", "engine.files", "engine.errors"}
+    "analysis": {"analysis", "engine.schema", "engine.paths", "engine.files", "engine.errors", "engine.overview"}
     # Licences and sources of training sets, for the report.
     | {"experiments.cards"}
     # What the leaderboard's suite and an entry's say, and how they were tuned.
@@ -46,7 +46,7 @@ ONLY_IN = {
 
 # Wings of the engine, from the ground up: each may import those before it in its list.
 COMMANDS = {"index", "train", "evaluate", "launch"}
-GROUND = {"errors", "files", "imports", "origin", "paths", "stop", "versions"}
+GROUND = {"errors", "files", "imports", "origin", "overview", "paths", "stop", "versions"}
 METHODS = {"method", "contrastive", "distributed", "standalone", "signatures", "registry"}
 WINGS = {
     "schema": {"schema"} | GROUND,

@@ -45,7 +45,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
             values = 100 * runs["value"]
             main = 100 * one.loc[one["variant"] == "", "value"].mean()
             axes.plot([main, main], [y - 0.5, y + 0.5], color=style.method(method).color, linewidth=0.8, alpha=0.6)
-            drawing.seeds_and_interval(axes, y, values, method)
+            drawing.seeds_and_interval(axes, y, values, method, within=drawing.SCORES)
             drawing.row_number(
                 axes, y, runs["status"].iloc[0] if values.isna().all() else f"{values.mean():.1f}", method
             )

@@ -88,7 +88,7 @@ def _draw_shares(axes: Axes, one: attribution.Attribution) -> None:
             mean = _interval(axes, y, 100 * points, parts.end, is_hollow=parts.end.source == "exact")
             means.append(mean)
             if not np.isnan(mean):
-                drawing.row_number(axes, y, f"{mean:+.1f}", style.OURS if parts.end == attribution.NEUCLIP else "")
+                drawing.row_number(axes, y, f"{mean:+z.1f}", style.OURS if parts.end == attribution.NEUCLIP else "")
     axes.axvline(0, color=style.INK, linewidth=0.8, zorder=1)
     _finish(axes, rows, means)
 

@@ -36,7 +36,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
             if is_known:
                 look = style.method(one.method)
                 axes.plot([low, high], [y, y], color=look.color, alpha=0.25, linewidth=4.5, solid_capstyle="butt")
-            drawing.row_number(axes, y, f"{value:.0f} %" + ("" if is_known else " ?"), one.method)
+            drawing.row_number(axes, y, f"{value:z.0f} %" + ("" if is_known else " ?"), one.method)
             values.append(value)
         for mark in (0, 100):
             axes.axvline(mark, color=style.INK, linewidth=0.8, zorder=1)

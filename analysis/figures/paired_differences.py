@@ -35,7 +35,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
             mean, half_width, p = (float(tests[name][baseline]) for name in ("mean", "half_width", "p_holm"))
             drawing.interval(axes, y, 100 * mean, 100 * half_width, baseline)
             test = "" if math.isnan(p) else f"  {style.p_value(p)}"
-            drawing.row_number(axes, y, f"{100 * mean:+.1f}{test}", baseline)
+            drawing.row_number(axes, y, f"{100 * mean:+z.1f}{test}", baseline)
         names = [f"minus {style.method(name).name}" for name in baselines]
         axes.axvline(0, color=style.INK, linewidth=0.8, zorder=1)
         drawing.label_rows(axes, names, pd.concat([100 * tests["mean"], pd.Series([0.0])]), ours=[])

@@ -58,7 +58,7 @@ def _draw(axes: Axes, score: tidy.Score, rows: pd.DataFrame, methods: list[str],
     rows = rows.assign(value=100 * rows["value"])
     for y, method in enumerate(methods):
         one = rows[rows["method"] == method]
-        drawing.seeds_and_interval(axes, y, one["value"], method)
+        drawing.seeds_and_interval(axes, y, one["value"], method, within=drawing.SCORES)
         if with_numbers and len(one):
             mean = one["value"].mean()
             drawing.row_number(axes, y, one["status"].iloc[0] if math.isnan(mean) else f"{mean:.1f}", method)

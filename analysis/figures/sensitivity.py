@@ -77,7 +77,9 @@ def _curve(axes: Axes, runs: pd.DataFrame, varied: list[str], column: str) -> No
     means, reach = groups.mean(), groups.agg(stats.half_width)
     places = range(len(means))
     axes.plot(places, means, color=look.color, marker=look.marker, label=look.name)
-    axes.errorbar(places, means, reach, color=look.color, linestyle="", alpha=0.4, elinewidth=2.0, label="interval")
+    low, high = drawing.SCORES if column == "score" else drawing.ANY
+    ends = [np.minimum(reach, means - low), np.minimum(reach, high - means)]
+    axes.errorbar(places, means, ends, color=look.color, linestyle="", alpha=0.4, elinewidth=2.0, label="interval")
     for main in runs.loc[runs["variant"] == "", option].unique():
         axes.plot(list(means.index).index(main), means[main], look.marker, color=look.color, markersize=7.5, zorder=4)
     axes.set_xticks(list(places), _labels(list(means.index)))

@@ -8,9 +8,11 @@ inside an archive are never followed, and nothing is ever extracted.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -40,6 +42,9 @@ COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes", "cr
 
 _FORMAT = "3"
 """Raised when a sidecar's content changes its meaning, so that old sidecars are made again."""
+
+_MEMBERS_TO_LOOK_AT = 1000
+"""Members of a shard, when captions are looked for."""
 
 _OWN_SHA256 = "sidecar_sha256"
 """Key of a sidecar's digest of its own content."""
@@ -263,6 +268,56 @@ def index_shard(path: Path, captions: CaptionSource, digest: Digest = "bytes") -
     return wide if shard_bytes >= 2**32 else wide.astype(np.uint32), rejected, sha256
 
 
+def count_pairs(
+    folder: Path, captions: CaptionSource, digest: Digest = "bytes", jobs: int = 1
+) -> tuple[int, list[Rejected]]:
+    """Return how many pairs of all ``*.tar`` of a folder an index would have, and what it would leave out."""
+    shards = sorted(folder.glob("*.tar"))
+    count = functools.partial(_count_one, captions=captions, digest=digest)
+    with ProcessPoolExecutor(min(jobs, len(shards))) as pool:
+        counted = list(track(pool.map(count, shards), "pairs", len(shards), disable=not sys.stderr.isatty()))
+    return sum(usable for usable, _ in counted), [each for _, rejected in counted for each in rejected]
+
+
+def _count_one(path: Path, captions: CaptionSource, digest: Digest) -> tuple[int, list[Rejected]]:
+    rows, rejected, _ = index_shard(path, captions, digest)
+    return len(rows), rejected
+
+
+def caption_places(shard: Path) -> dict[CaptionSource, str]:
+    """Return where texts lie beside the pictures of a shard, with the first of them: in half of the samples or more.
+
+    Only the first samples are looked at.
+    """
+    samples: dict[str, dict[str, Member]] = {}
+    for member in itertools.islice(read_members(shard), _MEMBERS_TO_LOOK_AT):
+        if isinstance(member, Member) and member.is_file:
+            key, extension = member.key_and_extension
+            samples.setdefault(key, {})[extension] = member
+    samples = {key: fields for key, fields in samples.items() if fields.keys() & set(IMAGE_EXTENSIONS)}
+    found: dict[CaptionSource, list[str]] = {}
+    with shard.open("rb", buffering=0) as file:
+        for fields in samples.values():
+            for name in ("txt", "json"):
+                if (text := fields.get(name)) is not None:
+                    data = os.pread(file.fileno(), text.num_bytes, text.offset)
+                    for captions in _places_in(data, name):
+                        with contextlib.suppress(ValueError):
+                            found.setdefault(captions, []).append(caption_texts(data, captions)[0])
+    return {captions: texts[0] for captions, texts in found.items() if 2 * len(texts) >= len(samples)}
+
+
+def _places_in(data: bytes, member: str) -> list[CaptionSource]:
+    """Return where captions may lie in a member: in the text, or in the fields of a JSON."""
+    if member != "json":
+        return [CaptionSource(member=member)]
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return []
+    return [CaptionSource(member=member, field=field) for field in fields] if isinstance(fields, dict) else []
+
+
 def _index_one(path: Path, captions: CaptionSource, digest: Digest, folder: Path) -> _Indexed:
     """Index a shard, or find that its sidecar is still good."""
     stat = path.stat()
@@ -416,7 +471,7 @@ def build_index(
         whole = f" (in the card of the whole set to {sum(usable)})" if fraction < 1 else ""
         raise ValueError(
             f"data set {name!r}: {folder} holds {total} usable pairs, its card says {pairs}. Fetch what is missing, "
-            f"or set 'pairs' in its card, below experiments/datasets, to {total}{whole}. Left out: {num_rejected}, see "
+            f"or set 'pairs' in its card, {name}.yaml, to {total}{whole}. Left out: {num_rejected}, see "
             f"{rejected_path(out)}{lines}"
         )
     index = Index(

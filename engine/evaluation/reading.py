@@ -20,7 +20,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -141,6 +141,18 @@ def count(card: EvalCard) -> dict[str, int]:
     return data.counts
 
 
+def survey(card: EvalCard) -> EvalData:
+    """Read and check a set as `count` does, whatever numbers its card states: those that are found take their place.
+
+    Raises:
+        ValueError: As `read`, but for numbers.
+    """
+    data = _contents(card, "", _COUNTING_WINDOW_BYTES)
+    data = replace(data, card=card.model_copy(update=data.counts))
+    _check(data)
+    return data
+
+
 def _contents(card: EvalCard, sha256: str, window_bytes: int) -> EvalData:
     folder = Path(card.path)
     classes, templates = _prompts(card, folder) if card.task == "zeroshot_classification" else ([], [])
@@ -182,10 +194,11 @@ def _how_to_mend(card: EvalCard) -> str:
     if card.build:
         return f"run `{card.build}` again"
     if card_files.can_be_fetched(card):
-        return f"`python -m experiments evaluation-data {card.name}` fetches what it lacks, and names what is wrong"
+        command = f"python -m experiments evaluation-data {card.reference}"
+        return f"`{command}` fetches what it lacks, and names what is wrong"
     if card.fetch:
         return f"fetch it again ({card.fetch})"
-    return f"mend {card.path}, or edit its card, experiments/evals/{card.name}.yaml"
+    return f"mend {card.path}, or edit its card, {card.place}"
 
 
 def _compare(card: EvalCard, counts: Mapping[str, int]) -> None:
@@ -201,7 +214,7 @@ def _compare(card: EvalCard, counts: Mapping[str, int]) -> None:
         fail(card, f"{card.path} has {found}, its card says {says}")
     raise ValueError(
         f"evaluation set {card.name!r}: {card.path} has {found}, its card says {says}: edit the card, "
-        f"experiments/evals/{card.name}.yaml ({edit}), or complete the folder"
+        f"{card.place} ({edit}), or complete the folder"
     )
 
 

@@ -361,7 +361,7 @@ def evaluate_published(
 
 
 def find_evaluation(name: str) -> Evaluation:
-    """Return the evaluation of a file of results/evaluations/, or of a card's name."""
+    """Return an evaluation by its name or its file: a JSON of results/evaluations/, a list's YAML or a set's card."""
     if name.endswith(".json"):
         return parse(Evaluation, files.read_text(Path(name)), name)
     return card_files.evaluation(versions.ROOT / "experiments", name)

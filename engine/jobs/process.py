@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import submitit
 
-from engine import files
+from engine import errors, files
 from engine.schema.base import Frozen
 from engine.stop import Stopped
 
@@ -80,7 +80,7 @@ class ModuleJob:
             except SystemExit as end:
                 if not end.code:
                     return
-                process.fail(str(end.code), end.code)
+                process.fail(errors.said(str(end.code)), end.code)
             except Exception as error:  # whatever it was: here the job ends, and the launcher is told
                 traceback.print_exc()
                 process.fail(f"{type(error).__name__}: {error}", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 """Raised when the meaning of a `RunSpec` field changes, so that old results are never taken for new ones."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+T = TypeVar("T")
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,59}$"
 """Names of methods, data sets and suites. Files are called after several of them, and names of files end at 255."""
@@ -85,6 +86,24 @@ def located(where: str, model: type[BaseModel] = BaseModel) -> Iterator[None]:
         raise ValueError(explain_validation_error(where, error, model)) from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def gathered(calls: Iterable[Callable[[], T]]) -> list[T]:
+    """Return what each call returns, so that a user reads of all that is wrong at once.
+
+    Raises:
+        ValueError: With the texts of all `ValueError` that were raised, each once.
+    """
+    found: list[T] = []
+    wrong: dict[str, None] = {}
+    for call in calls:
+        try:
+            found.append(call())
+        except ValueError as error:
+            wrong[str(error)] = None
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return found
 
 
 def explain_validation_error(where: str, error: ValidationError, model: type[BaseModel]) -> str:

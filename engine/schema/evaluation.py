@@ -89,6 +89,8 @@ class EvalCard(Frozen):
     """File that exists once `build` has succeeded."""
     fetch: str | None = None
     """Advice for a person on how to fetch it; the workflow never runs it."""
+    file: str | None = Field(default=None, exclude_if=lambda file: file is None)
+    """The card's own file, where that is none of this repository; `path` is then absolute."""
 
     @model_validator(mode="after")
     def _check(self) -> EvalCard:
@@ -110,6 +112,16 @@ class EvalCard(Frozen):
         return self
 
     @property
+    def place(self) -> str:
+        """The card's file."""
+        return self.file or f"experiments/evals/{self.name}.yaml"
+
+    @property
+    def reference(self) -> str:
+        """Name that asks for the set, or its card's file."""
+        return self.file or self.name
+
+    @property
     def revision(self) -> str:
         """Changes when the set's content does."""
         return self.sha256 or self.hf_revision or "unpinned"
@@ -118,6 +130,7 @@ class EvalCard(Frozen):
     def identity(self) -> str:
         """Digest of all fields that can change a result: not of the set's place or description."""
         told = {"path", "title", "description", "licence", "source", "build", "ready", "fetch", "hf_repo", "original"}
+        told |= {"file"}
         # Fields that came later are left out while unused: older cards keep their identity.
         later = ("metadata", "group_by", "hf_revision", "class_names", "templates")
         unused = {name for name in later if getattr(self, name) == EvalCard.model_fields[name].default}
@@ -143,6 +156,8 @@ class Evaluation(Frozen):
     averages: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     precision: Precision = "fp32"
     when_missing: WhenMissing = "refuse"
+    file: str | None = Field(default=None, exclude_if=lambda file: file is None)
+    """The list's own file, where that is none of this repository."""
 
     @model_validator(mode="after")
     def _check(self) -> Evaluation:
@@ -151,6 +166,11 @@ class Evaluation(Frozen):
                 if member not in self.sets:
                     raise ValueError(f"average {average!r}: " + unknown_name("evaluation set", member, self.sets))
         return self
+
+    @property
+    def reference(self) -> str:
+        """Name that asks for it, or its file."""
+        return self.file or self.name
 
     @property
     def key(self) -> str:

@@ -52,10 +52,12 @@ class DatasetSpec(Frozen):
 
 
 class ModelSpec(Frozen):
-    """An open_clip model by name; `config_sha256` is the digest of the config file of a model of this repository."""
+    """An open_clip model by name, with the digest of its config file if that is none of open_clip's."""
 
     name: str
     config_sha256: str | None = None
+    is_own: bool = Field(default=False, exclude_if=lambda is_own: not is_own)
+    """True if the file is none of this repository either: a copy is kept, and the run executes that."""
 
 
 class OptimizerSpec(Frozen):

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine import files
+from engine import files, paths
 from engine.imports import hidden, late
 from engine.schema.base import unknown_name
+from engine.schema.run import ModelSpec
 from engine.versions import ROOT
 
 # All take long to import. `need_libraries` imports the first two for models that have an encoder from them. open_clip
@@ -74,6 +75,20 @@ class Towers(nn.Module):
         """Height and width of the images that the model takes."""
         size = self.clip.visual.image_size
         return int(size[0] if isinstance(size, (tuple, list)) else size)
+
+
+def introduce(model: ModelSpec) -> None:
+    """Let open_clip know a model whose config is a user's own, by the copy that was kept of it.
+
+    Raises:
+        ValueError: If the copy is gone or was changed.
+    """
+    if not model.is_own:
+        return
+    copy = paths.model(str(model.config_sha256), model.name)
+    if not copy.exists() or files.file_sha256(copy) != model.config_sha256:
+        raise ValueError(f"{copy} is gone or was changed since the run was made: remove it, and expand the suite again")
+    open_clip.add_model_config(copy)
 
 
 def build_towers(name: str, *, seed: int) -> Towers:

@@ -31,7 +31,7 @@ from engine.training.reporting import (
     mean_metrics,
     pack_metrics,
 )
-from engine.training.towers import build_towers, embed_dim, tokenizer
+from engine.training.towers import build_towers, embed_dim, introduce, tokenizer
 
 NUM_INDICES = 100
 """Positions that a record lists: of the first pairs of the run, and of the batch at which it diverged."""
@@ -95,6 +95,7 @@ class Trainer:
         index_path = paths.index(spec.dataset.name)
         index = _read_index(index_path, spec.dataset)
         # With channels innermost, convolutions are faster on CPUs and on GPUs; other layers do not change.
+        introduce(spec.model)
         self.towers = build_towers(spec.model.name, seed=spec.seed)
         self.towers.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         cache_gib = execution.cache_gib if execution.cache_decoded else 0.0

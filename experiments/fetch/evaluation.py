@@ -52,6 +52,10 @@ class FetchError(ValueError):
     """A set cannot be fetched, or what came is not what was asked for."""
 
 
+class UnreachableError(FetchError):
+    """Where a set would come from cannot be asked: there is no connection, or none is wanted."""
+
+
 class Source(Frozen):
     """The origin of a set: noted beside it when its fetch begins."""
 
@@ -116,14 +120,14 @@ def read_source(card: EvalCard) -> Source | None:
 
 
 def resolve(names: Sequence[str]) -> list[EvalCard]:
-    """Return the cards of sets, each once, by their names or those of evaluations.
+    """Return the cards of sets, each once, by their names or those of evaluations, or by their files.
 
     Raises:
         ValueError: If a name is unknown.
     """
     found: dict[str, EvalCard] = {}
     for name in names:
-        if name in cards.names("evaluations"):
+        if name in cards.names("evaluations") or name.endswith(card_files.SUFFIX):
             found |= cards.evaluation(name).sets
         elif name in cards.names("evals"):
             found[name] = cards.eval_set(name)
@@ -213,8 +217,7 @@ def fetch(job: Fetch) -> Source:
         except ValueError as error:
             raise FetchError(
                 f"{error}\nIts files are whole: they are those of {job.source}. Its card is made for other content: "
-                f"correct experiments/evals/{card.name}.yaml, or give another hf_revision there, remove {folder} and "
-                "run this again"
+                f"correct {card.place}, or give another hf_revision there, remove {folder} and run this again"
             ) from None
         source = job.source.model_copy(update={"sha256": sha256})
         files.write_text(source_path(card), source.model_dump_json(indent=1) + "\n")
@@ -224,7 +227,8 @@ def fetch(job: Fetch) -> Source:
 
 def pin(card: EvalCard, source: Source) -> None:
     """Write the commit and the digest of a set that was fetched into its card."""
-    card_files.rewrite(cards.FOLDER / "evals" / f"{card.name}.yaml", source.pins)
+    file = Path(card.file) if card.file else cards.FOLDER / "evals" / f"{card.name}{card_files.SUFFIX}"
+    card_files.rewrite(file, source.pins)
 
 
 def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_cards: bool = False) -> None:
@@ -245,7 +249,16 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
     unknown = [card for card in to_fetch if card.name in problems and not card_files.can_be_fetched(card)]
     if unknown:
         raise FetchError(card_files.missing(unknown))
-    jobs = [plan(card, problems[card.name]) for card in to_fetch if card.name in problems]
+    missing = [card for card in to_fetch if card.name in problems]
+    try:
+        jobs = [plan(card, problems[card.name]) for card in missing]
+    except UnreachableError as error:
+        if not dry_run:
+            raise
+        console.print(_table(chosen, [], {card.name for card in missing}))
+        told = f"no sizes: they are asked for where the files are. {error}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        return
     console.print(_table(chosen, jobs))
     _check_room(jobs)
     if dry_run:
@@ -255,7 +268,7 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
         source = fetch(job)
         if not pin_cards and job.card.revision == "unpinned":
             lines = ", ".join(f"{key}: {value}" for key, value in source.pins.items())
-            console.print(f"  --pin would write {lines} into experiments/evals/{job.card.name}.yaml", highlight=False)
+            console.print(f"  --pin would write {lines} into {job.card.place}", highlight=False)
     for card in to_fetch if pin_cards else ():
         if found := read_source(card):
             pin(card, found)
@@ -264,20 +277,24 @@ def run(names: Sequence[str], console: Console, *, dry_run: bool = False, pin_ca
     )
 
 
-def _table(chosen: Sequence[EvalCard], jobs: Sequence[Fetch]) -> Table:
+def _table(chosen: Sequence[EvalCard], jobs: Sequence[Fetch], unknown: Collection[str] = ()) -> Table:
+    """Return the sets as rows; of those that are `unknown` nobody could be asked."""
     found = {job.card.name: job for job in jobs}
     right = [Column(title, justify="right") for title in ("Size", "To fetch")]
     table = Table("Set", "State", *right, "From", Column("Licence", overflow="fold"))
     for card in chosen:
         job = found.get(card.name)
-        if job is None:
+        if card.name in unknown:
+            table.add_row(card.name, "missing", "?", "?", card.hf_repo or "", card.licence)
+        elif job is None:
             table.add_row(card.name, "the workflow makes it" if card.build else "there", "", "", "", card.licence)
         else:
             state = "missing" if job.to_fetch_bytes == sum(job.sizes.values()) else "in part"
             amounts = _megabytes(sum(job.sizes.values())), _megabytes(job.to_fetch_bytes)
             table.add_row(card.name, state, *amounts, str(job.source), card.licence)
     table.add_section()
-    table.add_row("all", "", "", _megabytes(sum(job.to_fetch_bytes for job in jobs)), "", "")
+    total = "?" if unknown else _megabytes(sum(job.to_fetch_bytes for job in jobs))
+    table.add_row("all", "", "", total, "", "")
     return table
 
 
@@ -389,8 +406,7 @@ def _explained(card: EvalCard) -> Iterator[None]:
         "and run this again",
         RepositoryNotFoundError: f"there is no public repository {repo} ({page}); if it is private, log in with "
         "`hf auth login`",
-        RevisionNotFoundError: f"{repo} has no commit {card.hf_revision}: correct hf_revision in "
-        f"experiments/evals/{card.name}.yaml",
+        RevisionNotFoundError: f"{repo} has no commit {card.hf_revision}: correct hf_revision in {card.place}",
     }
     try:
         yield
@@ -402,7 +418,9 @@ def _explained(card: EvalCard) -> Iterator[None]:
             f"it could not be fetched ({type(error).__name__}: {first_line}). Files that came whole are kept: run this "
             "again to go on"
         )
-        raise FetchError(f"evaluation set {card.name!r}: {texts.get(type(error), other)}") from error
+        answered = isinstance(error, HfHubHTTPError) and not isinstance(error, OfflineModeIsEnabled)
+        kind = FetchError if answered else UnreachableError
+        raise kind(f"evaluation set {card.name!r}: {texts.get(type(error), other)}") from error
 
 
 @contextmanager

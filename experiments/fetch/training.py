@@ -66,5 +66,5 @@ def run(name: str, console: Console, *, anew: bool = False) -> None:
     if not cards.is_there(card):
         raise ValueError(
             f"training set {name!r}: no *.tar shards are in {card.shards}, though its command ended well: look at what "
-            f"it said, and at the command in experiments/datasets/{name}.yaml"
+            f"it said, and at the command in {card.place}"
         )

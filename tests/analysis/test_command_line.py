@@ -11,7 +11,7 @@ import pytest
 import synthetic
 
 from analysis import artifacts
-from analysis.__main__ import main
+from analysis.__main__ import GROUPS, main, parser
 from analysis.collect import collect
 from analysis.frame import write
 from engine import files, paths
@@ -121,3 +121,21 @@ def test_help_lists_tables_and_figures(capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     assert "main_results" in printed
     assert "training_curves" in printed
+
+
+def test_without_a_command_all_are_listed_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines[1:] if line and not line.startswith(" ")] == list(GROUPS)
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(parser().get_default("commands"))
+    assert any(line.split() and line.split()[0] == "check" and len(line.split()) > 5 for line in lines)
+
+
+def test_a_frame_that_is_not_there_is_named_with_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.parquet").touch()
+    assert main(["table", str(tmp_path / "mine.parquet"), "main_results", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert f"mine.parquet: there is no such file; {tmp_path} has other.parquet. Run snakemake, or collect" in said

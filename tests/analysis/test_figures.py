@@ -70,6 +70,14 @@ def test_results_show_mean_interval_and_seeds(frame: pd.DataFrame) -> None:
     assert any(np.allclose(sorted(x), [32, 34, 36]) for x in seeds)
 
 
+def test_intervals_of_scores_end_where_scores_do(frame: pd.DataFrame) -> None:
+    of_set = frame["name"] == "digits"
+    spread = frame.assign(value=frame["value"].mask(of_set, frame["seed"].map({0: 1.0, 1: 0.0, 2: 1.0})))
+    axes = panel(build_figure(spread, "results_by_method"), "Digits")
+    bars = [bar.get_xdata() for bar in axes.get_lines() if list(bar.get_ydata()) == [1, 1]]
+    assert bars[0] == pytest.approx([0, 100])
+
+
 def test_chance_is_a_line_near_the_data_and_a_number_far_from_it(frame: pd.DataFrame) -> None:
     near = frame.assign(chance=frame["chance"].where(frame["name"] != "digits", 0.25))
     figure = build_figure(near, "results_by_method")

@@ -11,7 +11,7 @@ from analysis import artifacts
 from analysis.collect import collect
 from analysis.latex import to_latex
 from analysis.rendering import build_table, to_csv, to_markdown
-from analysis.table import Cell, Table, three_digits
+from analysis.table import Cell, Table, number, three_digits
 from engine import paths
 
 METHODS = ["OpenCLIP", "FastCLIP", "SigLIP", "AmorLIP", "NeuCLIP"]
@@ -338,3 +338,9 @@ def test_the_csv_has_interval_n_and_mark_in_columns_of_their_own() -> None:
 )
 def test_three_digits(value: float, text: str) -> None:
     assert format(value, three_digits(value)) == text
+
+
+def test_what_is_rounded_to_zero_has_no_minus() -> None:
+    assert [number(-0.04), number(-0.04, "+.1f"), number(-0.001, ".2f")] == ["0.0", "+0.0", "0.00"]
+    assert number(-3, "d") == "-3"
+    assert [Cell(-0.04, 1.0, form="+.1f").text(), Cell(-0.06).text()] == ["+0.0 ± 1.0", "-0.1"]

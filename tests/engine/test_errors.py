@@ -140,3 +140,14 @@ def test_a_training_needs_no_package_that_it_does_not_import(spec):
     packages = files.read_json(paths.record(spec.run_id))["attempts"][0]["provenance"]["packages"]
     assert packages["torch"]
     assert {name for name, found in packages.items() if found is None} == {"submitit", "snakemake", "clip_benchmark"}
+
+
+def test_the_word_error_comes_once_however_many_commands_pass_a_text_on():
+    def command():
+        with errors.explained():
+            raise ValueError("error: suite 'x': what came")
+
+    assert message(command) == "suite 'x': what came"
+    warned = "some/library.py:3: UserWarning: old\n  warn()\nerror: what came\nand more\n"
+    assert errors.said(warned) == "what came\nand more"
+    assert errors.said("Killed\n") == "Killed"

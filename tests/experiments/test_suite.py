@@ -449,6 +449,8 @@ def test_the_command_line_lists_explains_and_compares(tmp_path, monkeypatch, cap
     monkeypatch.setenv("COLUMNS", "80")
     assert "ablation_normalizer_error_dataset_size " in run("list")
     assert "method.config" in run("explain", first)
+    # A shell completes the name of a run's folder.
+    assert run("explain", f"results/runs/{first}/") == run("explain", first)
     assert "method.name" in run("diff", first, second)
     listed, *_ = json.loads(run("list", "smoke", "--json"))
     assert {item["run_id"] for item in listed["runs"]} > {first, second}

@@ -68,5 +68,5 @@ def test_a_training_with_loader_workers_on_a_full_disk_ends(root, slurm, num_wor
     error, seconds = launch(
         slurm, "engine.train", path, "--execution", execution, output=record, setup=["ulimit -f 100"]
     )
-    assert "(fails) has no result: FAILED: process 0: error: no room for results/runs/" in error
+    assert "(fails) has no result: FAILED: process 0: no room for results/runs/" in error
     assert seconds < SOON_SEC

@@ -186,7 +186,8 @@ WRONG: dict[str, tuple[type[StandaloneLoss], dict[str, Any], str]] = {
     "a wrong value": (FastCLIPLoss, {"gamma_min": 2.0}, "gamma_min: .*less than or equal to 1"),
     "a temperature": (AmorLIPLoss, {"temperature": {"init": 0.1}}, "your model has the temperature"),
     "one temperature per sample": (FastCLIPLoss, {"version": "v2"}, "allowed are v0 and v3"),
-    "no step": (AmorLIPLoss, {"steps_per_epoch": 0}, "steps_per_epoch = 0: allowed is 1 or more"),
+    "no step": (AmorLIPLoss, {"steps_per_epoch": 0}, "steps_per_epoch = 0: allowed is a whole number, 1 or more"),
+    "a string": (NeuCLIPLoss, {"embed_dim": "16"}, "embed_dim = '16': allowed is a whole number, 1 or more"),
 }
 
 
@@ -226,6 +227,10 @@ def test_a_batch_of_another_size_or_device_is_refused() -> None:
     loss = make_loss("neuclip", NEUCLIP)
     with pytest.raises(ValueError, match=r"got 7 pairs on each of 1 processes.*global_batch_size = 8"):
         loss(torch.ones(7, DIM), torch.ones(7, DIM), 14.3)
+    with pytest.raises(ValueError, match=rf"image_features have shape \(8, 5\), .* embed_dim = {DIM}: make it with"):
+        loss(torch.ones(8, 5), torch.ones(8, DIM), 14.3)
+    with pytest.raises(ValueError, match=r"text_features have shape \(8, 5\)"):
+        loss(torch.ones(8, DIM), torch.ones(8, 5), 14.3)
     with pytest.raises(ValueError, match="features are on meta, the loss is on cpu"):
         loss(torch.ones(8, DIM, device="meta"), torch.ones(8, DIM, device="meta"), 14.3)
 

@@ -332,7 +332,7 @@ def test_a_training_whose_gpu_is_not_there_fails_instead_of_training_on_the_cpu(
     with pytest.raises(SystemExit) as end:
         main([*options, "--", "engine.train", str(path), "--execution", execution.model_dump_json()])
     assert re.search(
-        r"has no result: FAILED: process 0: error: a GPU was asked for .* CUDA_VISIBLE_DEVICES '99'", end.value.code
+        r"has no result: FAILED: process 0: a GPU was asked for .* CUDA_VISIBLE_DEVICES '99'", end.value.code
     )
     assert "Traceback" not in end.value.code
 

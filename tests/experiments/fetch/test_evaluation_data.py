@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -316,6 +317,10 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(hub, home, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(FetchError, match=r"^evaluation set 'pets': it could not be fetched \(ConnectError: [^\n]*$"):
         run("zoo")
+    # What is missing is known here; only sizes are not.
+    said = run("zoo", dry_run=True)
+    assert re.search(r"pets +│ missing +│ +\? │", said)
+    assert "no sizes: they are asked for where the files are. evaluation set 'pets': it could not be fetched" in said
 
 
 def test_a_full_disk_is_found_before_anything_is_fetched(hub, home, monkeypatch):
