@@ -8,7 +8,7 @@ from analysis import cells, reference, stats, style
 from analysis import frame as tidy
 from analysis.table import Cell, Row, Table
 
-SUITES = ("ablation_*", "quickstart", "laptop")
+SUITES = ("ablation_*", "icons", "laptop", "one_gpu")
 KINDS = ("average",)
 
 
