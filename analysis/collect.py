@@ -59,7 +59,7 @@ def collect(suite_path: Path) -> pd.DataFrame:
     missing = frozenset(
         name
         for run in suite.runs
-        for milestone in run.spec.milestones
+        for milestone in run.milestones
         for name in suite.evaluation.sets
         if _result(run, milestone, name).status == "missing"
     )
@@ -120,7 +120,7 @@ def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
 def _score_rows(
     evaluation: Evaluation, run: SuiteRun, record: Record, seen: Seen, missing: frozenset[str]
 ) -> Iterator[Row]:
-    for milestone in run.spec.milestones:
+    for milestone in run.milestones:
         results = {}
         for name in evaluation.sets:
             path = paths.eval_result(run.spec.run_id, milestone, name)
@@ -348,7 +348,7 @@ def _refuse_holes(suite: ExpandedSuite) -> None:
     needed = []
     for run in suite.runs:
         needed += [paths.record(run.spec.run_id), paths.metrics(run.spec.run_id)]
-        for milestone in run.spec.milestones:
+        for milestone in run.milestones:
             needed += [paths.eval_result(run.spec.run_id, milestone, name) for name in suite.evaluation.sets]
     missing = [str(path) for path in needed if not path.exists()]
     if missing:

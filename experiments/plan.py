@@ -247,7 +247,7 @@ def _share_left(view: RunView) -> float:
 def _to_evaluate(suite: ExpandedSuite) -> set[tuple[str, int, str]]:
     """Run, milestone and evaluation of the models that are not evaluated yet."""
     key = suite.evaluation.key
-    models = ((run.spec.run_id, milestone, key) for run in suite.runs for milestone in run.spec.milestones)
+    models = ((run.spec.run_id, milestone, key) for run in suite.runs for milestone in run.milestones)
     return {model for model in models if not paths.evaluated(*model).exists()}
 
 

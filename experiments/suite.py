@@ -122,6 +122,8 @@ class Suite(Frozen):
     tuned: str | None = None
     """The suite whose tuning has chosen settings of the methods: they lie over what is written here. It may be this
     suite, or one with the same data set, model, training and options."""
+    over_training: bool = True
+    """Evaluate all milestones; False: the end of training alone."""
 
     @model_validator(mode="after")
     def _check(self) -> Suite:
@@ -138,6 +140,8 @@ class Ablation(Frozen):
     """None: all of the suite's."""
     seeds: tuple[int, ...] | None = None
     """None: the suite's."""
+    over_training: bool = False
+    """Evaluate all milestones of the suite; False: the end of training alone, as most ablations need no more."""
     variants: tuple[Variant, ...] = Field(min_length=1)
     """A variant that the suite's main run already is, at this scale, is that run: trained once, not listed twice."""
 
@@ -270,7 +274,9 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
         }
     )
     label = _label(variant, {**training, **config})
-    return SuiteRun(variant=label, spec=spec, num_extra_pairs=_num_extra_pairs(spec))
+    return SuiteRun(
+        variant=label, spec=spec, num_extra_pairs=_num_extra_pairs(spec), over_training=suite.over_training
+    )
 
 
 def _with_ablation(suite: Suite, what: str) -> Suite:
@@ -285,6 +291,7 @@ def _with_ablation(suite: Suite, what: str) -> Suite:
             "seeds": ablation.seeds or suite.seeds,
             "methods": {method: suite.methods[method] for method in methods},
             "variants": ablation.variants,
+            "over_training": ablation.over_training,
         }
     )
 

@@ -47,11 +47,12 @@ def mirror(suites: Iterable[ExpandedSuite], out: Path, *, every_sec: float | Non
     specs: dict[str, RunSpec] = {}
     results: dict[str, set[Path]] = {}
     for suite in suites:
-        for spec in (run.spec for run in suite.runs):
-            specs[spec.run_id] = spec
-            results.setdefault(spec.run_id, set()).update(
-                paths.eval_result(spec.run_id, milestone, name)
-                for milestone in spec.milestones
+        for run in suite.runs:
+            run_id = run.spec.run_id
+            specs[run_id] = run.spec
+            results.setdefault(run_id, set()).update(
+                paths.eval_result(run_id, milestone, name)
+                for milestone in run.milestones
                 for name in suite.evaluation.sets
             )
     logged: list[bool] = []

@@ -109,13 +109,15 @@ class Watcher:
         self._suites = list(suites)
         self._specs: dict[str, RunSpec] = {}
         self._variants: dict[str, str] = {}
-        self._evaluations: dict[str, set[str]] = {}
+        self._evaluations: dict[str, set[tuple[int, str]]] = {}
         for suite in self._suites:
             for run in suite.runs:
                 run_id = run.spec.run_id
                 self._specs[run_id] = run.spec
                 self._variants.setdefault(run_id, run.variant)
-                self._evaluations.setdefault(run_id, set()).add(suite.evaluation.key)
+                self._evaluations.setdefault(run_id, set()).update(
+                    (milestone, suite.evaluation.key) for milestone in run.milestones
+                )
         self._complete: dict[str, RunView] = {}
 
     def look(self) -> Overview:
@@ -135,14 +137,8 @@ class Watcher:
         lines = _tail(paths.metrics(run_id))
         rate = _rate(lines, starts[-1].first_step) if starts and state == "running" else None
         seen = lines[-1]["samples_seen"] if lines else 0
-        keys = sorted(self._evaluations[run_id])
-        evaluated = {n: [paths.evaluated(run_id, n, key).exists() for key in keys] for n in spec.milestones}
-        to_evaluate = [
-            paths.evaluate_jobs(run_id, n, key)
-            for n, done in evaluated.items()
-            for key, is_done in zip(keys, done, strict=True)
-            if not is_done
-        ]
+        models = sorted(self._evaluations[run_id])
+        to_evaluate = [model for model in models if not paths.evaluated(run_id, *model).exists()]
         return RunView(
             run_id=run_id,
             variant=self._variants[run_id],
@@ -156,9 +152,9 @@ class Watcher:
             loss_scale=lines[-1].get("scaler/scale") if lines else None,
             updated_at=paths.metrics(run_id).stat().st_mtime if lines else None,
             attempts=len(starts),
-            milestones_evaluated=sum(map(sum, evaluated.values())),
-            milestones=len(evaluated) * len(keys),
-            failed_logs=tuple(_failed_logs(run_id, state, to_evaluate)),
+            milestones_evaluated=len(models) - len(to_evaluate),
+            milestones=len(models),
+            failed_logs=tuple(_failed_logs(run_id, state, [paths.evaluate_jobs(run_id, *m) for m in to_evaluate])),
         )
 
 

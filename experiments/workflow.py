@@ -186,7 +186,7 @@ class Workflow:
         return [
             paths.evaluated(run.spec.run_id, milestone, key)
             for run in expanded.runs
-            for milestone in run.spec.milestones
+            for milestone in run.milestones
         ]
 
     def shown_in(self, report: str) -> list[Path]:

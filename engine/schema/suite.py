@@ -32,6 +32,13 @@ class SuiteRun(Frozen):
     """Of a trial: what it tries, by dotted name."""
     num_extra_pairs: int = Field(default=0, exclude_if=lambda count: count == 0)
     """Those that its method asks for in every step; see `engine.method.Method`."""
+    over_training: bool = True
+    """Whether the suite evaluates all milestones of the run, or its end alone."""
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """The run's milestones that the suite evaluates."""
+        return self.spec.milestones if self.over_training else self.spec.milestones[-1:]
 
 
 class ExpandedSuite(Frozen):

@@ -50,7 +50,7 @@ def test_every_ablation_applies_to_a_small_and_to_a_large_suite(what, base):
     assert len({run.spec.run_id for run in suite.runs}) == len(suite.runs)
 
 
-@pytest.mark.parametrize("what", [what for what in ABLATIONS if not what.startswith("normalizer_error")])
+@pytest.mark.parametrize("what", [what for what in ABLATIONS if "_error" not in what])
 def test_the_default_variant_of_an_ablation_is_the_main_run_itself(what):
     ablation = expand(f"ablation_{what}@cc3m")
     main = {run.spec.run_id: run.spec for run in expand("cc3m").runs}
@@ -197,6 +197,16 @@ def test_an_ablation_is_one_file(own):
     assert {run.variant: run.spec.method.config["eps"] for run in suite.runs} == {"": 1e-14, "eps 1e-12": 1e-12}
     assert suite.title.startswith("The constant in the logarithm (Quickstart")
     assert len(suite.runs) == 6
+
+
+@pytest.mark.parametrize(("line", "milestones"), [("", (64000,)), ("over_training: true\n", (25600, 38400, 51200, 64000))])
+def test_an_ablation_is_evaluated_at_the_end_of_training_unless_it_says_otherwise(own, line, milestones):
+    (own / "ablations" / "eps.yaml").write_text(f"title: The constant\nmethods: [neuclip]\n{line}variants: [{{}}]\n")
+    runs = expand("ablation_eps@laptop").runs
+    assert {run.milestones for run in runs} == {milestones}
+    # The run has all of them: it is the suite's own.
+    of_suite = {run.spec.run_id: run for run in expand("laptop").runs}
+    assert {of_suite[run.spec.run_id].milestones for run in runs} == {(25600, 38400, 51200, 64000)}
 
 
 @pytest.mark.parametrize(

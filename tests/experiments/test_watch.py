@@ -123,6 +123,16 @@ def test_a_run_is_complete_when_its_models_are_evaluated_too(root):
     assert runs[spec.run_id].is_complete
 
 
+def test_a_run_is_complete_when_what_its_suites_ask_for_is_evaluated(root):
+    spec = toy.run_spec("openclip", milestones=(80, 160))
+    (run,) = make_suite(spec).runs
+    suite = make_suite(spec).model_copy(update={"runs": (run.model_copy(update={"over_training": False}),)})
+    train(spec, Execution())
+    assert look(suite)[1][spec.run_id].milestones == 1
+    files.write_text(paths.evaluated(spec.run_id, 160, suite.evaluation.key), "[]")
+    assert look(suite)[1][spec.run_id].is_complete
+
+
 def test_a_rate_is_that_of_the_last_seconds_and_of_this_start(root):
     spec = toy.run_spec("openclip", steps=1000)
     suite = make_suite(spec)
