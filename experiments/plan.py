@@ -16,32 +16,38 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Column, Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine import files, paths
 from engine.evaluation import card_files
 from engine.method import MethodEnv
 from engine.registry import build_method
 from engine.schema.base import Frozen, parse
+from engine.schema.evaluation import Evaluation
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
 from engine.training.checkpoint import KEEP
 from engine.training.towers import embed_dim, outline
 from experiments import cards
+from experiments.suite import OWN_MODELS
 from experiments.watch import ENDED, STATES, RunView, Watcher
 
-GFLOP_PER_PAIR = {"RN50": 18.18, "ViT-B-32": 14.78, "ViT-B-16": 41.09}
-"""Forward, both encoders. Source: open_clip's profile table."""
 PUBLISHED_MODEL, PUBLISHED_HOURS, PUBLISHED_PAIRS = "ViT-B-16", 2 * 24 * 8, 1.28e9
 PUBLISHED_BASIS = (
     f"published: {PUBLISHED_MODEL} saw 1.28 billion pairs in 2 days on 8 H100 (DRRho-CLIP's README); other models by "
-    "their GFLOP per pair (open_clip's profile table)"
+    "the computation of their encoders. A card of 24 GB (RTX 4090) takes about six times as long, by peak rates in "
+    "bf16: 165 against 989 TFLOPS (NVIDIA's data sheets)"
 )
-EVALUATION_SEC = {"datacomp38": 5142.0}
-EVALUATION_BASIS = "published: 5,142 s for a model on all 38 tasks, DataComp's own estimate (its task list)"
+TASKS = "datacomp38"
+TASKS_SEC = 5142.0
+EVALUATION_BASIS = (
+    "published: 5,142 s for a model on all 38 tasks, DataComp's own estimate (its task list); some of them by their "
+    "share of the pictures"
+)
 FORWARD_SHARE = 1 / 3
-"""Of a training step; an exact normalizer needs the forward half over the whole set, errors of gradients over their
-population."""
+"""Of a training step, is the forward half. An error of normalizers takes it of the whole set, an error of gradients of
+its population, a step of its extra pairs."""
 
 
 class Amount(Frozen):
@@ -97,11 +103,12 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
     """Work out what is left of suites, from the files in the working directory."""
     views = {view.run_id: view for view in Watcher(suites).look().runs}
     specs = {run.spec.run_id: run.spec for suite in suites for run in suite.runs}
+    extra = {run.spec.run_id: run.num_extra_pairs for suite in suites for run in suite.runs}
     to_train = {run_id: spec for run_id, spec in specs.items() if views[run_id].state not in ENDED}
     finished = list(_finished())
-    estimates = {run_id: estimate(spec, finished) for run_id, spec in to_train.items()}
+    estimates = {run_id: estimate(spec, finished, extra[run_id]) for run_id, spec in to_train.items()}
     to_evaluate = {suite.name: _to_evaluate(suite) for suite in suites}
-    hours = {suite.evaluation.key: EVALUATION_SEC.get(suite.evaluation.name, math.nan) / 3600 for suite in suites}
+    hours = {suite.evaluation.key: evaluation_sec(suite.evaluation) / 3600 for suite in suites}
 
     def amount(name: str, run_ids: set[str], models: set[tuple[str, int, str]]) -> Amount:
         known = {i: found for i in run_ids & to_train.keys() if (found := estimates[i]) is not None}
@@ -135,18 +142,19 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
     )
 
 
-def estimate(spec: RunSpec, finished: Sequence[Record]) -> Estimate | None:
+def estimate(spec: RunSpec, finished: Sequence[Record], num_extra_pairs: int = 0) -> Estimate | None:
     """Estimate how long a run takes.
 
     Args:
         spec: The run.
         finished: Runs with a step time. Those of the same model count: with the same method if there are any, then
             with the nearest batch size, then on the device that most of them ran on; of those the median time per pair.
+        num_extra_pairs: Those that the method asks for in every step: they are encoded, and not learned from.
 
     Returns:
         The estimate, or None if nothing is known about the model.
     """
-    pairs = spec.samples_seen
+    pairs = spec.samples_seen + round(FORWARD_SHARE * num_extra_pairs * spec.num_steps)
     if spec.normalizer_error is not None:
         pairs += round(FORWARD_SHARE * spec.dataset.pairs * len(spec.normalizer_error.at))
     if spec.gradient_error is not None:
@@ -172,10 +180,28 @@ def estimate(spec: RunSpec, finished: Sequence[Record]) -> Estimate | None:
             f"({len(alike)} run{'s' if len(alike) > 1 else ''})"
         )
         return Estimate(pairs * statistics.median(map(per_pair_sec, alike)) / 3600, basis)
-    if spec.model.name in GFLOP_PER_PAIR:
-        size = GFLOP_PER_PAIR[spec.model.name] / GFLOP_PER_PAIR[PUBLISHED_MODEL]
-        return Estimate(PUBLISHED_HOURS * size * pairs / PUBLISHED_PAIRS, PUBLISHED_BASIS)
-    return None
+    if (OWN_MODELS / f"{spec.model.name}.json").exists():  # too small for what was published
+        return None
+    size = flop_per_pair(spec.model.name) / flop_per_pair(PUBLISHED_MODEL)
+    return Estimate(PUBLISHED_HOURS * size * pairs / PUBLISHED_PAIRS, PUBLISHED_BASIS)
+
+
+@functools.cache
+def flop_per_pair(model: str) -> int:
+    """Count the floating-point operations of both encoders on a pair, forward."""
+    towers = outline(model)
+    size = towers.image_size
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        towers.eval()(torch.empty(1, 3, size, size), torch.zeros(1, towers.clip.context_length, dtype=torch.long))
+    return counter.get_total_flops()
+
+
+def evaluation_sec(evaluation: Evaluation) -> float:
+    """Estimate the time of a model's evaluation; NaN with sets that are none of DataComp's, as nobody timed them."""
+    timed = cards.evaluation(TASKS).sets
+    if not evaluation.sets.keys() <= timed.keys():
+        return math.nan
+    return TASKS_SEC * sum(timed[name].images for name in evaluation.sets) / sum(card.images for card in timed.values())
 
 
 def show(plan: Plan, console: Console) -> None:

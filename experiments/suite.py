@@ -25,7 +25,7 @@ from experiments.tuning import SCORE, Tuned, Tuning, described, nested, points, 
 Options = dict[str, JsonValue]
 Factors = dict[str, float]
 _FACTORS = ("options_times", "training_times")
-_OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
+OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
 
 
 class NormalizerErrorPlan(Frozen):
@@ -155,7 +155,7 @@ def merge(base: Any, change: Any) -> Any:
 
 def _model(name: str) -> ModelSpec:
     file = _model_file(name)
-    is_own = file.parent == _OWN_MODELS
+    is_own = file.parent == OWN_MODELS
     return ModelSpec(name=name, config_sha256=hashlib.sha256(file.read_bytes()).hexdigest() if is_own else None)
 
 
@@ -164,7 +164,7 @@ def _model_file(name: str) -> Path:
     package = importlib.util.find_spec("open_clip")
     assert package is not None
     assert package.origin is not None
-    folders = (Path(package.origin).parent / "model_configs", _OWN_MODELS)
+    folders = (Path(package.origin).parent / "model_configs", OWN_MODELS)
     known = {path.stem: path for folder in folders for path in folder.glob("*.json")}
     check_known("model", name, known)
     return known[name]
@@ -274,9 +274,7 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
         }
     )
     label = _label(variant, {**training, **config})
-    return SuiteRun(
-        variant=label, spec=spec, num_extra_pairs=_num_extra_pairs(spec), over_training=suite.over_training
-    )
+    return SuiteRun(variant=label, spec=spec, num_extra_pairs=_num_extra_pairs(spec), over_training=suite.over_training)
 
 
 def _with_ablation(suite: Suite, what: str) -> Suite:

@@ -184,9 +184,7 @@ class Workflow:
         expanded = self.suites[suite]
         key = expanded.evaluation.key  # a digest over all its sets
         return [
-            paths.evaluated(run.spec.run_id, milestone, key)
-            for run in expanded.runs
-            for milestone in run.milestones
+            paths.evaluated(run.spec.run_id, milestone, key) for run in expanded.runs for milestone in run.milestones
         ]
 
     def shown_in(self, report: str) -> list[Path]:

@@ -82,6 +82,7 @@ EASY = Level(
     retrieval=4000,
     others=1000,
 )
+SIMPLE = replace(EASY, name="scenes_simple", concepts=CONCEPTS[:16], pairs=10_240, retrieval=2000, others=400)
 HARD = Level(
     "scenes_hard",
     concepts=CONCEPTS,
@@ -95,4 +96,4 @@ HARD = Level(
     others=1000,
 )
 TINY = replace(EASY, name="scenes_tiny", pairs=1500, retrieval=200, others=120)
-LEVELS = {"easy": EASY, "hard": HARD, "tiny": TINY}
+LEVELS = {"simple": SIMPLE, "easy": EASY, "hard": HARD, "tiny": TINY}

@@ -1,6 +1,8 @@
 """What is left of a suite, how long it takes by what is recorded or published, and which data are missing."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from support import toy
 from engine import files, paths
 from engine.schema.base import parse
 from engine.schema.record import Attempt, Provenance, Record
-from engine.schema.run import Execution, GradientErrorSpec
+from engine.schema.run import Execution, GradientErrorSpec, ModelSpec
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training import checkpoint
 from engine.training.loop import train
@@ -25,6 +27,8 @@ from experiments.suite import expand
 def root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     toy.build(tmp_path)
+    for kind in ("evals", "evaluations"):
+        shutil.copytree(cards.FOLDER / kind, tmp_path / "cards" / kind)
     monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
     card = {"name": "toy", "title": "Toy", "revision": "1", "pairs": toy.NUM_PAIRS, "shards": "data/toy/train"}
     files.write_text(cards.FOLDER / "datasets" / "toy.yaml", yaml.safe_dump(card | {"licence": "", "source": "tests"}))
@@ -130,13 +134,35 @@ def test_errors_of_gradients_take_the_time_to_encode_their_population():
     assert measured.hours == pytest.approx((1 + 2 / 3 / 100) * plain.hours)
 
 
-def test_published_hours_are_named_and_a_model_nobody_timed_has_none():
+def test_published_hours_are_named_and_go_with_the_computation_of_the_encoders():
     spec = expand("dfn192m").runs[0].spec
     found = plan.estimate(spec, [])
     assert found.hours == pytest.approx(384 * spec.samples_seen / 1.28e9)
     assert found.basis.startswith("published: ")
-    scales = {run.spec.model.name: plan.estimate(run.spec, []) for run in expand("scales").runs}
-    assert {name for name, found in scales.items() if found is None} == {"ViT-S-32", "ViT-L-14"}
+    # GFLOP of a pair, forward, in open_clip's profile table.
+    table = {"RN50": 18.18, "ViT-B-32": 14.78, "ViT-B-16": 41.09, "ViT-S-32": 5.66}
+    assert {name: round(plan.flop_per_pair(name) / 1e9, 2) for name in table} == table
+    small = plan.estimate(spec.model_copy(update={"model": ModelSpec(name="ViT-S-32", config_sha256=None)}), [])
+    assert small.hours == pytest.approx(found.hours * 5.66 / 41.09, rel=0.001)
+    assert plan.estimate(expand("smoke").runs[0].spec, []) is None
+
+
+def test_a_part_of_datacomp_s_tasks_takes_the_time_of_its_pictures():
+    whole, part = cards.evaluation("datacomp38"), cards.evaluation("datacomp_quick")
+    assert plan.evaluation_sec(whole) == pytest.approx(5142)
+    assert plan.evaluation_sec(part) == pytest.approx(5142 * images(part) / images(whole))
+    assert 0.2 < images(part) / images(whole) < 0.4
+    assert math.isnan(plan.evaluation_sec(cards.evaluation("icons_tiny")))
+
+
+def test_pairs_beyond_the_batch_are_encoded_and_cost_no_more():
+    spec = expand("dfn192m").runs[0].spec
+    plain, more = plan.estimate(spec, []), plan.estimate(spec, [], num_extra_pairs=3 * spec.global_batch_size)
+    assert more.hours == pytest.approx(2 * plain.hours)
+
+
+def images(evaluation):
+    return sum(card.images for card in evaluation.sets.values())
 
 
 def test_an_outline_has_the_shapes_of_the_model():

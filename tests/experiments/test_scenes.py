@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = ("unseen_drawings", "other_grounds", "sketched", "turned")
 SWAPPED = ("swapped_colours", "swapped_concepts", "swapped_places", "validation_swapped")
 ZEROSHOT = ("colour", "concept", "place", "count")
-LEVELS = (scenes.EASY, scenes.HARD)
+LEVELS = (scenes.SIMPLE, scenes.EASY, scenes.HARD)
 KINDS = tuple(
     name.removeprefix("scenes_tiny_") for name in experiments_cards.names("evals") if name.startswith("scenes_tiny_")
 )
@@ -321,10 +321,12 @@ def test_only_the_harder_level_names_the_later_thing_first() -> None:
 
 def test_the_levels_share_no_more_than_they_say() -> None:
     assert scenes.EASY.concepts == CONCEPTS[:24] == scenes.HARD.concepts[:24]
+    assert scenes.SIMPLE.concepts == CONCEPTS[:16]
     assert len(set(CONCEPTS)) == len(CONCEPTS) == 48
-    for level in LEVELS:
+    for level in (scenes.EASY, scenes.HARD):
         assert level.pairs >= 100_000
         assert level.retrieval >= 4000
+    for level in LEVELS:
         evaluation = experiments_cards.evaluation(level.name)
         assert set(evaluation.sets) == {f"{level.name}_{kind}" for kind in KINDS}
         averaged = set().union(*evaluation.averages.values())

@@ -199,7 +199,9 @@ def test_an_ablation_is_one_file(own):
     assert len(suite.runs) == 6
 
 
-@pytest.mark.parametrize(("line", "milestones"), [("", (64000,)), ("over_training: true\n", (25600, 38400, 51200, 64000))])
+@pytest.mark.parametrize(
+    ("line", "milestones"), [("", (64000,)), ("over_training: true\n", (25600, 38400, 51200, 64000))]
+)
 def test_an_ablation_is_evaluated_at_the_end_of_training_unless_it_says_otherwise(own, line, milestones):
     (own / "ablations" / "eps.yaml").write_text(f"title: The constant\nmethods: [neuclip]\n{line}variants: [{{}}]\n")
     runs = expand("ablation_eps@laptop").runs
