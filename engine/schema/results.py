@@ -51,7 +51,7 @@ def _results(suite: ExpandedSuite) -> Iterator[tuple[Path, Iterator[Path]]]:
     key = suite.evaluation.key
     for index in (paths.index(name) for name in sorted({run.spec.dataset.name for run in suite.runs})):
         yield index, iter([paths.sidecars(index, "")])
-    for run_id, milestones in ((run.spec.run_id, run.spec.milestones) for run in suite.runs):
+    for run_id, milestones in ((run.spec.run_id, run.milestones) for run in suite.runs):
         yield paths.record(run_id), _of_run(run_id)
         for milestone in milestones:
             yield paths.evaluated(run_id, milestone, key), _of_evaluation(suite, run_id, milestone)

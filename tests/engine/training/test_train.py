@@ -302,6 +302,7 @@ def read_record(spec):
 
 def test_a_finished_run_whose_record_a_workflow_removed_is_not_trained_again(root):
     spec = toy.run_spec("openclip", steps=4)
+    toy.write_spec(root, spec)
     record = train(spec, Execution())
     paths.record(spec.run_id).unlink()
     assert train(spec, Execution()) == record
