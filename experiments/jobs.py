@@ -52,7 +52,7 @@ def outputs(suites: Iterable[ExpandedSuite]) -> dict[Path, Path]:
     """Return what the jobs of suites make, by their folders."""
     found = {}
     for suite in suites:
-        for run_id, milestones in ((run.spec.run_id, run.spec.milestones) for run in suite.runs):
+        for run_id, milestones in ((run.spec.run_id, run.milestones) for run in suite.runs):
             key = suite.evaluation.key
             found[paths.jobs(run_id) / "train"] = paths.record(run_id)
             found |= {paths.evaluate_jobs(run_id, n, key): paths.evaluated(run_id, n, key) for n in milestones}
