@@ -10,7 +10,7 @@ import pandas as pd
 from analysis import cells, entries, headroom, stats, style, time_to_target
 from analysis import frame as tidy
 from analysis.entries import Entry, Track
-from analysis.rendering import short, to_markdown
+from analysis.rendering import commits_of, to_markdown
 from analysis.table import NO_VALUE, Cell, Row, Table, three_digits
 from engine import files, paths
 
@@ -123,7 +123,7 @@ def _table(ours: pd.DataFrame, found: list[Entry], rules: Track) -> Table:
                 "control" if is_control else card.by if card else "this repository",
                 *_numbers(runs, one, ratios.get(one.label, Cell(None))),
                 str(card.trials) if card else "",
-                short(", ".join(sorted(runs["commit"].unique()))),
+                commits_of(runs),
                 ", ".join(sorted(runs["device"].unique())),
             )
         )

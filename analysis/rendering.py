@@ -36,12 +36,17 @@ def short(commits: str) -> str:
     return re.sub(r"\b(\w{12})\w*", r"\1", commits)
 
 
+def commits_of(rows: pd.DataFrame) -> str:
+    """List the commits that runs were trained at, each once: a run that was resumed may have several."""
+    return ", ".join(map(short, sorted({commit for each in rows["commit"].unique() for commit in each.split(", ")})))
+
+
 def build_table(frame: pd.DataFrame, name: str) -> Table:
     """Build a table from its kinds of rows, and note at its end which runs they are of."""
     rows = select("table", name, frame)
     table = without_empty_keys(importlib.import_module(f"analysis.tables.{name}").build(rows))
-    commits = map(short, sorted(rows["commit"].unique()))
-    origin = f"Suite {', '.join(rows['suite'].unique())}; {rows['run_id'].nunique()} runs; commit {', '.join(commits)}."
+    suites, num_runs = ", ".join(rows["suite"].unique()), rows["run_id"].nunique()
+    origin = f"Suite {suites}; {num_runs} runs; commit {commits_of(rows)}."
     missing = () if table.rows else ("Nothing to show: this suite has no rows for this table.",)
     return dataclasses.replace(table, notes=(*missing, *table.notes, *((origin,) if len(rows) else ())))
 
