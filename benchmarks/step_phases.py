@@ -136,6 +136,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
         for contestant, _, _ in started.values():
             contestant.step()
             if number < args.saves:
+                contestant.trainer.settle()
                 contestant.trainer.save()
     rows = []
     base = started[BASE, args.accumulation[0]][0].clock.seconds[STEP]

@@ -185,14 +185,15 @@ def estimate(spec: RunSpec, finished: Sequence[Record], num_extra_pairs: int = 0
         return Estimate(pairs * statistics.median(map(per_pair_sec, alike)) / 3600, basis)
     if (OWN_MODELS / f"{spec.model.name}.json").exists():  # too small for what was published
         return None
-    size = flop_per_pair(spec.model.name) / flop_per_pair(PUBLISHED_MODEL)
+    size = flop_per_pair(spec.model) / flop_per_pair(ModelSpec(name=PUBLISHED_MODEL))
     return Estimate(PUBLISHED_HOURS * size * pairs / PUBLISHED_PAIRS, PUBLISHED_BASIS)
 
 
 @functools.cache
-def flop_per_pair(model: str) -> int:
+def flop_per_pair(model: ModelSpec) -> int:
     """Count the floating-point operations of both encoders on a pair, forward."""
-    towers = outline(model)
+    introduce(model)
+    towers = outline(model.name)
     size = towers.image_size
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         towers.eval()(torch.empty(1, 3, size, size), torch.zeros(1, towers.clip.context_length, dtype=torch.long))

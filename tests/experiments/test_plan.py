@@ -141,7 +141,7 @@ def test_published_hours_are_named_and_go_with_the_computation_of_the_encoders()
     assert found.basis.startswith("published: ")
     # GFLOP of a pair, forward, in open_clip's profile table.
     table = {"RN50": 18.18, "ViT-B-32": 14.78, "ViT-B-16": 41.09, "ViT-S-32": 5.66}
-    assert {name: round(plan.flop_per_pair(name) / 1e9, 2) for name in table} == table
+    assert {name: round(plan.flop_per_pair(ModelSpec(name=name)) / 1e9, 2) for name in table} == table
     small = plan.estimate(spec.model_copy(update={"model": ModelSpec(name="ViT-S-32", config_sha256=None)}), [])
     assert small.hours == pytest.approx(found.hours * 5.66 / 41.09, rel=0.001)
     assert plan.estimate(expand("smoke").runs[0].spec, []) is None
