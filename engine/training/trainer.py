@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -165,7 +165,7 @@ class Trainer:
         divergence = self.settle()
         if divergence is not None:
             raise _DivergedError(divergence)
-        with self.clock.phase("method"):
+        with self.clock.phase("method"), self._method_precision():
             image_BD, text_BD = (torch.cat(side).detach().requires_grad_() for side in zip(*encoded, strict=True))
             features = Features(image_BD, text_BD, batch.index_B, extra)
             output = self.method.loss(features, self.progress())
@@ -182,6 +182,16 @@ class Trainer:
                         encoded[number] = self.encoder.encode(*parts[number], moves_statistics=number == 0)
                     torch.autograd.backward(encoded[number], grad)
         return output, features
+
+    @contextlib.contextmanager
+    def _method_precision(self) -> Iterator[None]:
+        """Multiply matrices on a GPU within the block as the run wants it of the method, and otherwise as before."""
+        matmul = torch.backends.cuda.matmul
+        before, matmul.allow_tf32 = matmul.allow_tf32, self.spec.method_tf32
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before
 
     def encode_extra(self, extra: Batch) -> Features:
         """Encode this process's share of the pairs beyond the batch; return those of all processes, without gradient.
@@ -322,7 +332,8 @@ class Trainer:
         adamw.step()
         self.scaler.update()
         adamw.zero_grad(set_to_none=True)
-        self.method.after_step(progress)
+        with self._method_precision():
+            self.method.after_step(progress)
         if self.averaged is not None:
             self.averaged.update_parameters(self.towers)
 
