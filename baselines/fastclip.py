@@ -15,7 +15,8 @@ AdamW without clipping cannot see. Unvisited samples are known by a mask, not by
 gradient. v2 exists in the 2024 form only, with exp shifted by a running maximum and eps added to the shifted u; log
 space needs no shift, so that eps adds to u itself.
 
-Shape suffixes: B local batch, G global batch, N data set, D embedding, 2 sides (image anchors, text anchors).
+Shape suffixes: B local batch, G global batch, N data set, or a process's share of it (`engine.shares`), D embedding,
+2 sides (image anchors, text anchors).
 """
 
 from __future__ import annotations
@@ -125,11 +126,13 @@ class FastCLIP(Method):
     def __init__(self, config: Config, env: MethodEnv) -> None:
         super().__init__(config, env)
         self.config = config
-        shape = (env.dataset_size, 2)
-        self.register_buffer("visited_N", torch.zeros(env.dataset_size, dtype=torch.bool))
+        shape = (env.shares.rows, 2)
+        self.register_buffer("visited_N", torch.zeros(env.shares.rows, dtype=torch.bool))
         self.register_buffer("log_u_N2", torch.zeros(shape))
+        self.pair_buffers = ("visited_N", "log_u_N2")
         self._individual = config.version == "v2"
         if self._individual:
+            self.pair_buffers += ("temperature_N2", "moment1_N2", "moment2_N2")
             self.register_buffer("temperature_N2", torch.full(shape, config.temperature.init))
             self.register_buffer("moment1_N2", torch.zeros(shape))
             self.register_buffer("moment2_N2", torch.zeros(shape))
@@ -139,13 +142,14 @@ class FastCLIP(Method):
     @property
     def logit_scale(self) -> Tensor:
         """See `Method.logit_scale`."""
-        return 1 / self.temperature_N2.mean() if self._individual else self.temperature.scale
+        return 1 / self.env.shares.mean(self.temperature_N2) if self._individual else self.temperature.scale
 
     @torch.no_grad()
     def anchor_logit_scales(self, features: Features) -> Tensor:
         """See `Method.anchor_logit_scales`."""
         if self._individual:
-            return 1 / self.temperature_N2[features.index_B].T
+            (temperature_B2,) = self._read(features.index_B, "temperature_N2")
+            return 1 / temperature_B2.T
         return super().anchor_logit_scales(features)
 
     @property
@@ -156,24 +160,25 @@ class FastCLIP(Method):
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Move the batch's running normalizers, then return the loss that they weight."""
         if self._individual:
-            return self.loss_at(features, (1 / self.temperature_N2[features.index_B]).requires_grad_(), progress)
+            (temperature_B2,) = self._read(features.index_B, "temperature_N2")
+            return self.loss_at(features, (1 / temperature_B2).requires_grad_(), progress)
         return self.loss_at(features, self.temperature.scale, progress)
 
     def loss_at(self, features: Features, scale: Tensor, progress: Progress) -> LossOutput:
         """Compute `loss` at a given logit scale: a scalar with gradient, or in v2 one per sample and side."""
         index_B = features.index_B
         gamma = self.gamma(progress.epoch)
-        visited_B1 = self.visited_N[index_B, None]
+        visited_B, old_B2 = self._read(index_B, "visited_N", "log_u_N2")
+        visited_B1 = visited_B[:, None]
         scales = (scale[:, 0], scale[:, 1]) if self._individual else scale
         log_g_B2 = torch.stack(self.batch_log_partitions(features, scales, self.config.chunk_rows), dim=1)
 
         log_estimate_B2 = self._log_estimate(log_g_B2.detach())
-        old_B2 = self.log_u_N2[index_B].to(log_estimate_B2)
-        log_u_B2 = torch.where(visited_B1, log_mix(old_B2, log_estimate_B2, gamma), log_estimate_B2)
+        log_u_B2 = torch.where(visited_B1, log_mix(old_B2.to(log_estimate_B2), log_estimate_B2, gamma), log_estimate_B2)
         log_weight_B2 = self._log_eps_plus_u(log_u_B2)
         surrogate = (log_g_B2 - log_weight_B2).exp().sum(dim=1).mean()
 
-        state = {"log_u_N2": log_u_B2}
+        state = {"visited_N": torch.ones_like(visited_B), "log_u_N2": log_u_B2}
         if self._individual and self.config.temperature.learnable:
             state |= self._move_temperatures(index_B, log_g_B2, log_weight_B2, scale, progress.epoch)
         self._write(index_B, state)
@@ -261,10 +266,11 @@ class FastCLIP(Method):
     @torch.no_grad()
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
         """Return the running normalizers of the batch's samples, NaN before a sample's first visit."""
-        log_u_B2 = self._log_eps_plus_u(self.log_u_N2[features.index_B])
+        visited_B, log_u_B2 = self._read(features.index_B, "visited_N", "log_u_N2")
+        log_u_B2 = self._log_eps_plus_u(log_u_B2)
         if self.config.form == "log":
             log_u_B2 = log_u_B2 - self._log_mean_factor
-        log_u_B2 = log_u_B2.masked_fill(~self.visited_N[features.index_B, None], math.nan)
+        log_u_B2 = log_u_B2.masked_fill(~visited_B[:, None], math.nan)
         return log_u_B2[:, 0], log_u_B2[:, 1]
 
     def _log_estimate(self, log_g_B2: Tensor) -> Tensor:
@@ -300,23 +306,20 @@ class FastCLIP(Method):
         limit = config.individual_grad_clamp
         grad_B2 = (log_weight_B2 + config.rho - mean_h_B2).clamp(-limit, limit)
         beta1, beta2 = config.individual_betas if epoch else (0.0, 0.0)
-        moment1_B2 = beta1 * self.moment1_N2[index_B] + (1 - beta1) * grad_B2
-        moment2_B2 = beta2 * self.moment2_N2[index_B] + (1 - beta2) * grad_B2**2
+        temperature_B2, moment1_B2, moment2_B2 = self._read(index_B, "temperature_N2", "moment1_N2", "moment2_N2")
+        moment1_B2 = beta1 * moment1_B2 + (1 - beta1) * grad_B2
+        moment2_B2 = beta2 * moment2_B2 + (1 - beta2) * grad_B2**2
         size_B2 = (moment2_B2 / (1 - beta2 ** (epoch + 1))).sqrt() + config.individual_eps
         step_B2 = moment1_B2 / (1 - beta1 ** (epoch + 1)) / size_B2
         assert config.temperature.lr is not None
-        temperature_B2 = self.temperature_N2[index_B] - config.temperature.lr * step_B2
+        temperature_B2 = temperature_B2 - config.temperature.lr * step_B2
         temperature_B2 = temperature_B2.clamp(config.temperature.minimum, config.temperature.maximum)
         return {"temperature_N2": temperature_B2, "moment1_N2": moment1_B2, "moment2_N2": moment2_B2}
 
+    def _read(self, index_B: Tensor, *names: str) -> list[Tensor]:
+        """Return the rows of the batch in the named buffers, which other processes may keep."""
+        return self.env.shares.read(index_B, *map(self.get_buffer, names))
+
     def _write(self, index_B: Tensor, state: dict[str, Tensor]) -> None:
-        """Write the rows of every process into this process's copy of the named buffers, and mark them visited."""
-        index_G = self.env.collectives.gather(index_B)
-        rows_G = self.env.collectives.gather(torch.cat(list(state.values()), dim=1))
-        # Where a sample comes twice, its last row is written at both places, so that no order of writing matters.
-        sorted_G, order_G = index_G.sort(stable=True)
-        last_G = order_G[torch.searchsorted(sorted_G, index_G, right=True) - 1]
-        for name, rows_G2 in zip(state, torch.split(rows_G[last_G], 2, dim=1), strict=True):
-            buffer_N2 = self.get_buffer(name)
-            buffer_N2[index_G] = rows_G2.to(buffer_N2)
-        self.visited_N[index_G] = True
+        """Write the rows of every process's batch into the named buffers; where a sample comes twice, its last row."""
+        self.env.shares.write(index_B, [self.get_buffer(name) for name in state], list(state.values()))

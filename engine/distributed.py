@@ -35,6 +35,10 @@ class Collectives:
         """Like `gather`, but gradients flow back to the process that owns each row, summed over processes."""
         return x
 
+    def all_to_all(self, x: Tensor) -> Tensor:
+        """Send each process its part of `x`, shape (world_size * b, ...); returns what all sent here, in rank order."""
+        return x
+
     def all_reduce(self, x: Tensor, op: Literal["sum", "mean", "max", "min"]) -> Tensor:
         """Reduce `x` over processes, in place, without gradient; returns `x`."""
         return x
@@ -85,6 +89,12 @@ class ProcessGroup(Collectives):
         """See `Collectives.gather_with_grad`."""
         apply: Callable[..., Tensor] = _GatherWithGrad.apply
         return apply(x, self.rank, self.world_size)
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        """See `Collectives.all_to_all`."""
+        received = torch.empty_like(x, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, x.contiguous())
+        return received
 
     def all_reduce(self, x: Tensor, op: Literal["sum", "mean", "max", "min"]) -> Tensor:
         """See `Collectives.all_reduce`."""

@@ -22,6 +22,7 @@ from engine.distributed import Collectives
 from engine.schema.base import Frozen
 from engine.schema.record import Signature
 from engine.schema.run import RunSpec
+from engine.shares import Shares
 from engine.signatures import Log
 
 
@@ -37,6 +38,8 @@ class MethodEnv:
     num_steps: int
     seed: int = 0
     collectives: Collectives = field(default_factory=Collectives)
+    shares_pairs: bool = False
+    """Let each process keep a share of what a method keeps for every pair, see `shares`; otherwise each keeps all."""
 
     @classmethod
     def of(cls, spec: RunSpec, embed_dim: int, collectives: Collectives | None = None) -> MethodEnv:
@@ -49,7 +52,13 @@ class MethodEnv:
             num_steps=spec.num_steps,
             seed=spec.seed,
             collectives=collectives or Collectives(),
+            shares_pairs=True,
         )
+
+    @property
+    def shares(self) -> Shares:
+        """The pairs of the data set whose rows a process keeps, see `Method.pair_buffers`."""
+        return Shares(self.dataset_size, self.collectives, are_apart=self.shares_pairs)
 
     @property
     def num_epochs(self) -> int:
@@ -138,10 +147,13 @@ class MethodConfig(Frozen):
 class Method(nn.Module):
     """A training method. Its state is its parameters, buffers and extra state: `state_dict()` is the checkpoint.
 
-    Every process holds the same state, and must after every step.
+    Every process holds the same state, and must after every step; of `pair_buffers` each holds its share.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    pair_buffers: tuple[str, ...] = ()
+    """Names of buffers with a row for every pair, as long as `env.shares` says and read and written through it."""
 
     def __init__(self, config: MethodConfig, env: MethodEnv) -> None:
         super().__init__()
@@ -149,7 +161,7 @@ class Method(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """1 / temperature as a scalar tensor; the mean where a method has several."""
+        """1 / temperature as a scalar tensor; the mean where a method has several. Every process asks together."""
         raise NotImplementedError
 
     @property
@@ -159,7 +171,7 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def anchor_logit_scales(self, features: Features) -> Tensor:
-        """Return 1 / temperature of each image and text anchor of the batch, (2, B).
+        """Return 1 / temperature of each image and text anchor of the batch, (2, B). Every process calls this.
 
         By default `logit_scale` for all: override it where anchors have temperatures of their own.
         """

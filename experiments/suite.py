@@ -60,6 +60,8 @@ class Training(Frozen):
     optimizer: OptimizerSpec = OptimizerSpec()
     augmentation: AugmentationSpec = AugmentationSpec()
     precision: str = "fp32"
+    method_tf32: bool = False
+    """See `RunSpec.method_tf32`."""
     batch_norm_sample: int | None = Field(default=None, ge=2)
     """Pairs whose batch-norm statistics are taken together, also where an ablation changes the batch; None: all."""
     normalizer_error: NormalizerErrorPlan | None = None
@@ -324,6 +326,7 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
             "optimizer": optimizer,
             "augmentation": plan.augmentation,
             "precision": plan.precision,
+            "method_tf32": plan.method_tf32,
             "batch_norm_groups": batch // sample,
             "normalizer_error": error and {**error.model_dump(), "at": samples_at(error.at)},
             "gradient_error": gradients and {**gradients.model_dump(), "at": samples_at(gradients.at)},

@@ -47,7 +47,7 @@ ONLY_IN = {
 # Wings of the engine, from the ground up: each may import those before it in its list.
 COMMANDS = {"index", "train", "evaluate", "launch"}
 GROUND = {"errors", "files", "imports", "origin", "overview", "paths", "stop", "versions"}
-METHODS = {"method", "contrastive", "distributed", "standalone", "signatures", "registry"}
+METHODS = {"method", "contrastive", "distributed", "shares", "standalone", "signatures", "registry"}
 WINGS = {
     "schema": {"schema"} | GROUND,
     "ground": {"schema"} | GROUND,

@@ -123,6 +123,10 @@ class RunSpec(Frozen):
     optimizer: OptimizerSpec
     augmentation: AugmentationSpec
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    method_tf32: bool = Field(default=False, exclude_if=lambda tf32: not tf32)
+    """Let a GPU round what the method multiplies as matrices, in its loss, gradient and inner steps, to TF32: 10 bits
+    of mantissa. A log-normalizer is off by up to 2^-9 / temperature (0.03 at 0.07, 0.2 at 0.01), half as much where it
+    is rounded to nearest. Measurements round nothing. False does not enter the run's id."""
     batch_norm_groups: int = Field(default=1, ge=1)
     """Equal parts of the global batch that batch norm normalises apart: 1 is the whole batch, 8 is plain data parallel
     training on 8 GPUs. It changes results, so it does not follow from the number of processes."""

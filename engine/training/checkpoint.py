@@ -1,7 +1,8 @@
 """Keep a run's last two checkpoints: written atomically, verified when read.
 
 A checkpoint is a ``.pt`` of tensors and plain values, and a manifest: a ``.json`` of the same name with its digest. The
-manifest is written last: without a valid one a checkpoint does not exist.
+manifest is written last: without a valid one a checkpoint does not exist. What processes after the first keep of their
+own lies in parts, ``.1.pt`` and so on, whose digests are in the manifest as well.
 """
 
 from __future__ import annotations
@@ -22,21 +23,48 @@ from torch import Tensor
 from torch.utils.serialization import config
 
 from engine import files
+from engine.distributed import Collectives
 
 KEEP = 2
 SCHEMA_VERSION = 2
 """Raised when the meaning of a checkpoint's content changes, so that no run goes on from content it would misread."""
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], collectives: Collectives | None = None) -> None:
     """Write the state after `step` optimiser steps and remove all but the last two checkpoints.
 
+    Every process calls this: the first with the state of the run, the others with what they alone keep, if anything.
+
     Raises:
-        DiskFullError: If there is no room; the earlier checkpoints are then untouched.
+        DiskFullError: On every process, if one has no room; the earlier checkpoints are then untouched.
     """
-    # Files that a killed process left must not take the room.
-    _remove_all_but(folder, _complete(folder)[-KEEP:])
-    data = folder / f"step-{step:09d}.pt"
+    ours, digest, full = collectives or Collectives(), bytes(32), None
+    is_first = ours.rank == 0
+    if is_first:
+        # Files that a killed process left must not take the room.
+        _remove_all_but(folder, _complete(folder)[-KEEP:])
+    ours.barrier()
+    try:
+        if state:
+            digest = _write(_data(folder, step, ours.rank), state)
+    except files.DiskFullError as error:
+        full = error
+    told = ours.gather(torch.tensor([[full is not None, *digest]], dtype=torch.int64)).tolist()
+    is_full = any(said[0] for said in told)
+    if is_first and not is_full:
+        sha256, *parts = (bytes(said[1:]).hex() for said in told if any(said[1:]))
+        try:
+            _write_manifest(folder, step, sha256, parts)
+        except files.DiskFullError as error:
+            full = error
+    if ours.all_reduce(torch.tensor(is_full or full is not None, dtype=torch.int64), "max"):
+        raise full or files.DiskFullError("no room for a checkpoint: another process says how much it needs")
+    if is_first:
+        _remove_all_but(folder, _complete(folder)[-KEEP:])
+
+
+def _write(data: Path, state: dict[str, Any]) -> bytes:
+    """Write a file of a checkpoint; returns its SHA-256."""
     # A file of Python's says why it could not be written; torch's own does not.
     with (
         files.atomic_write(data, num_bytes=_num_bytes(state)) as temporary,
@@ -45,15 +73,20 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         config.patch("save.compute_crc32", False),  # type: ignore[attr-defined]
     ):
         torch.save(state, file)
+    return bytes.fromhex(files.file_sha256(data))
+
+
+def _write_manifest(folder: Path, step: int, sha256: str, parts: list[str]) -> None:
+    data = _data(folder, step)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "torch": torch.__version__,
         "step": step,
-        "sha256": files.file_sha256(data),
+        "sha256": sha256,
         "num_bytes": data.stat().st_size,
+        "parts": parts,
     }
     files.write_text(data.with_suffix(".json"), json.dumps(manifest) + "\n")
-    _remove_all_but(folder, _complete(folder)[-KEEP:])
 
 
 def newest_step(folder: Path) -> int | None:
@@ -82,7 +115,7 @@ def load_checkpoint(folder: Path, step: int, keys: Collection[str] = ()) -> dict
     Raises:
         ValueError: If another version of this code or of torch wrote the file, or if it is no checkpoint of a run.
     """
-    data = folder / f"step-{step:09d}.pt"
+    data = _data(folder, step)
     manifest = json.loads(data.with_suffix(".json").read_text(encoding="utf-8"))
     written_by = (manifest.get("schema_version"), manifest.get("torch"))
     if written_by != (SCHEMA_VERSION, torch.__version__):
@@ -101,6 +134,13 @@ def load_checkpoint(folder: Path, step: int, keys: Collection[str] = ()) -> dict
     if lacking:
         raise ValueError(f"{data} is no checkpoint of a run, it lacks {', '.join(lacking)}: {_anew(folder)}")
     return state
+
+
+def load_parts(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Return what each process after the first alone kept after `step` steps; its tensors lie in the files."""
+    manifest = _data(folder, step).with_suffix(".json")
+    _, *parts = _digests(manifest)
+    return [torch.load(part, map_location="cpu", mmap=True, weights_only=True) for part in parts]
 
 
 def copy_to(device: torch.device, state: Any) -> Any:
@@ -125,8 +165,9 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """List the files with names of checkpoints, oldest first, manifests before their data."""
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{9,}\.(json|pt)", path.name))
+    """List the files with names of checkpoints, oldest first."""
+    names = re.compile(r"step-\d{9,}\.(json|pt|\d+\.pt)")
+    return sorted(path for path in folder.glob("step-*") if names.fullmatch(path.name))
 
 
 def _complete(folder: Path) -> list[Path]:
@@ -134,32 +175,47 @@ def _complete(folder: Path) -> list[Path]:
     return [path for path in _files(folder) if path.suffix == ".json"]
 
 
+def _data(folder: Path, step: int, rank: int = 0) -> Path:
+    """Return the file that a process writes."""
+    return folder / f"step-{step:09d}{f'.{rank}' if rank else ''}.pt"
+
+
+def _digests(manifest: Path) -> dict[Path, str]:
+    """Return the files of a checkpoint with the digests that its manifest says, the first process's first."""
+    said = json.loads(manifest.read_text(encoding="utf-8"))
+    digests = [said["sha256"], *said.get("parts", [])]  # without parts: of before there were any
+    return {_data(manifest.parent, _step(manifest), rank): digest for rank, digest in enumerate(digests)}
+
+
 def _anew(folder: Path) -> str:
     return f"remove {folder} to train the run again from its start"
 
 
-def _step(manifest: Path) -> int:
-    return int(manifest.stem.removeprefix("step-"))
+def _step(file: Path) -> int:
+    return int(file.name.removeprefix("step-").partition(".")[0])
 
 
 def _damage(manifest: Path) -> str | None:
     """Return the damage of a checkpoint in words; None without any."""
-    data = manifest.with_suffix(".pt")
     try:
-        digest = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+        digests = _digests(manifest)
     except (OSError, ValueError, TypeError, KeyError):
         return f"{manifest.name} cannot be read"
-    try:
-        return None if files.file_sha256(data) == digest else f"its content is not what {manifest.name} says"
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+    for data, digest in digests.items():
+        name = "" if data == _data(manifest.parent, _step(manifest)) else f"part {data.name}: "
+        try:
+            if files.file_sha256(data) != digest:
+                return f"{name}its content is not what {manifest.name} says"
+        except OSError as error:
+            return f"{name}it cannot be read ({error.strerror})"
+    return None
 
 
 def _remove_all_but(folder: Path, manifests: list[Path]) -> None:
-    kept = {path for manifest in manifests for path in (manifest, manifest.with_suffix(".pt"))}
+    steps = {_step(manifest) for manifest in manifests}
     # Manifests first: without its manifest a checkpoint does not exist, without its data it is damaged.
-    for path in _files(folder):
-        if path not in kept:
+    for path in sorted(_files(folder), key=lambda path: path.suffix != ".json"):
+        if _step(path) not in steps:
             path.unlink()
 
 

@@ -39,11 +39,11 @@ def add_attempt(trainer: Trainer) -> Attempt:
 
 
 def export_weights(trainer: Trainer) -> None:
-    """Write the weights of the milestone that the trainer has reached (first process only)."""
+    """Write the weights of the milestone that the trainer has reached. Every process calls this; the first writes."""
+    scale, bias = trainer.method.logit_scale, trainer.method.logit_bias
     if trainer.collectives.rank == 0:
         towers = trainer.towers if trainer.averaged is None else cast(Towers, trainer.averaged.module)
         folder = paths.weights(trainer.spec.run_id, trainer.samples_seen)
-        scale, bias = trainer.method.logit_scale, trainer.method.logit_bias
         export(towers, trainer.spec.model.name, folder, logit_scale=scale, logit_bias=bias)
 
 

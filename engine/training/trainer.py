@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from engine import files, paths
+from engine import paths
 from engine.data.index import Index, read_index
 from engine.data.loader import Batch, PairDataset
 from engine.distributed import Collectives
@@ -166,7 +166,7 @@ class Trainer:
         divergence = self.settle()
         if divergence is not None:
             raise _DivergedError(divergence)
-        with self.clock.phase("method"):
+        with self.clock.phase("method"), self._method_precision():
             image_BD, text_BD = (torch.cat(side).detach().requires_grad_() for side in zip(*encoded, strict=True))
             features = Features(image_BD, text_BD, batch.index_B, extra)
             output = self.method.loss(features, self.progress())
@@ -183,6 +183,16 @@ class Trainer:
                         encoded[number] = self.encoder.encode(*parts[number], moves_statistics=number == 0)
                     torch.autograd.backward(encoded[number], grad)
         return output, features
+
+    @contextlib.contextmanager
+    def _method_precision(self) -> Iterator[None]:
+        """Multiply matrices on a GPU within the block as the run wants it of the method, and otherwise as before."""
+        matmul = torch.backends.cuda.matmul
+        before, matmul.allow_tf32 = matmul.allow_tf32, self.spec.method_tf32
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before
 
     def encode_extra(self, extra: Batch) -> Features:
         """Encode this process's share of the pairs beyond the batch; return those of all processes, without gradient.
@@ -224,7 +234,8 @@ class Trainer:
             ValueError: On every process, if they logged different metrics, or too many.
         """
         progress = self.progress()
-        temperature = 1 / self.method.logit_scale.detach()
+        # Before the step moves it. Only if it is told: to take the mean of many may be much work.
+        temperature = 1 / self.method.logit_scale.detach() if timing else None
         try:
             output, features = self.backward(batch)
         except _DivergedError as error:
@@ -249,7 +260,7 @@ class Trainer:
             # One collective, and on a GPU one copy to the CPU.
             sums = self.collectives.all_reduce(torch.cat([flags, *logged]), "sum")
             self._move(progress, is_bad=sums[1:3].any())
-            own = torch.stack([temperature, grad_norm]).double() if timing else sums[:0]
+            own = sums[:0] if temperature is None else torch.stack([temperature, grad_norm]).double()
             self._unseen = _Unseen(progress.step, batch.index_B, *self._tell(torch.cat([sums, own])))
             self.step_number += 1
             told = self._unseen.told
@@ -322,7 +333,8 @@ class Trainer:
         adamw.step()
         self.scaler.update()
         adamw.zero_grad(set_to_none=True)
-        self.method.after_step(progress)
+        with self._method_precision():
+            self.method.after_step(progress)
         if self.averaged is not None:
             self.averaged.update_parameters(self.towers)
 
@@ -368,22 +380,20 @@ class Trainer:
     # Saving and resuming ------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint (first process only).
+        """Write a checkpoint. Every process calls this.
 
         Raises:
             DiskFullError: On every process, if there is no room for it.
         """
         assert self._unseen is None, "settle first: a step that diverged is not to be saved"
-        full: files.DiskFullError | None = None
+        state = self._state() if self.collectives.rank == 0 else self._own_state()
         with self.clock.phase("checkpoint"):
-            if self.collectives.rank == 0:
-                try:
-                    checkpoint.save_checkpoint(paths.checkpoints(self.spec.run_id), self.step_number, self._state())
-                except files.DiskFullError as error:
-                    full = error
-            is_full = self.collectives.broadcast(torch.tensor(float(full is not None), device=self.device))
-        if is_full:
-            raise full or files.DiskFullError("no room for a checkpoint: the first process says how much it needs")
+            checkpoint.save_checkpoint(paths.checkpoints(self.spec.run_id), self.step_number, state, self.collectives)
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return the method's buffers that are this process's alone."""
+        is_shared_out = self.method.env.shares.count > 1
+        return {name: self.method.get_buffer(name) for name in self.method.pair_buffers if is_shared_out}
 
     def _state(self) -> dict[str, Any]:
         """Return the content of a checkpoint."""
@@ -425,6 +435,11 @@ class Trainer:
         for key in state["method"]:
             if key.endswith("_extra_state"):
                 state["method"][key] = checkpoint.copy_to(self.device, state["method"][key])
+        parts = [state["method"], *checkpoint.load_parts(folder, step)]
+        for name in self.method.pair_buffers:
+            buffer_N = self.method.get_buffer(name)
+            self.method.env.shares.restore(buffer_N, [part[name] for part in parts])
+            state["method"][name] = buffer_N
         self.method.load_state_dict(state["method"])
         self.optimizer.adamw.load_state_dict(checkpoint.copy_to(self.device, state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])

@@ -50,6 +50,36 @@ def test_a_method_stays_on_its_device_and_never_waits_for_it(name: str, options:
             assert {output.total.device, *(estimate.device for estimate in estimates)} == {DEVICE}
 
 
+class OneOfFour(Collectives):
+    """The second of four processes, as far as shapes tell."""
+
+    rank, world_size = 1, 4
+
+    def gather(self, x: Tensor) -> Tensor:
+        return torch.cat([x.detach()] * 4)
+
+    def gather_with_grad(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * 4)
+
+
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_rows_that_other_processes_keep_come_without_a_wait_and_take_a_share_of_the_memory(version: str) -> None:
+    with accelerator.pretended() as waits:
+        sizes: dict[str, Any] = {"global_batch_size": 32, "dataset_size": 10**9}
+        method = make_method("fastclip", version=version, collectives=OneOfFour(), shares_pairs=True, **sizes).to(
+            DEVICE
+        )
+        assert {len(method.get_buffer(name)) for name in method.pair_buffers} == {250_000_000}
+        for step in range(2):
+            features = pairs(8)
+            waits.forget()
+            method.loss(features, progress_of(method, step)).total.backward()
+            method.anchor_logit_scales(features)
+            method.log_normalizers(features, progress_of(method, step))
+            assert method.logit_scale.device == DEVICE
+            assert +waits.places == {}
+
+
 # A whole step -----------------------------------------------------------------------------------------------------
 
 

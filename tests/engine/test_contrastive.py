@@ -60,3 +60,24 @@ def test_hard_negatives_at_the_lowest_temperature_stay_finite_in_float32():
 def test_a_single_pair_is_refused():
     with pytest.raises(ValueError, match="at least 2 pairs, got 1"):
         log_partitions(unit(1, 3, 0), unit(1, 3, 1), unit(1, 3, 0), unit(1, 3, 1), torch.tensor(1.0))
+
+
+def to_tf32(x, bits_added):
+    """Keep 10 bits of mantissa, as a GPU does before it multiplies."""
+    return ((x.float().view(torch.int32) + bits_added) & ~0x1FFF).view(torch.float32).double()
+
+
+@pytest.mark.parametrize(("bits_added", "bound"), [(0, 2**-9), (0x1000, 2**-10)], ids=["cut off", "rounded to nearest"])
+@pytest.mark.parametrize("temperature", [0.01, 0.07])
+def test_tf32_moves_log_g_by_no_more_than_the_run_s_setting_says(temperature, bits_added, bound):
+    worst = 0.0
+    for seed in range(10):
+        image, text = (unit(64, 16, seed + side).float().double() for side in (0, 100))
+        positive = (image * text).sum(dim=1)  # no matrix product: it is not rounded
+        own = torch.eye(64, dtype=torch.bool)
+        exact, rounded = (
+            ((x @ y.T - positive[:, None]) / temperature).masked_fill(own, -math.inf).logsumexp(dim=1)
+            for x, y in ((image, text), (to_tf32(image, bits_added), to_tf32(text, bits_added)))
+        )
+        worst = max(worst, float((rounded - exact).abs().max()))
+    assert 0.05 * bound < worst * temperature <= bound

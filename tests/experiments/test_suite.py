@@ -323,6 +323,7 @@ def test_a_run_id_is_pinned_for_ever():
         {"seed": 1},
         {"global_batch_size": 8},
         {"precision": "bf16"},
+        {"method_tf32": True},
         {"optimizer": {"lr": 1e-3}},
         {"augmentation": {"kind": "none"}},
         {"method": {"name": "openclip", "config": {"temperature": {"init": 0.05}}}},

@@ -101,3 +101,14 @@ def test_batches_that_are_copied_ahead_are_those_of_the_loader(root):
     for ahead, batch in zip(batches(trainer, 6), loader, strict=True):
         busy = busy @ busy  # the step is still at work when the next batch comes
         assert all(torch.equal(ours.cpu(), own) for ours, own in zip(ahead.tensors(), batch.tensors(), strict=True))
+
+
+def test_tf32_changes_the_method_s_numbers_within_its_bound_and_nothing_outside_of_it(root):
+    spec = toy.run_spec("openclip", method_tf32=True)
+    trainer, plain = (Trainer(s, Execution(), GPU, Collectives()) for s in (spec, toy.run_spec("openclip")))
+    (batch,) = batches(trainer, 1)
+    (rounded, features), (exact, same_features) = trainer.backward(batch), plain.backward(batch)
+    assert torch.equal(features.image_BD, same_features.image_BD)
+    # Log-normalizers are off by at most 2^-9 / temperature, and so is InfoNCE.
+    assert 0 < abs(float(rounded.total - exact.total)) <= 2**-9 * float(trainer.method.logit_scale)
+    assert not torch.backends.cuda.matmul.allow_tf32

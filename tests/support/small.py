@@ -22,6 +22,7 @@ def make_method(
     steps_per_epoch: int = 2,
     num_steps: int = 80,
     seed: int = 0,
+    shares_pairs: bool = False,
     **options: Any,
 ) -> Method:
     """Build a method by name, as the engine does, with its options as keywords."""
@@ -33,6 +34,7 @@ def make_method(
         num_steps=num_steps,
         seed=seed,
         collectives=collectives or Collectives(),
+        shares_pairs=shares_pairs,
     )
     return method_class(name)(resolve_config(name, options), env).to(dtype)
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -17,13 +18,16 @@ import torch
 from safetensors.torch import save_file
 from support import killing, toy
 from support.killing import Server
+from support.spawn import run_in_processes
 
 from engine import files, paths
+from engine.distributed import ProcessGroup
 from engine.files import DiskFullError
 from engine.schema.run import Execution
 from engine.training.checkpoint import (
     copy_to,
     load_checkpoint,
+    load_parts,
     newest_step,
     remove_checkpoints,
     remove_newer,
@@ -362,3 +366,57 @@ def test_nothing_half_written_stays_of_a_process_that_was_killed(tmp_path):
     (tmp_path / "kept.json").touch()
     files.remove_temporaries(tmp_path)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["kept.json", "weights"]
+
+
+# Parts of several processes -----------------------------------------------------------------------------------------
+
+
+def save_in_parts(folder: str, steps: list[int]) -> None:
+    ours = ProcessGroup()
+    own = torch.full((1000,), float(ours.rank))
+    for step in steps:
+        save_checkpoint(Path(folder), step, {"step": step, "own": own} if ours.rank == 0 else {"own": own + step}, ours)
+
+
+def test_what_processes_keep_of_their_own_is_saved_verified_and_removed_with_the_rest(tmp_path, capsys):
+    data(tmp_path, 1).with_suffix(".3.pt").touch()  # left of a process that was killed
+    run_in_processes(save_in_parts, 2, str(tmp_path), [1, 2, 3])
+    kept = [f"step-00000000{step}.{suffix}" for step in (2, 3) for suffix in ("1.pt", "json", "pt")]
+    assert names(tmp_path) == kept
+    assert load_checkpoint(tmp_path, newest_step(tmp_path))["step"] == 3
+    (part,) = load_parts(tmp_path, 3)
+    assert torch.equal(part["own"], torch.full((1000,), 4.0))
+    part_file = data(tmp_path, 3).with_suffix(".1.pt")
+    part_file.write_bytes(part_file.read_bytes()[:1500])
+    assert newest_step(tmp_path) == 2
+    assert f"part {part_file.name}: its content is not what step-000000003.json says" in capsys.readouterr().err
+    part_file.unlink()
+    assert newest_step(tmp_path) == 2
+    remove_newer(tmp_path, 2)
+    assert names(tmp_path) == kept[:3]
+
+
+def test_a_checkpoint_from_before_there_were_parts_is_read(tmp_path):
+    save_checkpoint(tmp_path, 1, {"step": 1})
+    manifest = data(tmp_path, 1).with_suffix(".json")
+    said = json.loads(manifest.read_text())
+    assert said.pop("parts") == []
+    manifest.write_text(json.dumps(said))
+    assert (newest_step(tmp_path), load_parts(tmp_path, 1)) == (1, [])
+
+
+def lack_room(folder: str) -> str:
+    ours = ProcessGroup()
+    if ours.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))
+    with pytest.raises(DiskFullError) as full:
+        save_checkpoint(Path(folder), 2, {"own": torch.zeros(MIB if ours.rank else 1)}, ours)
+    return str(full.value)
+
+
+def test_a_process_without_room_for_its_part_stops_all_and_leaves_the_checkpoint_before(tmp_path):
+    save_checkpoint(tmp_path, 1, {"step": 1})
+    said = run_in_processes(lack_room, 2, str(tmp_path))
+    assert said[0] == "no room for a checkpoint: another process says how much it needs"
+    assert f"no room for {data(tmp_path, 2).with_suffix('.1.pt')} (File too large)" in said[1]
+    assert newest_step(tmp_path) == 1

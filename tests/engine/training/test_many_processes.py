@@ -28,7 +28,7 @@ from engine.schema.base import parse
 from engine.schema.record import Record
 from engine.schema.run import Execution
 from engine.training import loop, sweep
-from engine.training.checkpoint import load_checkpoint, newest_step
+from engine.training.checkpoint import load_checkpoint, load_parts, newest_step
 from engine.training.reporting import read_attempts
 from engine.training.towers import WEIGHTS_FILE, build_towers
 from engine.training.trainer import Trainer
@@ -62,7 +62,12 @@ def final_weights(spec):
 def newest_checkpoint(spec):
     folder = paths.checkpoints(spec.run_id)
     step = newest_step(folder)
-    return step, load_checkpoint(folder, step)
+    state = load_checkpoint(folder, step)
+    # What processes share out, put together; the last share may have rows that are of no pair.
+    for name in load_parts(folder, step)[0] if load_parts(folder, step) else ():
+        shares = [state["method"][name], *(part[name] for part in load_parts(folder, step))]
+        state["method"][name] = torch.cat(shares)[: spec.dataset.pairs]
+    return step, state
 
 
 def logged(spec):

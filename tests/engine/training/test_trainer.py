@@ -350,3 +350,33 @@ def test_what_resuming_takes_is_no_part_of_a_gpu_s_peak(root):
     resumed = Trainer(spec, Execution(), device, Collectives())
     resumed.resume()
     assert peak_memory_bytes(device) == torch.cuda.memory_allocated(device)
+
+
+@pytest.mark.parametrize("method_tf32", [False, True])
+def test_tf32_is_allowed_where_the_method_computes_and_nowhere_else(root, monkeypatch, method_tf32):
+    spec = toy.run_spec("openclip", **({"method_tf32": True} if method_tf32 else {}))
+    assert (spec.run_id == toy.run_spec("openclip").run_id) == (not method_tf32)
+    trainer, seen = Trainer(spec, Execution(), CPU, Collectives()), {}
+
+    def note(owner, name):
+        honest = getattr(owner, name)
+
+        def noting(*args, **kwargs):
+            seen[name] = torch.backends.cuda.matmul.allow_tf32
+            return honest(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    for owner, name in ((trainer.encoder, "encode"), (trainer.method, "loss"), (trainer.method, "after_step")):
+        note(owner, name)
+    output_of_loss = trainer.method.loss
+
+    def loss(*args):
+        output = output_of_loss(*args)
+        output.total.register_hook(lambda _: seen.update(gradient=torch.backends.cuda.matmul.allow_tf32))
+        return output
+
+    monkeypatch.setattr(trainer.method, "loss", loss)
+    trainer.step(next(iter(batches(trainer, 1))), timing=False)
+    assert seen == {"encode": False, "loss": method_tf32, "gradient": method_tf32, "after_step": method_tf32}
+    assert not torch.backends.cuda.matmul.allow_tf32
