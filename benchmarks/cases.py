@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "set": {"nargs": "+", "default": [], "metavar": "METHOD.OPTION=VALUE", "help": "neuclip.num_prototypes=1024"},
     "batch": {"nargs": "+", "type": int, "default": [256, 1024], "help": "B"},
     "dim": {"nargs": "+", "type": int, "default": [256], "help": "D"},
+    "precision": {"nargs": "+", "choices": ["fp32", "bf16", "fp16"], "default": ["fp32"], "help": "of the encoders"},
     "rounds": {"type": int, "help": "measured rounds (%(default)s)"},
     "device": {"choices": ["cpu", "cuda"], "default": "cpu"},
     "json": {"type": Path, "metavar": "FILE", "help": "also write what was measured, and where"},

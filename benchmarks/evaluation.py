@@ -6,8 +6,8 @@ ours       one `python -m engine.evaluate` for all sets
 one call   one `clip_benchmark eval` for all sets
 per set    one `clip_benchmark eval` for each set
 
-All have the same weights (random ones of a named model), batches of 64, float32, threads and worker processes. Both
-processor time (of all processes) and wall time are measured, on the CPU. Sets are named by their cards, if they have
+All have the same weights (random ones of a named model), batches of 64, float32, threads, worker processes and device.
+Both processor time (of all processes) and wall time are measured. Sets are named by their cards, if they have
 been built, or made up in DataComp's proportions.
 """
 
@@ -30,6 +30,7 @@ import torch
 from rich.table import Table
 
 from benchmarks import cases, shards
+from engine.distributed import choose_device
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.training.towers import build_towers, export
 from experiments import cards
@@ -45,14 +46,16 @@ RETRIEVAL_NAMES = ("flickr30k", "flickr8k", "mscoco_captions", "flickr30k-200", 
 """Names by which clip_benchmark knows that a set is for retrieval; it has no other sign."""
 
 
-def run(commands: list[list[str]], threads: int) -> None:
+def run(commands: list[list[str]], threads: int, device: str) -> None:
     """Run commands one after the other, with so many threads each.
 
     Raises:
         RuntimeError: If one fails; with the end of its error output.
     """
     limit = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    environment = os.environ | limit | {"HF_HUB_OFFLINE": "1"}
+    # clip_benchmark takes a GPU wherever it sees one.
+    seen = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | limit | seen | {"HF_HUB_OFFLINE": "1"}
     for command in commands:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -104,7 +107,7 @@ def aliases(sets: list[EvalCard]) -> dict[str, str]:
 
 
 def commands(
-    sets: list[EvalCard], model: Path, folder: Path, *, threads: int = 1, num_workers: int = 0
+    sets: list[EvalCard], model: Path, folder: Path, *, threads: int = 1, num_workers: int = 0, device: str = "cpu"
 ) -> dict[str, list[list[str]]]:
     """Return each way's commands; results go to ``<folder>/<way>/<set>.json``."""
     names = aliases(sets)
@@ -127,7 +130,7 @@ def commands(
     ours = [
         sys.executable, "-m", "engine.evaluate", "--open-clip", f"local-dir:{model}", "--evaluation", str(evaluation),
         "--out", f"{folder}/{BASE}",
-        "--execution", json.dumps({"device": "cpu", "threads": threads, "num_workers": num_workers}),
+        "--execution", json.dumps({"device": device, "threads": threads, "num_workers": num_workers}),
     ]  # fmt: skip
     return {
         BASE: [ours],
@@ -153,7 +156,7 @@ def largest_difference(sets: list[EvalCard], ways: list[str], folder: Path) -> t
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table, write the file."""
-    parser = cases.parser(__doc__, "rounds", rounds=3)
+    parser = cases.parser(__doc__, "rounds", "device", rounds=3)
     parser.add_argument("--sets", nargs="+", default=[], metavar="NAME", help="cards of evaluation sets")
     parser.add_argument("--datacomp", type=int, metavar="N", help="N made-up photographs in DataComp's proportions")
     parser.add_argument("--ways", nargs="+", choices=STOCK, default=STOCK, help="of clip_benchmark, beside ours")
@@ -165,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("give --sets or --datacomp")
     if args.datacomp is not None and args.datacomp < LEAST_PICTURES:
         parser.error(f"--datacomp {args.datacomp}: give {LEAST_PICTURES} or more, for recall at {RECALL_K[-1]}")
+    device = choose_device(args.device)
     sets = [cards.eval_set(name) for name in args.sets]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -172,18 +176,19 @@ def main(argv: list[str] | None = None) -> None:
         export(towers, args.model, folder / "model", logit_scale=scale, logit_bias=None)
         if args.datacomp:
             sets += datacomp_like(args.datacomp, folder / "datacomp")
-        ways = commands(sets, folder / "model", folder, threads=args.threads, num_workers=args.workers)
+        how = {"threads": args.threads, "num_workers": args.workers, "device": device.type}
+        ways = commands(sets, folder / "model", folder, **how)
 
         def ours() -> None:
             # It skips sets that have results.
             shutil.rmtree(folder / BASE, ignore_errors=True)
-            run(ways[BASE], args.threads)
+            run(ways[BASE], args.threads, device.type)
 
-        turns = {BASE: ours} | {way: functools.partial(run, ways[way], args.threads) for way in args.ways}
+        turns = {BASE: ours} | {way: functools.partial(run, ways[way], args.threads, device.type) for way in args.ways}
         seconds = cases.take_turns(turns, args.rounds, unmeasured=0)
         difference, compared = largest_difference(sets, args.ways, folder)
     rows: list[dict[str, Any]] = []
-    title = f"{len(sets)} sets, {args.model}"
+    title = f"{len(sets)} sets, {args.model}, {device.type}"
     table = Table("", "processor s", f"/ {BASE}", "wall s", f"/ {BASE}", title=title)
     for way in turns:
         row: dict[str, Any] = {"way": way}
@@ -197,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     cases.show(table)
     print(f"largest difference of {compared} metrics: {difference:.1e}")
     rows.append({"largest_difference": difference, "compared": compared})
-    cases.write_json(args.json, args, cases.CPU, rows)
+    cases.write_json(args.json, args, device, rows)
 
 
 if __name__ == "__main__":

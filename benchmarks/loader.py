@@ -1,8 +1,9 @@
 """Pairs per second of our loader beside a plain sequential webdataset reader, on the same shards.
 
-Both decode JPEGs with Pillow, crop and resize at random (torchvision, bicubic), tokenise and batch, with as many
-worker processes. They take turns. Ratios are medians over rounds, with quartiles, of wall time and of processor time
-(of this process and its workers), which other work on the machine disturbs less. A second table describes our reads.
+Both decode JPEGs with Pillow, crop and resize at random (bicubic), tokenise and batch, with as many worker processes.
+Ours also resizes with torch in place of Pillow (torch), and then decodes JPEGs at a reduced size besides (reduced). All
+take turns. Ratios are medians over rounds, with quartiles, of wall time and of processor time (of this process and its
+workers), which other work on the machine disturbs less. A last table describes our reads.
 
 cold   the shards leave the page cache before each turn, and are read from the disk
 warm   the shards stay in the page cache
@@ -43,11 +44,19 @@ from engine.training.towers import tokenizer
 _SEQUENTIAL_BYTES = 2**12
 """Largest gap between two reads that count as sequential: a tar header lies between members."""
 
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "torch": {"resize": "torch"},
+    "reduced": {"resize": "torch", "jpeg": "reduced"},
+}
+"""What the augmentation says, by the name of the contestant."""
+COMPARED = (("ours", "webdataset"), ("torch", "ours"), ("reduced", "ours"))
+
 Read = Callable[[int, int], int]
 """Reads a number of batches with a number of workers; returns the number of pairs."""
 
 
-def our_loader(image_size: int, batch: int, model: str) -> Read:
+def our_loader(image_size: int, batch: int, model: str, **augmentation: Any) -> Read:
     """Return a call that reads the next batches in our loader's order."""
     index_path = paths.index(shards.DATASET)
     index, tokenize = read_index(index_path), tokenizer(model)
@@ -60,7 +69,7 @@ def our_loader(image_size: int, batch: int, model: str) -> Read:
             index_path,
             image_size=image_size,
             tokenizer=tokenize,
-            augmentation=AugmentationSpec(kind="random_resized_crop"),
+            augmentation=AugmentationSpec(kind="random_resized_crop", **augmentation),
             seed=0,
             cache_bytes=0,
         )
@@ -157,8 +166,9 @@ def read_pattern(reads: list[tuple[int, int, int]], files: int) -> dict[str, flo
 def measure(args: argparse.Namespace, files: list[Path]) -> list[dict[str, Any]]:
     """Measure both readers for every number of workers, cold and warm, and then the pattern of our reads."""
     rows: list[dict[str, Any]] = []
-    ours = our_loader(args.image_size, args.batch, args.model)
-    readers = {"ours": ours, "webdataset": webdataset_reader(files, args.image_size, args.batch, args.model)}
+    sizes = (args.image_size, args.batch, args.model)
+    readers = {name: our_loader(*sizes, **augmentation) for name, augmentation in OURS.items()}
+    readers["webdataset"] = webdataset_reader(files, *sizes)
     for num_workers, cache in itertools.product(args.workers, args.cache):
         turns = {name: functools.partial(read, args.batches, num_workers) for name, read in readers.items()}
         before = functools.partial(forget, files if cache == "cold" else [])
@@ -166,13 +176,15 @@ def measure(args: argparse.Namespace, files: list[Path]) -> list[dict[str, Any]]
         row: dict[str, Any] = {"what": "speed", "workers": num_workers, "cache": cache}
         for name, measured in seconds.items():
             row[f"{name}_pairs_per_sec"] = args.batches * args.batch / statistics.median(s.wall for s in measured)
-        # Pairs per second relative to theirs are the inverse of the seconds.
-        theirs, mine = seconds["webdataset"], seconds["ours"]
-        row["wall_ratio"] = cases.ratio([s.wall for s in theirs], [s.wall for s in mine])
-        row["cpu_ratio"] = cases.ratio([s.processor for s in theirs], [s.processor for s in mine])
+        # Pairs per second relative to another's are the inverse of the seconds.
+        for name, other in COMPARED:
+            wall, cpu = (
+                [[getattr(s, clock) for s in seconds[of]] for of in (other, name)] for clock in ("wall", "processor")
+            )
+            row[f"{name}_to_{other}"] = {"wall": cases.ratio(*wall), "cpu": cases.ratio(*cpu)}
         rows.append(row)
     with recorded_reads() as reads:
-        ours(args.batches, 0)
+        readers["ours"](args.batches, 0)
     rows.append({"what": "reads", "batch": args.batch, **read_pattern(reads, len(files))})
     return rows
 
@@ -199,12 +211,13 @@ def main(argv: list[str] | None = None) -> None:
         shard_bytes = sum(file.stat().st_size for file in files)
         rows = measure(args, files)
     title = f"{args.pairs} pairs, {shard_bytes / 2**20:.0f} MiB in {args.shards} shards, B = {args.batch}"
-    table = Table("workers", "cache", "ours, pairs/s", "webdataset", "ratio, wall", "ratio, processor", title=title)
-    for row in rows[:-1]:
-        speeds = (f"{row[f'{name}_pairs_per_sec']:.0f}" for name in ("ours", "webdataset"))
-        ratios = (cases.show_ratio(row[f"{clock}_ratio"]) for clock in ("wall", "cpu"))
-        table.add_row(str(row["workers"]), row["cache"], *speeds, *ratios)
-    cases.show(table)
+    for name, other in COMPARED:
+        table = Table("workers", "cache", f"{name}, pairs/s", other, "ratio, wall", "ratio, processor", title=title)
+        for row in rows[:-1]:
+            speeds = (f"{row[f'{of}_pairs_per_sec']:.0f}" for of in (name, other))
+            ratios = (cases.show_ratio(row[f"{name}_to_{other}"][clock]) for clock in ("wall", "cpu"))
+            table.add_row(str(row["workers"]), row["cache"], *speeds, *ratios)
+        cases.show(table)
     pattern, title = rows[-1], f"window: {order.WINDOW_SHARDS}"
     table = Table("reads", "mean KiB", "forward", "sequential", "mean jump, MiB", title=title)
     table.add_row(

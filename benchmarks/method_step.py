@@ -3,7 +3,7 @@
 All take turns in one process. Ratios are medians over rounds, with quartiles. CPU: one thread, processor time. CUDA:
 wall time, synchronised.
 
-encoder step   both encoders forward and backward on B pairs, and AdamW
+encoder step   both encoders forward and backward on B pairs, and AdamW, in a named precision; methods work in fp32
 npn            NeuCLIP's T_u updates of m prototypes per side, by plain autograd and torch.optim.Adagrad, relative to
                the closed form that the method uses
 """
@@ -26,6 +26,7 @@ from benchmarks import cases
 from engine.contrastive import add_eps, log_partitions
 from engine.distributed import Collectives
 from engine.method import Features
+from engine.training.encoder import AUTOCAST
 from engine.training.towers import build_towers
 from neuclip.normalizer import ADAGRAD_EPS, Anchors, Prototypes
 from neuclip.objective import conjugate_slope, unified
@@ -35,8 +36,10 @@ LR = 0.008
 BASE = "openclip"
 
 
-def encoder_step(model: str, batch: int, device: torch.device) -> Callable[[], None]:
+def encoder_step(model: str, batch: int, precision: str, device: torch.device) -> Callable[[], None]:
     """Return a call that encodes a batch, computes gradients and moves the encoders."""
+    dtype = AUTOCAST.get(precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     towers = build_towers(model, seed=0).to(device)
     adamw = torch.optim.AdamW((p for p in towers.parameters() if p.requires_grad), fused=True)
     generator = torch.Generator().manual_seed(0)
@@ -49,9 +52,11 @@ def encoder_step(model: str, batch: int, device: torch.device) -> Callable[[], N
     tokens_BT = torch.randint(1, towers.clip.vocab_size, size, generator=generator).to(device)
 
     def step() -> None:
-        sides = towers(image_BCHW, tokens_BT)
-        torch.autograd.backward(sides, [torch.ones_like(side_BD) for side_BD in sides])
-        adamw.step()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            sides = towers(image_BCHW, tokens_BT)
+        torch.autograd.backward(sides, [scaler.scale(torch.ones_like(side_BD)) for side_BD in sides])
+        scaler.step(adamw)
+        scaler.update()
         adamw.zero_grad()
 
     return step
@@ -104,8 +109,8 @@ def time_calls(
 def measure_methods(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Time all methods and the encoder step for every size."""
     rows = []
-    for dim, batch in itertools.product(args.dim, args.batch):
-        contestants = {"encoder step": encoder_step(args.model, batch, device)}
+    for precision, dim, batch in itertools.product(args.precision, args.dim, args.batch):
+        contestants = {"encoder step": encoder_step(args.model, batch, precision, device)}
         for name in dict.fromkeys((BASE, *args.methods)):
             options = cases.options_of(name, args.set)
             method = cases.make_method(name, batch=batch, dim=dim, options=options, device=device)
@@ -114,6 +119,7 @@ def measure_methods(args: argparse.Namespace, device: torch.device) -> list[dict
         for name, times in seconds.items():
             to_base, to_encoder = (cases.ratio(times, seconds[other]) for other in (BASE, "encoder step"))
             row = {"what": name, "batch": batch, "dim": dim, "median_sec": statistics.median(times)}
+            row |= {"encoders": precision}
             rows.append(row | {"to_openclip": to_base, "to_encoder": to_encoder})
     return rows
 
@@ -135,7 +141,7 @@ def measure_npn(args: argparse.Namespace, device: torch.device) -> list[dict[str
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print two tables, write the file."""
-    parser = cases.parser(__doc__, "methods", "set", "batch", "dim", "rounds", "device", rounds=9)
+    parser = cases.parser(__doc__, "methods", "set", "batch", "dim", "precision", "rounds", "device", rounds=9)
     parser.add_argument("--model", default="tiny-resnet", help="open_clip model of the encoder step")
     parser.add_argument("--prototypes", nargs="+", type=int, default=[1024], help="m of the npn comparison")
     parser.add_argument("--updates", nargs="+", type=int, default=[10], help="T_u of the npn comparison")
@@ -144,9 +150,9 @@ def main(argv: list[str] | None = None) -> None:
     methods, npn = measure_methods(args, device), measure_npn(args, device)
 
     title = f"loss and gradients; encoder step of {args.model}"
-    table = Table("", "B", "D", "ms", f"/ {BASE}", "/ encoder step", title=title)
+    table = Table("", "encoders", "B", "D", "ms", f"/ {BASE}", "/ encoder step", title=title)
     for row in methods:
-        cells = [row["what"], row["batch"], row["dim"], f"{1e3 * row['median_sec']:.1f}"]
+        cells = [row["what"], row["encoders"], row["batch"], row["dim"], f"{1e3 * row['median_sec']:.1f}"]
         table.add_row(*map(str, cells), *(cases.show_ratio(row[key]) for key in ("to_openclip", "to_encoder")))
     cases.show(table)
     table = Table("B", "D", "m", "T_u", "closed ms", "plain / closed", "largest difference", title="npn")

@@ -1,6 +1,6 @@
 """Time and memory of a whole training step by phase, for every method, with and without accumulation.
 
-All runs take turns in one process, one step each per round. Phases are those of the trainer's clock:
+All runs of a precision take turns in one process, one step each per round. Phases are those of the trainer's clock:
 
 data        read, decode, augment, tokenise
 forward     of the encoders
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import itertools
 import statistics
 import tempfile
@@ -31,8 +32,9 @@ from rich.table import Table
 from torch.profiler import record_function
 
 from benchmarks import cases, shards
-from engine.data.loader import build_loader
+from engine.data.loader import build_loader, copied_ahead
 from engine.distributed import Collectives
+from engine.schema.record import Divergence
 from engine.schema.run import Execution
 from engine.training.reporting import Clock
 from engine.training.towers import build_towers
@@ -73,28 +75,42 @@ class Contestant:
     """A run that takes one step at a time."""
 
     def __init__(
-        self, method: str, accumulation: int, pairs: int, args: argparse.Namespace, device: torch.device
+        self, method: str, accumulation: int, precision: str, pairs: int, args: argparse.Namespace, device: torch.device
     ) -> None:
         options = cases.options_of(method, args.set)
         steps = 100 * args.rounds
-        spec = shards.run_spec(method, pairs=pairs, model=args.model, batch=args.batch, steps=steps, **options)
+        sizes = {"pairs": pairs, "batch": args.batch, "steps": steps}
+        spec = shards.run_spec(method, model=args.model, precision=precision, **sizes, **options)
         execution = Execution(device=device.type, accumulation_steps=accumulation)
         self.trainer = Trainer(spec, execution, device, Collectives())
         self.clock = self.trainer.clock = PhaseClock(device)
-        self.batches = iter(
-            build_loader(self.trainer.dataset, seed=0, global_batch_size=args.batch, steps=range(steps))
+        loader = build_loader(
+            self.trainer.dataset,
+            seed=0,
+            global_batch_size=args.batch,
+            steps=range(steps),
+            num_workers=args.workers,
+            num_extra_pairs=self.trainer.method.num_extra_pairs,
         )
+        self.batches = copied_ahead(loader, device)
 
     def step(self) -> None:
         """Load a batch and take a step."""
         begin = cases.now(self.clock.device)
         with self.clock.phase("data"):
             batch = next(self.batches)
-        diverged = self.trainer.step(batch, timing=False).divergence
-        if diverged is not None:
-            raise RuntimeError(f"{self.trainer.spec.run_id}: {diverged}; nothing is left to measure")
+        self._refuse(self.trainer.step(batch, timing=False).divergence)
         seconds = cases.now(self.clock.device) - begin
         self.clock.seconds[STEP].append(seconds.on(self.clock.device))
+
+    def save(self) -> None:
+        """Write a checkpoint, after the outcome of the last step has come from the device."""
+        self._refuse(self.trainer.settle())
+        self.trainer.save()
+
+    def _refuse(self, divergence: Divergence | None) -> None:
+        if divergence is not None:
+            raise RuntimeError(f"{self.trainer.spec.run_id}: {divergence}; nothing is left to measure")
 
 
 def start(make: Callable[[], Contestant], device: torch.device) -> tuple[Contestant, int, dict[str, int]]:
@@ -127,24 +143,37 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
     # An epoch of a few steps: shards are read again as in a real run.
     pairs = 8 * args.batch
     shards.write_shards(pairs, build_towers(args.model, seed=0).image_size * 8 // 7, num_shards=4)
+    return [row for precision in args.precision for row in measure_in(precision, pairs, args, device)]
+
+
+def measure_in(precision: str, pairs: int, args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Measure every method with every number of parts in a precision."""
+    gc.collect()  # the runs of the precision before leave the device
     names = list(itertools.product(dict.fromkeys((BASE, *args.methods)), args.accumulation))
 
-    started = {name: start(functools.partial(Contestant, *name, pairs, args, device), device) for name in names}
+    started = {
+        name: start(functools.partial(Contestant, *name, precision, pairs, args, device), device) for name in names
+    }
     for contestant, _, _ in started.values():
         contestant.clock.seconds.clear()
     for number in range(args.rounds):
         for contestant, _, _ in started.values():
             contestant.step()
             if number < args.saves:
-                contestant.trainer.settle()
-                contestant.trainer.save()
+                contestant.save()
     rows = []
     base = started[BASE, args.accumulation[0]][0].clock.seconds[STEP]
     for (method, accumulation), (contestant, state_bytes, peaks) in started.items():
         seconds = contestant.clock.seconds
         inside = zip(*(seconds[name] for name in PHASES[:-1]), strict=True)
         seconds["other"] = [whole - sum(parts) for whole, parts in zip(seconds[STEP], inside, strict=True)]
-        row = {"method": method, "accumulation": accumulation, "state_bytes": state_bytes, "peak_bytes": peaks}
+        row = {
+            "method": method,
+            "precision": precision,
+            "accumulation": accumulation,
+            "state_bytes": state_bytes,
+            "peak_bytes": peaks,
+        }
         row |= {
             "median_sec": {
                 name: statistics.median(seconds[name]) for name in (*PHASES, STEP, CHECKPOINT) if seconds[name]
@@ -156,20 +185,21 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print two tables, write the file."""
-    parser = cases.parser(__doc__, "methods", "set", "rounds", "device", rounds=15)
+    parser = cases.parser(__doc__, "methods", "set", "precision", "rounds", "device", rounds=15)
     parser.add_argument("--model", default="tiny-vit", help="open_clip model; one without batch norm for accumulation")
     parser.add_argument("--batch", type=int, default=256, help="pairs per step")
     parser.add_argument("--accumulation", nargs="+", type=int, default=[1, 4], help="parts of the batch")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of each run")
     parser.add_argument("--saves", type=int, default=3, help="rounds with a checkpoint")
     args = parser.parse_args(argv)
     device = cases.start(args)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         rows = measure(args, device)
-    seconds = Table("", "parts", *PHASES, "step, ms", "/ openclip", "checkpoint, ms")
-    memory = Table("MiB", "parts", "state", *PHASES[:-1])
+    seconds = Table("", "precision", "parts", *PHASES, "step, ms", "/ openclip", "checkpoint, ms")
+    memory = Table("MiB", "precision", "parts", "state", *PHASES[:-1])
     for row in rows:
         times, peaks = row["median_sec"], row["peak_bytes"]
-        name = (row["method"], str(row["accumulation"]))
+        name = (row["method"], row["precision"], str(row["accumulation"]))
         shares = [f"{1e3 * times[of]:.1f} ({100 * times[of] / times[STEP]:.0f} %)" for of in PHASES]
         whole = [f"{1e3 * times[STEP]:.1f}", cases.show_ratio(row["to_openclip"])]
         seconds.add_row(*name, *shares, *whole, f"{1e3 * times[CHECKPOINT]:.0f}" if CHECKPOINT in times else "")

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -40,7 +41,7 @@ from engine.training.towers import build_towers
 _MANY_STEPS = 1_000_000
 _NEWEST_WEBDATASET = "0.2.86"
 """The newest version with which open_clip 3.3's trainer can read shards."""
-_PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16"}
+_PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16", "fp16": "amp"}
 """Names of precisions here and in open_clip's trainer."""
 
 
@@ -181,13 +182,13 @@ def _receive(contest: Contest, side: str, connection: Connection) -> Turn:
     raise RuntimeError("\n".join([f"{side} stopped:", *_log(contest, side).read_text().splitlines()[-20:]]))
 
 
-def measure(case: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Measure one ``MODEL:BATCH:STEPS``."""
+def measure(case: str, precision: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Measure one ``MODEL:BATCH:STEPS`` in a precision."""
     model, batch, steps = case.split(":")
     # A turn is one pass over the shards: each has the same share of opening, shuffling and reading them.
     pairs = int(batch) * int(steps)
     spec = shards.run_spec(
-        "openclip", pairs=pairs, model=model, batch=int(batch), steps=_MANY_STEPS, precision=args.precision
+        "openclip", pairs=pairs, model=model, batch=int(batch), steps=_MANY_STEPS, precision=precision
     )
     execution = Execution(
         device=device.type,
@@ -205,7 +206,7 @@ def measure(case: str, args: argparse.Namespace, device: torch.device) -> dict[s
         turns = compete(contest, seconds=args.seconds)
     here, there = turns["here"], turns["open_clip"]
     wall, cpu = ([[getattr(turn, of) for turn in side] for side in (there, here)] for of in ("wall_sec", "cpu_sec"))
-    row = {"model": model, "batch": int(batch), "steps": int(steps), "turns": len(here)}
+    row = {"model": model, "precision": precision, "batch": int(batch), "steps": int(steps), "turns": len(here)}
     row |= {"parameters": here[0].parameters}
     row |= {f"{side}_pairs_per_sec": pairs / statistics.median(t.wall_sec for t in turns[side]) for side in SIDES}
     row |= {"turns_sec": {side: [dataclasses.asdict(turn) for turn in turns[side]] for side in SIDES}}
@@ -216,7 +217,7 @@ def measure(case: str, args: argparse.Namespace, device: torch.device) -> dict[s
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table, write the file."""
-    parser = cases.parser(__doc__, "device")
+    parser = cases.parser(__doc__, "precision", "device")
     parser.add_argument(
         "--case", nargs="+", default=["tiny-vit:256:4", "tiny-resnet:128:8"], metavar="MODEL:BATCH:STEPS",
         help="open_clip model, pairs per step, measured steps per turn",
@@ -226,7 +227,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="loader processes of each side")
     parser.add_argument("--log-every", type=int, default=10, help="steps")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32")
     args = parser.parse_args(argv)
     found = importlib.metadata.version("webdataset")
     if Version(found) > Version(_NEWEST_WEBDATASET):
@@ -235,15 +235,20 @@ def main(argv: list[str] | None = None) -> None:
             "use an environment with `pip install -e '.[benchmarks]'`"
         )
     device = choose_device(args.device)
-    if args.precision == "fp32":
-        # open_clip's trainer turns TensorFloat-32 on, so that fp32 would differ between the sides.
-        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
-    rows = [measure(case, args, device) for case in args.case]
-    table = Table("model", "B", "turns", "here, pairs/s", "open_clip, pairs/s", "ratio", "by processor time")
+    rows = []
+    for precision, case in itertools.product(args.precision, args.case):
+        os.environ.pop("NVIDIA_TF32_OVERRIDE", None)
+        if precision == "fp32":
+            # open_clip's trainer turns TensorFloat-32 on, so that fp32 would differ between the sides.
+            os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+        rows.append(measure(case, precision, args, device))
+    table = Table(
+        "model", "precision", "B", "turns", "here, pairs/s", "open_clip, pairs/s", "ratio", "by processor time"
+    )
     for row in rows:
         rates = [f"{row[f'{side}_pairs_per_sec']:.1f}" for side in SIDES]
         ratios = [cases.show_ratio(row[key]) if key in row else "" for key in ("wall_ratio", "cpu_ratio")]
-        table.add_row(row["model"], str(row["batch"]), str(row["turns"]), *rates, *ratios)
+        table.add_row(row["model"], row["precision"], str(row["batch"]), str(row["turns"]), *rates, *ratios)
     cases.show(table)
     cases.write_json(args.json, args, device, rows)
 

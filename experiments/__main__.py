@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -76,10 +77,11 @@ def _list(console: Console, args: argparse.Namespace) -> None:
 
 
 def _plan(console: Console, args: argparse.Namespace) -> None:
-    from experiments import plan  # here: it imports open_clip, which takes seconds
+    from experiments import plan, workflow  # here: the first imports open_clip, which takes seconds
 
     suites = list(expansion.load(args.suites or names.suites()).values())
-    found = plan.make(suites)
+    config = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in args.config)}
+    found = plan.make(suites, workflow.place_of(config)[1])
     if args.json:
         print(found.model_dump_json(indent=1))
     else:
@@ -256,6 +258,9 @@ def main(argv: list[str] | None = None) -> None:
     listing.add_argument("suites", nargs="*", help="default: all")
     planning = command("plan", _plan, "what suites still ask for: runs, hours, disk, data that are missing")
     planning.add_argument("suites", nargs="*", help="or ablation_WHAT@, ablations@, tuning@SUITE (default: all)")
+    planning.add_argument(
+        "--config", nargs="+", default=[], metavar="KEY=VALUE", help="where it is to run, as for snakemake"
+    )
     explaining = command("explain", _explain, "every setting of a run")
     explaining.add_argument("run_id", type=_run_id, metavar="RUN_ID", help="or its folder")
     differing = command("diff", _diff, "settings in which two runs differ")

@@ -10,7 +10,7 @@ import functools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,16 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine import files, paths
 from engine.evaluation import card_files
-from engine.method import MethodEnv
-from engine.registry import build_method
+from engine.jobs import cluster
 from engine.schema.base import Frozen, parse
 from engine.schema.evaluation import Evaluation
 from engine.schema.record import Record
-from engine.schema.run import ModelSpec, RunSpec
-from engine.schema.suite import ExpandedSuite
+from engine.schema.run import Execution, ModelSpec, RunSpec
+from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training.checkpoint import KEEP
-from engine.training.towers import embed_dim, introduce, outline
-from experiments import cards
+from engine.training.towers import introduce, outline
+from experiments import cards, needs
 from experiments.suite import OWN_MODELS
 from experiments.watch import ENDED, STATES, RunView, Watcher
 
@@ -79,6 +78,19 @@ class Missing(Frozen):
     how: str
 
 
+class Need(Frozen):
+    """What a process needs at most for runs that are to be trained, of a model, a precision and a number of pairs."""
+
+    model: str
+    precision: str
+    pairs: int
+    """Encoded at a time: its share of the batch, or a part of that share with accumulation."""
+    memory_bytes: int | None
+    """None with gradient checkpointing, which keeps much less."""
+    loader_processes: tuple[int, int] | None
+    """Those that keep up with JPEGs of 256 and of 512 pixels, each on a core; None without an estimate of time."""
+
+
 class Plan(Frozen):
     """The work that is left of some suites."""
 
@@ -90,6 +102,9 @@ class Plan(Frozen):
     missing: tuple[Missing, ...]
     wrong: tuple[str, ...]
     """Sets that do not fit their cards, a line each."""
+    needs: tuple[Need, ...]
+    warnings: tuple[str, ...]
+    """What of the runs that are to be trained will surely fail or mislead, a line each."""
 
 
 class Estimate(NamedTuple):
@@ -97,16 +112,23 @@ class Estimate(NamedTuple):
 
     hours: float
     basis: str
+    pairs_per_sec: float
+    """That one GPU, or one process on a CPU, takes."""
 
 
-def make(suites: Sequence[ExpandedSuite]) -> Plan:
-    """Work out what is left of suites, from the files in the working directory."""
+def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) -> Plan:
+    """Work out what is left of suites, from the files in the working directory.
+
+    Args:
+        suites: The suites.
+        place: Where they are to run, for what a process needs; None is this machine.
+    """
     views = {view.run_id: view for view in Watcher(suites).look().runs}
     specs = {run.spec.run_id: run.spec for suite in suites for run in suite.runs}
-    extra = {run.spec.run_id: run.num_extra_pairs for suite in suites for run in suite.runs}
+    runs = {run.spec.run_id: run for suite in suites for run in suite.runs}
     to_train = {run_id: spec for run_id, spec in specs.items() if views[run_id].state not in ENDED}
     finished = list(_finished())
-    estimates = {run_id: estimate(spec, finished, extra[run_id]) for run_id, spec in to_train.items()}
+    estimates = {run_id: estimate(spec, finished, runs[run_id].num_extra_pairs) for run_id, spec in to_train.items()}
     to_evaluate = {suite.name: _to_evaluate(suite) for suite in suites}
     hours = {suite.evaluation.key: evaluation_sec(suite.evaluation) / 3600 for suite in suites}
 
@@ -125,6 +147,7 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
             checkpoint_bytes=max((_checkpoint_bytes(to_train[i]) for i in run_ids & to_train.keys()), default=0),
         )
 
+    of_runs, warnings = _needs([runs[run_id] for run_id in to_train], estimates, place or cluster.Cluster())
     basis = sorted({found.basis for found in estimates.values() if found})
     if any(math.isfinite(hours[key]) for models in to_evaluate.values() for _, _, key in models):
         basis.append(EVALUATION_BASIS)
@@ -142,7 +165,69 @@ def make(suites: Sequence[ExpandedSuite]) -> Plan:
             *_miscounted(spec.dataset.name for spec in to_train.values()),
             *cards.wrong(suite.evaluation for suite in suites if to_evaluate[suite.name]),
         ),
+        needs=of_runs,
+        warnings=warnings,
     )
+
+
+def _needs(
+    runs: Iterable[SuiteRun], estimates: Mapping[str, Estimate | None], place: cluster.Cluster
+) -> tuple[tuple[Need, ...], tuple[str, ...]]:
+    """Return what processes of runs need there, and what will fail or mislead."""
+    alike: dict[tuple[str, str, int], list[tuple[Need, tuple[str, ...]]]] = {}
+    warnings: Counter[str] = Counter()
+    for run in runs:
+        spec = run.spec
+        warnings.update(needs.doubts(spec, run.num_extra_pairs))
+        try:
+            request, execution = cluster.resolve(place, "train", spec, run.num_extra_pairs)
+        except ValueError as error:
+            warnings[str(error).removeprefix(f"{spec.run_id}: ")] += 1
+            continue
+        num_pairs = spec.global_batch_size // (request.nodes * request.tasks) // execution.accumulation_steps
+        estimated = estimates[spec.run_id]
+        need = Need(
+            model=spec.model.name,
+            precision=spec.precision,
+            pairs=num_pairs,
+            memory_bytes=None if execution.gradient_checkpointing else needs.memory_bytes(spec, num_pairs),
+            loader_processes=estimated and needs.loader_processes(spec, estimated.pairs_per_sec),
+        )
+        key = (need.model, need.precision, need.pairs)
+        alike.setdefault(key, []).append((need, tuple(_shortages(spec, need, request, execution))))
+    largest = []
+    for _, group in sorted(alike.items()):
+        # Methods differ a little in their state: the largest speaks for all.
+        need, shortages = max(
+            group, key=lambda found: (found[0].memory_bytes or 0, found[0].loader_processes or (0, 0))
+        )
+        largest.append(need)
+        warnings.update(dict.fromkeys(shortages, len(group)))
+    lines = (f"{number} run{'s' if number > 1 else ''}: {text}" for text, number in sorted(warnings.items()))
+    return tuple(largest), tuple(lines)
+
+
+def _shortages(spec: RunSpec, need: Need, request: cluster.Request, execution: Execution) -> Iterator[str]:
+    """Say what a process has too little of."""
+    too_small = [gb for gb in needs.CARDS_GB if (need.memory_bytes or 0) > gb * 1e9]
+    if too_small:
+        card = max(too_small)
+        parts = needs.num_parts(spec, need.pairs, card)
+        advice = (
+            f"{parts} times as many processes or accumulation_steps fit"
+            if parts
+            else "one pair does not fit: use gradient_checkpointing"
+        )
+        yield (
+            f"{need.model} in {need.precision} with {need.pairs} pairs a process takes about "
+            f"{_size(need.memory_bytes or 0)}, more than a card of {card} GB has: {advice}"
+        )
+    wanted = need.loader_processes
+    if request.gpus_per_node and wanted is not None and execution.num_workers < wanted[0]:
+        yield (
+            f"{need.model} waits for its pictures: a GPU takes as many as {wanted[0]} loader processes bring (of 256 "
+            f"pixels; {wanted[1]} of 512), and execution.num_workers = {execution.num_workers}; each wants a core"
+        )
 
 
 def estimate(spec: RunSpec, finished: Sequence[Record], num_extra_pairs: int = 0) -> Estimate | None:
@@ -182,11 +267,13 @@ def estimate(spec: RunSpec, finished: Sequence[Record], num_extra_pairs: int = 0
             f"recorded: {like.model.name}, {like.method.name}, batch {like.global_batch_size}, on {device} "
             f"({len(alike)} run{'s' if len(alike) > 1 else ''})"
         )
-        return Estimate(pairs * statistics.median(map(per_pair_sec, alike)) / 3600, basis)
+        sec = statistics.median(map(per_pair_sec, alike))
+        return Estimate(pairs * sec / 3600, basis, 1 / sec)
     if (OWN_MODELS / f"{spec.model.name}.json").exists():  # too small for what was published
         return None
     size = flop_per_pair(spec.model) / flop_per_pair(ModelSpec(name=PUBLISHED_MODEL))
-    return Estimate(PUBLISHED_HOURS * size * pairs / PUBLISHED_PAIRS, PUBLISHED_BASIS)
+    hours = PUBLISHED_HOURS * size / PUBLISHED_PAIRS
+    return Estimate(hours * pairs, PUBLISHED_BASIS, 1 / hours / 3600)
 
 
 @functools.cache
@@ -246,8 +333,26 @@ def show(plan: Plan, console: Console) -> None:
         console.print(missing)
     elif not plan.wrong:
         console.print("All data are there, or the workflow makes them.")
+    if plan.needs:
+        console.print(_table_of(plan.needs))
     for line in plan.wrong:
         console.print(f"Wrong: {line}", highlight=False, markup=False, soft_wrap=True)
+    for line in plan.warnings:
+        console.print(f"Warning: {line}.", highlight=False, markup=False)
+
+
+def _table_of(found: Iterable[Need]) -> Table:
+    right = (Column(title, justify="right") for title in ("Pairs at a time", "Memory", "Loader processes"))
+    about = (
+        "What a process needs, without a GPU's workspaces; loader processes that keep up with JPEGs of 256 / 512 "
+        "pixels, each on a core. Where it runs is said by --config, as for Snakemake."
+    )
+    table = Table("Model", "Precision", *right, caption=about)
+    for need in found:
+        memory = "" if need.memory_bytes is None else _size(need.memory_bytes)
+        loader = "" if need.loader_processes is None else " / ".join(map(str, need.loader_processes))
+        table.add_row(need.model, need.precision, str(need.pairs), memory, loader)
+    return table
 
 
 def _hours(amount: Amount) -> str:
@@ -281,26 +386,14 @@ def _to_evaluate(suite: ExpandedSuite) -> set[tuple[str, int, str]]:
     return {model for model in models if not paths.evaluated(*model).exists()}
 
 
-@functools.cache
-def _outline(model: ModelSpec) -> tuple[int, int]:
-    """Number of parameters of a model, and the width of its embeddings."""
-    introduce(model)
-    towers = outline(model.name)
-    return sum(parameter.numel() for parameter in towers.parameters()), embed_dim(towers)
-
-
 def _weights_bytes(model: ModelSpec) -> int:
-    return 4 * _outline(model)[0]
+    return 4 * needs.sizes(model)[0]
 
 
 def _checkpoint_bytes(spec: RunSpec) -> int:
     """Return the size of a run's checkpoints: weights, AdamW's two moments and the method's state in each."""
-    num_parameters, dim = _outline(spec.model)
-    with torch.device("meta"):
-        state = build_method(spec.method, MethodEnv.of(spec, dim)).state_dict()
-    of_method = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
     # One more than are kept is there while it is written.
-    return (KEEP + 1) * (3 * 4 * num_parameters + of_method)
+    return (KEEP + 1) * (3 * _weights_bytes(spec.model) + needs.method_bytes(spec))
 
 
 def _missing_training(datasets: Iterable[str]) -> Iterator[Missing]:

@@ -87,6 +87,16 @@ class Launch(NamedTuple):
     """Options of `engine.launch`, and the module that it starts with how that is carried out."""
 
 
+def place_of(config: Mapping[str, Any]) -> tuple[Config, cluster.Cluster]:
+    """Return what Snakemake's `--config` says, and the cluster with what it lays over that.
+
+    Raises:
+        ValueError: If a key or value is not allowed.
+    """
+    settings = parse(Config, json.dumps(config), "--config")
+    return settings, cluster.configure(cluster.load(settings.cluster), settings.model_dump(), "--config")
+
+
 class Workflow:
     """Files and jobs that one command is about.
 
@@ -101,9 +111,7 @@ class Workflow:
     """
 
     def __init__(self, config: Mapping[str, Any], argv: Sequence[str] = (), cores: int = 1) -> None:
-        settings = parse(Config, json.dumps(config), "--config")
-        place = cluster.load(settings.cluster)
-        self._cluster = cluster.configure(place, settings.model_dump(), "--config")
+        settings, self._cluster = place_of(config)
         self._on_interrupt = settings.on_interrupt
         chosen = settings.suites.split(",")
         if TUNE in argv:

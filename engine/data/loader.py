@@ -7,12 +7,14 @@ Shape suffixes: B local batch, C channels, H height, W width, T tokens.
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
 import signal
 import struct
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,20 +24,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as tv
 
 from engine.data import order
 from engine.data.index import Index, caption_texts
-from engine.data.pictures import open_picture
+from engine.data.pictures import open_picture, resized
 from engine.data.reader import PairReader
 from engine.schema.run import AugmentationSpec, refuse_uneven
 from engine.stop import STOP_SIGNALS
 
 Tokenizer = Callable[[list[str]], Tensor]
+
+_STARTING_STEPS, _WATCHED_STEPS = 10, 50
+_TOLERATED_WAIT = 0.1
 
 # What Pillow's decoders raise for damaged files.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -183,16 +185,21 @@ class PairDataset(Dataset[Batch]):
 
     def _image(self, data: bytes, crop_key: int) -> NDArray[np.uint8]:
         try:
-            image = open_picture(data).convert("RGB")
+            image = open_picture(data)
+            if self.augmentation.jpeg == "reduced":
+                image.draft(None, (self._least_size, self._least_size))
+            image = image.convert("RGB")
         except _DECODING_ERRORS as error:
             raise _UndecodableError(f"the image cannot be decoded: {error}") from error
+        resize, side = self.augmentation.resize, self.image_size
         if self.augmentation.kind == "random_resized_crop":
-            image = self._random_resized_crop(image, crop_key)
-        elif image.size != (self.image_size, self.image_size):
-            image = tv.resize(image, [self.image_size], InterpolationMode.BICUBIC)
-            image = tv.center_crop(image, [self.image_size, self.image_size])
-        image_HWC: NDArray[np.uint8] = np.asarray(image)
-        return image_HWC
+            return resized(image, self._random_box(image.size, crop_key), (side, side), resize)
+        # The shorter side becomes `side`; of the longer one, the middle is kept.
+        shorter = min(image.size)
+        width, height = (side if length == shorter else int(side * length / shorter) for length in image.size)
+        image_HWC = resized(image, (0, 0, *image.size), (width, height), resize)
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        return image_HWC[top : top + side, left : left + side]
 
     def _caption(self, data: bytes, caption_key: int) -> str:
         try:
@@ -213,10 +220,18 @@ class PairDataset(Dataset[Batch]):
             top, left = key % width, key // width % width
             image_BHWC[row] = padded_BHWC[row, top : top + self.image_size, left : left + self.image_size]
 
-    def _random_resized_crop(self, image: Image.Image, key: int) -> Image.Image:
-        """Crop a random area and aspect ratio and resize it: torchvision's rule, with our own random numbers."""
+    @property
+    def _least_size(self) -> int:
+        """The size of a picture whose smallest square crop needs no enlargement."""
+        is_cropped = self.augmentation.kind == "random_resized_crop"
+        return (
+            math.ceil(self.image_size / math.sqrt(self.augmentation.crop_scale[0])) if is_cropped else self.image_size
+        )
+
+    def _random_box(self, size: tuple[int, int], key: int) -> tuple[int, int, int, int]:
+        """Draw a part of random area and aspect ratio: torchvision's rule, with our own random numbers."""
         rng = np.random.Generator(np.random.Philox(key=key))
-        width, height = image.size
+        width, height = size
         for _ in range(10):
             area = width * height * rng.uniform(*self.augmentation.crop_scale)
             ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -227,9 +242,7 @@ class PairDataset(Dataset[Batch]):
         else:
             w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
             top, left = (height - h) // 2, (width - w) // 2
-        size = [self.image_size, self.image_size]
-        cropped: Image.Image = tv.resized_crop(image, top, left, h, w, size, InterpolationMode.BICUBIC)
-        return cropped
+        return left, top, left + w, top + h
 
 
 class _LocalBatches(Sampler[Request]):
@@ -356,6 +369,45 @@ def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Bat
             # The memory is the step's until that is done, though the other stream made it.
             tensor.record_stream(step)
         yield batch
+
+
+def watched(
+    batches: Iterator[Batch],
+    num_workers: int,
+    tell: Callable[[str], object],
+    now: Callable[[], float] = time.perf_counter,
+) -> Iterator[Batch]:
+    """Yield batches, and tell once, early on, if whoever takes them waits for them more than a tenth of the time.
+
+    Args:
+        batches: The loader's.
+        num_workers: Its processes.
+        tell: Called with what to say: the share of the time, and how many processes would keep up.
+        now: Returns the time in seconds.
+    """
+    # By then, what was loaded during start-up is used up.
+    first, waited_sec, start = _STARTING_STEPS + 2 * num_workers, 0.0, 0.0
+    for number in itertools.count():
+        begin = now()
+        if number == first:
+            start, waited_sec = begin, 0.0
+        batch = next(batches, None)
+        if batch is None:
+            return
+        waited_sec += now() - begin
+        yield batch
+        if number == first + _WATCHED_STEPS - 1:
+            whole_sec = now() - start
+            if waited_sec > _TOLERATED_WAIT * whole_sec:
+                # With processes, a step lasts as long as they need for a batch; without, loading is the wait itself.
+                loading_sec = num_workers * whole_sec if num_workers else waited_sec
+                enough = math.ceil(loading_sec / max(whole_sec - waited_sec, 1e-9))
+                tell(
+                    f"training waits for its batches {waited_sec / whole_sec:.0%} of the time: about {enough} loader "
+                    f"processes would keep up (execution.num_workers = {num_workers}), each on a core of its own; "
+                    f"{len(os.sched_getaffinity(0))} cores are here for all processes. Or let the suite's augmentation "
+                    "say `resize: torch`"
+                )
 
 
 class _Worked(Dataset[Batch | OSError | ValueError]):

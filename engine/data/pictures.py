@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -38,3 +42,30 @@ def open_picture(data: bytes, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS:,} are decoded: make it smaller")
     return image
+
+
+def resized(
+    image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], by: Literal["pillow", "torch"]
+) -> NDArray[np.uint8]:
+    """Cut out a part of an RGB picture and resize it: bicubic, with antialiasing.
+
+    Args:
+        image: The picture.
+        box: Its part: left, top, right, bottom.
+        size: Width and height to give it.
+        by: Whose resizing; the two round differently.
+
+    Returns:
+        Pixels, (height, width, 3).
+    """
+    if by == "pillow":
+        part = image if box == (0, 0, *image.size) else image.crop(box)
+        return np.asarray(part if part.size == size else part.resize(size, Image.Resampling.BICUBIC))
+    left, top, right, bottom = box
+    part_HWC = torch.from_numpy(np.array(image)[top:bottom, left:right])
+    part_1CHW = part_HWC.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    if (right - left, bottom - top) != size:
+        # Without going through floats, and its fast way wants channels innermost.
+        part_1CHW = torch.nn.functional.interpolate(part_1CHW, size[::-1], mode="bicubic", antialias=True)
+    pixels: NDArray[np.uint8] = part_1CHW[0].permute(1, 2, 0).numpy()
+    return pixels

@@ -84,6 +84,12 @@ class AugmentationSpec(Frozen):
     kind: Literal["none", "shift", "random_resized_crop"] = "random_resized_crop"
     max_shift_px: int = Field(default=2, ge=0)
     crop_scale: tuple[float, float] = (0.9, 1.0)
+    resize: Literal["pillow", "torch"] = Field(default="pillow", exclude_if=lambda resize: resize == "pillow")
+    """Whose bicubic resizes. ``torch``, faster, differs by a few of 255 levels. ``pillow`` does not enter the run's id,
+    as in the runs from before there was a choice."""
+    jpeg: Literal["full", "reduced"] = Field(default="full", exclude_if=lambda jpeg: jpeg == "full")
+    """``reduced`` decodes a JPEG at the least of 1/8, 1/4, 1/2 of its size that is enough for the smallest crop: much
+    faster for large ones. ``full`` does not enter the run's id."""
 
 
 class NormalizerErrorSpec(Frozen):

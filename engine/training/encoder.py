@@ -17,7 +17,8 @@ from engine.schema.run import Execution, RunSpec
 from engine.training import batch_norm
 from engine.training.towers import Towers
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What precisions other than fp32 compute in."""
 
 
 class Encoder:
@@ -46,7 +47,7 @@ class Encoder:
                 )
             towers.clip.set_grad_checkpointing()
         self._part_rows = spec.global_batch_size // collectives.world_size // num_parts
-        self._towers, self._device, self._dtype = towers, device, _AUTOCAST.get(spec.precision)
+        self._towers, self._device, self._dtype = towers, device, AUTOCAST.get(spec.precision)
         self.module: nn.Module = torch.compile(towers) if execution.compile else towers  # type: ignore[assignment]
         if collectives.world_size > 1:
             self.module = DistributedDataParallel(

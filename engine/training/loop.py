@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from engine import distributed, files, paths
-from engine.data.loader import Batch, build_loader, copied_ahead
+from engine.data.loader import Batch, build_loader, copied_ahead, watched
 from engine.schema.base import parse
 from engine.schema.record import Divergence, Record
 from engine.schema.run import Execution, RunSpec
@@ -74,7 +74,11 @@ def _train(trainer: Trainer, signals: Sequence[bool]) -> None:
     is_first_process = trainer.collectives.rank == 0
     attempt = outcome.add_attempt(trainer) if is_first_process else None
     with contextlib.closing(_batches(trainer)) as batches, Reporter(trainer.spec, attempt) as reporter:
-        divergence = _take_steps(trainer, signals, reporter, copied_ahead(batches, trainer.device))
+        ahead = copied_ahead(batches, trainer.device)
+        if is_first_process and trainer.device.type == "cuda":
+            num_workers, run_id = trainer.execution.num_workers, trainer.spec.run_id
+            ahead = watched(ahead, num_workers, lambda text: sys.stderr.write(f"{run_id}: {text}\n"))
+        divergence = _take_steps(trainer, signals, reporter, ahead)
     if is_first_process:
         outcome.write_record(trainer, divergence)
         checkpoint.remove_checkpoints(paths.checkpoints(trainer.spec.run_id))

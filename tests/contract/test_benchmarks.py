@@ -1,6 +1,7 @@
 """The benchmarks run, on every method that there is."""
 
 import functools
+import importlib
 import importlib.metadata
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from benchmarks import cases, memory, method_step, step_phases, trainer_speed
+from benchmarks import cases, gpu, memory, method_step, step_phases, trainer_speed
 from engine.registry import method_names
 
 SMALL = ["--batch", "128", "--dim", "8", "--set", "neuclip.num_prototypes=16", "neuclip.num_updates=1"]
@@ -32,10 +33,13 @@ def test_time_is_measured_for_every_method_beside_an_encoder_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "step.json"
-    method_step.main([*SMALL, "--prototypes", "16", "--updates", "2", "--rounds", "2", "--json", str(file)])
+    sizes = ["--prototypes", "16", "--updates", "2", "--rounds", "2", "--precision", "fp32", "bf16", "fp16"]
+    method_step.main([*SMALL, *sizes, "--json", str(file)])
 
     measured = json.loads(file.read_text())
     assert {row["what"] for row in measured["rows"]} == {"encoder step", "npn", *method_names()}
+    encoders = [row["encoders"] for row in measured["rows"] if row["what"] == "encoder step"]
+    assert encoders == ["fp32", "bf16", "fp16"]
     (npn,) = (row for row in measured["rows"] if row["what"] == "npn")
     # Two forms of one computation; AdaGrad's first step magnifies rounding.
     assert npn["largest_difference"] < 1e-3
@@ -48,9 +52,11 @@ def test_the_phases_of_a_step_are_measured_with_and_without_accumulation(
 ) -> None:
     file = tmp_path / "phases.json"
     sizes = ["--batch", "64", "--accumulation", "1", "4", "--methods", "neuclip", "--set", "neuclip.num_prototypes=16"]
-    step_phases.main([*sizes, "--rounds", "2", "--saves", "1", "--json", str(file)])
+    step_phases.main([*sizes, "--precision", "fp32", "bf16", "--rounds", "2", "--saves", "1", "--json", str(file)])
 
-    rows = json.loads(file.read_text())["rows"]
+    every = json.loads(file.read_text())["rows"]
+    rows = [row for row in every if row["precision"] == "fp32"]
+    assert len(every) == 2 * len(rows)
     assert {(row["method"], row["accumulation"]) for row in rows} == {
         (m, a) for m in ("openclip", "neuclip") for a in (1, 4)
     }
@@ -63,6 +69,45 @@ def test_the_phases_of_a_step_are_measured_with_and_without_accumulation(
     peaks = {(row["method"], row["accumulation"]): row["peak_bytes"] for row in rows}
     assert all(peaks[name, 4]["forward"] < peaks[name, 1]["forward"] / 2 for name in ("openclip", "neuclip"))
     assert "/ openclip" in capsys.readouterr().out
+
+
+def test_an_entry_that_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    broken = gpu.ENTRIES[0]._replace(toy="--no-such-option")
+    monkeypatch.setattr(gpu, "ENTRIES", (broken, gpu.ENTRIES[1]))
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--dry-run", "--out", str(tmp_path / "gpu")])
+    assert end.value.code == 1
+    failed, done = json.loads((tmp_path / "gpu.json").read_text())["entries"]
+    assert "unrecognized arguments: --no-such-option" in failed["problem"]
+    assert failed["measured"] is None
+    assert {"dense", *method_names()} == {row["method"] for row in done["measured"]["rows"]}
+    page = (tmp_path / "gpu.md").read_text()
+    assert "Failed: " in page
+    assert "peak MiB" in page
+    assert "memory: " in capsys.readouterr().out
+
+
+def test_an_entry_that_takes_too_long_is_ended(tmp_path):
+    entry = gpu.ENTRIES[1]._replace(minutes=0.001)
+    assert gpu.run(entry, is_dry=True, folder=tmp_path)["problem"] == "not done after 0.001 minutes"
+
+
+def test_all_entries_for_a_gpu_have_options_that_their_benchmarks_know(capsys):
+    assert sum(entry.minutes for entry in gpu.ENTRIES) <= 40
+    for entry in gpu.ENTRIES:
+        known = importlib.import_module(f"benchmarks.{entry.module}")
+        words = gpu.command(entry, is_dry=False)[3:]
+        with pytest.raises(SystemExit):
+            known.main([*words, "--another"])
+        assert capsys.readouterr().err.endswith("error: unrecognized arguments: --another\n")
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_through_every_entry(tmp_path):
+    gpu.main(["--dry-run", "--out", str(tmp_path / "gpu")])
+    found = json.loads((tmp_path / "gpu.json").read_text())["entries"]
+    assert [entry["problem"] for entry in found] == [""] * len(gpu.ENTRIES)
+    assert all(entry["measured"]["rows"] and entry["printed"] for entry in found)
 
 
 def test_a_turn_of_less_than_a_clock_tick_has_its_processor_time() -> None:

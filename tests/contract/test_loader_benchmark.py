@@ -18,7 +18,8 @@ def test_both_readers_are_measured_cold_and_warm(tmp_path: Path, capsys: pytest.
     measured = json.loads(file.read_text())
     *speeds, reads = measured["rows"]
     assert [(row["workers"], row["cache"]) for row in speeds] == [(0, "cold"), (0, "warm"), (2, "cold"), (2, "warm")]
-    assert all(row[f"{name}_pairs_per_sec"] > 0 for row in speeds for name in ("ours", "webdataset"))
+    assert all(row[f"{name}_pairs_per_sec"] > 0 for row in speeds for name in (*loader.OURS, "webdataset"))
+    assert all({"wall", "cpu"} == row[f"{name}_to_{other}"].keys() for row in speeds for name, other in loader.COMPARED)
     # One read a pair.
     assert reads["reads"] == 64
     assert {"date", "provenance", "arguments"} < measured.keys()

@@ -1,11 +1,14 @@
 """What is left of a suite, how long it takes by what is recorded or published, and which data are missing."""
 
+import functools
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from support import toy
@@ -18,7 +21,7 @@ from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training import checkpoint
 from engine.training.loop import train
 from engine.training.towers import build_towers, embed_dim, outline
-from experiments import cards, plan
+from experiments import cards, needs, plan, workflow
 from experiments.__main__ import main
 from experiments.suite import expand
 
@@ -194,3 +197,114 @@ def test_the_command_names_missing_data_and_how_to_get_them(tmp_path, monkeypatc
     (tmp_path / "data" / "cc3m" / "00000.tar").touch()
     main(["plan", "cc3m", "--json"])
     assert "cc3m" not in {item["name"] for item in json.loads(capsys.readouterr().out)["missing"]}
+
+
+# What a process needs ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_pair_keeps_is_counted_without_a_gpu():
+    # MB in bf16, from an independent count; a GPU's kernels keep a little more or less.
+    expected = {"ViT-B-32": 34, "ViT-B-16": 78, "RN50": 69, "ViT-L-14": 243}
+    found = {name: needs.activation_bytes(ModelSpec(name=name), "bf16") / 1e6 for name in expected}
+    assert found == pytest.approx(expected, rel=0.1)
+    assert needs.activation_bytes(ModelSpec(name="RN50"), "fp32") == pytest.approx(2 * found["RN50"] * 1e6, rel=0.1)
+
+
+def test_what_a_pair_keeps_is_what_a_real_forward_pass_keeps():
+    towers = build_towers("tiny-vit", seed=0)
+    kept = []
+    for num_pairs in (1, 2):
+        storages = {}
+        keep = functools.partial(_keep, storages)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            pixels = torch.zeros(num_pairs, 3, towers.image_size, towers.image_size, dtype=torch.uint8)
+            encoded = towers(pixels, torch.zeros(num_pairs, towers.clip.context_length, dtype=torch.long))
+        kept.append(sum(storage.nbytes() for storage in storages.values()))
+        del encoded
+    assert needs.activation_bytes(ModelSpec(name="tiny-vit"), "fp32") == pytest.approx(kept[1] - kept[0], rel=0.02)
+
+
+def _keep(storages, tensor):
+    storage = tensor.untyped_storage()
+    storages[storage.data_ptr()] = storage
+    return tensor
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """A function that plans a run whose hours are those that were published, with the values of `--config`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_to_evaluate", lambda suite: set())
+
+    def make(spec, **config):
+        suite = expand("smoke").model_copy(update={"runs": (SuiteRun(variant="", spec=spec),)})
+        return plan.make([suite], workflow.place_of(config)[1])
+
+    return make
+
+
+def test_a_batch_that_no_card_holds_is_warned_of_with_what_would_fit(planned):
+    spec = expand("dfn1b").runs[0].spec
+    alone = planned(spec)
+    (need,) = alone.needs
+    # Weights, gradients and two moments, 150 million numbers each; 78 MB a pair.
+    assert need.memory_bytes == pytest.approx(16 * 150e6 + 78e6 * spec.global_batch_size, rel=0.1)
+    (line,) = (line for line in alone.warnings if "of 80 GB" in line)
+    parts = int(re.search(r"(\d+) times as many processes", line)[1])
+    cluster = {"cluster": "example", "train": {"nodes": 1, "gpus_per_node": parts}, "execution": {"num_workers": 64}}
+    shared = planned(spec, **cluster)
+    assert shared.needs[0].pairs == spec.global_batch_size // parts
+    assert not any("of 80 GB" in line for line in shared.warnings)
+
+
+def test_the_largest_speaks_for_runs_that_differ_in_the_method_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_to_evaluate", lambda suite: set())
+    suite = expand("cc3m")
+    found = plan.make([suite])
+    (need,) = found.needs
+    assert need.memory_bytes == max(needs.memory_bytes(run.spec, 1024) for run in suite.runs)
+    (line,) = found.warnings
+    assert line.startswith(f"{len(suite.runs)} runs: RN50 in fp16 with 1024 pairs a process takes about")
+
+
+def test_too_few_loader_processes_are_warned_of_where_a_gpu_is_asked_for(planned):
+    spec = expand("cc3m").runs[0].spec
+    assert not any("waits for" in line for line in planned(spec).warnings)
+    one = {"train": {"gpus_per_node": 1}}
+    (line,) = (line for line in planned(spec, **one).warnings if "waits for" in line)
+    # 0.93 ms a pair, and the pairs per second of the estimate.
+    rate = spec.samples_seen / plan.estimate(spec.model_copy(update={"normalizer_error": None}), []).hours / 3600
+    enough = math.ceil(0.93e-3 * rate)
+    assert f"as many as {enough} loader processes" in line
+    more = one | {"execution": {"num_workers": enough}}
+    assert not any("waits for" in line for line in planned(spec, **more).warnings)
+
+
+def test_settings_that_mislead_are_warned_of(root):
+    fine = toy.run_spec("neuclip", options={"rho": 2.7})
+    assert plan.make([make_suite(fine)]).warnings == ()
+    error = {"at": (160,), "num_anchors": 128, "control_size": 96}
+    wrong = [toy.run_spec("neuclip", options={"rho": 2.8}, normalizer_error=error, seed=seed) for seed in (0, 1)]
+    authors = toy.run_spec("neuclip", options={"rho": 2.8, "temperature_gradient": "authors"})
+    fixed = toy.run_spec("neuclip", options={"rho": 2.8, "temperature": {"learnable": False}})
+    rho, control, anchors = plan.make([make_suite(*wrong, authors, fixed)]).warnings
+    assert rho.startswith(
+        "2 runs: neuclip: rho = 2.8 with the consistent gradient, and KL stays below log(G - 1) = 2.71"
+    )
+    assert control.startswith("2 runs: normalizer_error.control_size = 96, and toy has 96 pairs")
+    assert anchors.startswith("2 runs: normalizer_error.num_anchors = 128, and toy has 96 pairs")
+
+
+def test_more_extra_pairs_than_the_set_has_are_warned_of():
+    spec = toy.run_spec("neuclip", options={"architecture": "exact", "num_prototypes": 97})
+    assert [line.partition(":")[0] for line in needs.doubts(spec, 97)] == [
+        "neuclip encodes 97 extra pairs in every step, and toy has 96"
+    ]
+    assert list(needs.doubts(spec, 96)) == []
+
+
+def test_a_batch_that_the_processes_cannot_share_is_warned_of(planned):
+    config = {"cluster": "example", "train": {"nodes": 1, "gpus_per_node": 3}}
+    (line,) = planned(expand("dfn1b").runs[0].spec, **config).warnings
+    assert "cannot be divided among 3 processes" in line

@@ -1,6 +1,10 @@
 """What only a GPU can show; skipped without one. `tests/contract/test_accelerator.py` sees on a CPU what it can."""
 
+import json
 import math
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -8,11 +12,15 @@ from support import toy
 from support.methods import method_class, method_names
 from support.small import make_method, progress_of, random_features, with_extra
 
+from engine import paths
 from engine.data.loader import build_loader, copied_ahead
 from engine.distributed import Collectives
+from engine.evaluation import reading
+from engine.evaluation.runner import Model
 from engine.method import Features, LossOutput
 from engine.schema.run import Execution
 from engine.training.loop import train
+from engine.training.towers import load_export
 from engine.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -92,6 +100,63 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_is_found_in_the_next_step(r
     assert (record.status, record.divergence.step, record.samples_seen) == ("diverged", 4, 64)
     assert record.divergence.indices == record.first_indices[64:80]
     assert math.isfinite(record.divergence.temperature)
+
+
+def logged_losses(spec):
+    lines = map(json.loads, paths.metrics(spec.run_id).read_text().splitlines())
+    return {line["step"]: line["loss/total"] for line in lines}
+
+
+@pytest.mark.parametrize("method", ["fastclip", "neuclip"])
+def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(root, method):
+    spec, execution = toy.run_spec(method, steps=40), Execution(device="cuda", save_every_min=0, log_every_steps=1)
+    path = toy.write_spec(root, spec)
+    command = [sys.executable, "-m", "engine.train", str(path), "--execution", execution.model_dump_json()]
+    training = subprocess.Popen(command)
+    while training.poll() is None and len(list(paths.checkpoints(spec.run_id).glob("*.pt"))) < 2:
+        time.sleep(0.01)
+    training.kill()
+    assert training.wait() == -9
+    record = train(spec, execution)
+    assert [attempt.first_step > 0 for attempt in record.attempts] == [False, True]
+    resumed = logged_losses(spec)
+    paths.run(spec.run_id).rename(root / "killed")
+    train(spec, execution)
+    assert resumed == pytest.approx(logged_losses(spec), rel=1e-3)
+
+
+def test_two_jobs_take_turns_on_one_gpu(root, monkeypatch):
+    (root / "work.py").write_text(
+        "import pathlib, time, torch\ndef main(argv):\n    busy = pathlib.Path('busy')\n    busy.mkdir()\n"
+        "    total = torch.ones(1000, device='cuda').sum().item()\n    time.sleep(0.5)\n    busy.rmdir()\n"
+        "    pathlib.Path(argv[0]).write_text(f'{torch.cuda.device_count()} {total:g}')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    command = [sys.executable, "-m", "engine.launch", "--request", '{"gpus_per_node": 1}']
+    jobs = [
+        subprocess.Popen([*command, "--name", n, "--folder", f"jobs/{n}", "--output", n, "--", "work", n]) for n in "ab"
+    ]
+    assert [job.wait() for job in jobs] == [0, 0]
+    assert [(root / name).read_text() for name in "ab"] == ["1 1000"] * 2
+
+
+def test_a_model_is_evaluated_on_a_gpu_as_on_the_cpu(root):
+    evaluation = toy.build_evaluation(root)
+    record = train(toy.run_spec("openclip", steps=60), Execution(device="cuda"))
+    folder = (paths.run(record.run_id) / record.milestones["960"].weights).parent
+    card = evaluation.sets["toy_retrieval"]
+    sides = []
+    for device in ("cpu", "cuda"):
+        model, data = Model(*load_export(folder), device), reading.read(card)
+        sides.append(
+            (
+                model.unit_images(model.images(data)),
+                model.unit_texts([text for texts in data.captions for text in texts]),
+            )
+        )
+    # cuDNN rounds the first convolution to TF32.
+    torch.testing.assert_close(sides[1], sides[0], rtol=0, atol=2e-3)
 
 
 def test_batches_that_are_copied_ahead_are_those_of_the_loader(root):

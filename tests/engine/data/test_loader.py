@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from support import spawn, toy
+from torchvision.transforms import functional as tv
 
 from engine import paths
-from engine.data import order
+from engine.data import loader, order
 from engine.data.index import build_index, read_index
 from engine.data.loader import PairDataset, Request, build_loader
 from engine.schema.run import AugmentationSpec, CaptionSource
@@ -320,6 +321,91 @@ def test_a_shift_moves_the_picture_and_repeats_the_border(root):
         any(torch.equal(windows[y][x][row], moved[row]) for y in range(5) for x in range(5)) for row in range(16)
     )
     assert len(found) > 3
+
+
+def written(folder, picture_format, size=(150, 200)):
+    """A set of one smooth picture of that size, at position 0; returns the picture as it is decoded."""
+    coarse = np.random.default_rng(0).integers(256, size=(6, 6, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, picture_format)
+    members = {f"0.{picture_format.lower()}": file.getvalue(), "0.txt": b"a caption"}
+    toy.write_tar(folder / "data/toy/train" / "0.tar", members)
+    build_index("toy", "1", folder / "data/toy/train", CaptionSource(), folder / paths.index("toy"), pairs=1)
+    return Image.open(file).convert("RGB")
+
+
+def first_picture(folder, **changes):
+    return dataset(folder, **changes)[Request(0, np.array([0]))].image_BCHW[0].int()
+
+
+@pytest.mark.parametrize("size", [(150, 200), (101, 47), (32, 90)])
+def test_pictures_are_resized_as_torchvision_does(tmp_path, size):
+    picture = written(tmp_path, "PNG", size)
+    whole = tv.center_crop(tv.resize(picture, [32], tv.InterpolationMode.BICUBIC), [32, 32])
+    assert torch.equal(first_picture(tmp_path, kind="none"), tv.pil_to_tensor(whole).int())
+    data = dataset(tmp_path, kind="random_resized_crop")
+    left, top, right, bottom = data._random_box(
+        size, int(data._keys(Request(0, np.array([0])), order.AUGMENTATION_KEYS)[0])
+    )
+    box = (top, left, bottom - top, right - left)
+    cropped = tv.resized_crop(picture, *box, [32, 32], tv.InterpolationMode.BICUBIC)
+    assert torch.equal(first_picture(tmp_path, kind="random_resized_crop"), tv.pil_to_tensor(cropped).int())
+
+
+@pytest.mark.parametrize("kind", ["none", "random_resized_crop"])
+def test_torch_resizes_as_pillow_does_up_to_rounding(tmp_path, kind):
+    written(tmp_path, "PNG")
+    difference = first_picture(tmp_path, kind=kind, resize="torch") - first_picture(tmp_path, kind=kind)
+    assert 0 < difference.abs().max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["none", "random_resized_crop"])
+def test_a_large_jpeg_is_decoded_at_less_than_its_size_and_looks_the_same(tmp_path, monkeypatch, kind):
+    written(tmp_path, "JPEG")
+    full = first_picture(tmp_path, kind=kind)
+    sizes = []
+    honest = loader.resized
+    monkeypatch.setattr(loader, "resized", lambda image, *rest: sizes.append(image.size) or honest(image, *rest))
+    reduced = first_picture(tmp_path, kind=kind, jpeg="reduced")
+    assert sizes == [(38, 50)]  # 150 // 32, and 150 // 34 for the smallest crop: a quarter
+    assert 0 < (full - reduced).abs().float().mean() < 4
+
+
+def test_a_picture_that_is_no_jpeg_or_small_is_decoded_whole(tmp_path):
+    for folder, picture_format, size in (("a", "PNG", (150, 200)), ("b", "JPEG", (60, 63))):
+        written(tmp_path / folder, picture_format, size)
+        full, reduced = (first_picture(tmp_path / folder, kind="none", jpeg=jpeg) for jpeg in ("full", "reduced"))
+        assert torch.equal(full, reduced)
+
+
+def test_pillow_and_whole_jpegs_leave_runs_their_ids():
+    assert {"resize", "jpeg"}.isdisjoint(AugmentationSpec().model_dump())
+    spec = toy.run_spec("openclip")
+    others = [
+        toy.run_spec("openclip", augmentation={"kind": "shift"} | change)
+        for change in ({"resize": "torch"}, {"jpeg": "reduced"})
+    ]
+    assert len({run.run_id for run in (spec, *others)}) == 3
+
+
+@pytest.mark.parametrize(("num_workers", "loading", "enough"), [(0, 3.0, 3), (4, 8.0, 8), (4, 3.9, None)])
+def test_whoever_waits_for_batches_is_told_how_many_processes_would_keep_up(num_workers, loading, enough):
+    # A step takes a second; the loader's processes bring a batch every loading / num_workers seconds.
+    clock, ready, told = [0.0], [0.0], []
+
+    def batches():
+        for number in range(80):
+            if num_workers:
+                ready.append(max(loading * (number + 1) / num_workers, ready[-1]))
+                clock[0] = max(clock[0], ready[-1])
+            else:
+                clock[0] += loading
+            yield number
+
+    for _ in loader.watched(batches(), num_workers, told.append, now=lambda: clock[0]):
+        clock[0] += 1.0
+    assert len(told) == (enough is not None)
+    assert all(f"about {enough} loader processes would keep up" in text for text in told)
 
 
 @pytest.mark.parametrize("kind", ["shift", "random_resized_crop"])
