@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: $(STAMP)  ## Five methods on small pictures: tables and figures in ten minutes
+quickstart: $(STAMP)  ## Five methods on small pictures: tables and figures in minutes
 	$(BIN)/snakemake
 
 smoke: $(STAMP)  ## The same path in a minute, on less data
