@@ -7,6 +7,7 @@ Expanding needs the methods' classes and so torch, which takes seconds to import
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import subprocess
 import sys
@@ -59,12 +60,16 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
     found = {name: _remembered(suite, digests[name]) for name, suite in suites.items()}
     stale = [name for name, suite in found.items() if suite is None]
     if stale:
-        pairs = (word for name in stale for word in (digests[name], suites[name].reference))
-        command = [sys.executable, "-m", "experiments.expansion", *pairs]
+        words = [
+            (digests[name], str(paths.expanded(name, suites[name].file)), suites[name].reference) for name in stale
+        ]
+        command = [sys.executable, "-m", "experiments.expansion", *itertools.chain(*words)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise ValueError(errors.said(result.stderr))
         found |= {name: _remembered(suites[name], digests[name]) for name in stale}
+    if lost := [name for name, suite in found.items() if suite is None]:
+        raise ValueError(f"{', '.join(lost)}: copies of your own files went while they were read; run this again")
     return {name: suite for name, suite in found.items() if suite is not None}
 
 
@@ -169,13 +174,13 @@ def _texts(said: Any) -> Iterator[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Expand suites and remember them: of each, the digest of what it is made from, and how it is asked for."""
+    """Expand suites and remember them: of each, the digest of what it is made from, the file, and its name."""
     from experiments.suite import expand  # here: it imports torch
 
     with errors.explained():
-        for digest, asked in zip(argv[::2], map(names.split, argv[1::2]), strict=True):
-            remembered = _Remembered(sources_sha256=digest, suite=expand(asked.reference))
-            files.write_text(paths.expanded(asked.name, asked.file), remembered.model_dump_json() + "\n")
+        for digest, out, reference in zip(argv[::3], argv[1::3], argv[2::3], strict=True):
+            remembered = _Remembered(sources_sha256=digest, suite=expand(reference))
+            files.write_text(Path(out), remembered.model_dump_json() + "\n")
 
 
 if __name__ == "__main__":

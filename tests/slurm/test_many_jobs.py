@@ -1,5 +1,6 @@
 """A training over two nodes, and the evaluations of its twenty milestones, all in the queue at once."""
 
+import json
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from login_node import Training, output_of, record_of, wait_for
 from safetensors.torch import load_file
 
 from engine import paths
+from engine.schema.run import RunSpec
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 NUM_MILESTONES = 20
@@ -30,12 +32,19 @@ methods:
 CONFIG = ("--config", "suites=many", "cluster=one_machine.yaml")
 
 
+def run_of(checkout, *arguments):
+    """Return the folder of the suite's only run, which a dry run tells and does not make."""
+    checkout.run("-n", *arguments)
+    (path,) = (checkout.folder / "results" / "expanded").glob("many-*.json")
+    (run,) = json.loads(path.read_text())["suite"]["runs"]
+    return checkout.folder / paths.run(RunSpec.model_validate(run["spec"]).run_id)
+
+
 @pytest.fixture(scope="module")
 def alone(checkout):
     """The run in one process of this machine; returns where its folder was moved to."""
     (checkout.folder / "experiments" / "suites" / "many.yaml").write_text(SUITE)
-    checkout.run("-n", "--config", "suites=many")
-    (folder,) = (checkout.folder / "results" / "runs").iterdir()
+    folder = run_of(checkout, "--config", "suites=many")
     checkout.run(str(paths.record(folder.name)), "--config", "suites=many")
     shutil.copytree(folder, checkout.folder / "alone")
     shutil.rmtree(folder)
@@ -46,9 +55,7 @@ def alone(checkout):
 def shared(alone, checkout):
     """The run in two processes on two nodes."""
     checkout.write_cluster(train={"nodes": 2, "tasks_per_node": 1, "timeout_min": 10})
-    checkout.run("-n", "--profile", "slurm", *CONFIG)
-    (folder,) = (checkout.folder / "results" / "runs").iterdir()
-    run = Training(checkout, folder.name)
+    run = Training(checkout, run_of(checkout, "--profile", "slurm", *CONFIG).name)
     checkout.run("--profile", "slurm", run.record, *CONFIG)
     return run
 
