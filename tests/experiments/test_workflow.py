@@ -20,8 +20,9 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke", "tuning@laptop"):
-            digest = expansion._digest(expansion.sources_sha256(), names.split(name))
-            expansion.main([digest, name])
+            asked = names.split(name)
+            digest = expansion._digest(expansion.sources_sha256(), asked)
+            expansion.main([digest, str(paths.expanded(asked.name, asked.file)), name])
         yield folder
 
 
