@@ -1,7 +1,7 @@
 """Measure how much of the gap between a small and a large batch each method closes.
 
-The gap is OpenCLIP's own, at `FACTOR` times the batch and as many samples: what a better normalizer could bring at the
-small batch, if the small batch's normalizer were all that costs it.
+The gap is OpenCLIP's own, to the largest batch that it was trained with over as many samples: what a better normalizer
+could bring at the small batch, if the small batch's normalizer were all that costs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from analysis import frame as tidy
 from analysis import stats, style
 
 BASELINE = "openclip"
-FACTOR = 8
 
 
 class Share(NamedTuple):
@@ -48,8 +47,6 @@ class Gap(NamedTuple):
     setting: str
     """Only what differs between the gaps; empty when there is one setting."""
     score: tidy.Score
-    small: int
-    """Pairs in the small batch; the large one has `FACTOR` times as many."""
     contenders: list[Contender]
     """The baseline at the small batch comes first, at the large one last."""
 
@@ -60,13 +57,20 @@ class Batches(NamedTuple):
     setting: str
     """Only what differs between the settings that were found; empty when there is one."""
     small: int
-    """Pairs in the small batch; the large one has `FACTOR` times as many."""
+    """Pairs in the small batch."""
+    large: int
+    """Pairs in the large one."""
     at_small: pd.DataFrame
     at_large: pd.DataFrame
 
+    @property
+    def at_large_label(self) -> str:
+        """What the baseline at the large batch is called."""
+        return f"{style.method(BASELINE).name}, {self.large / self.small:g} \N{MULTIPLICATION SIGN} the batch"
+
 
 def batches(finals: pd.DataFrame) -> list[Batches]:
-    """Find all settings in which the baseline was trained at both batches, with as many samples.
+    """Find all settings in which the baseline was trained at a small and a larger batch, with as many samples.
 
     Args:
         finals: Rows of final models.
@@ -78,8 +82,10 @@ def batches(finals: pd.DataFrame) -> list[Batches]:
         for small in sorted(map(int, main["global_batch_size"].unique())):
             samples = main.loc[main["global_batch_size"] == small, "samples_seen"].max()
             alike = rows[rows["samples_seen"].between(samples * 0.99, samples * 1.01)]
-            at_large = alike[(alike["method"] == BASELINE) & (alike["global_batch_size"] == FACTOR * small)]
-            if not at_large.empty:
+            of_baseline = alike[alike["method"] == BASELINE]
+            large = of_baseline["global_batch_size"].max()
+            if large > small:
+                at_large = of_baseline[of_baseline["global_batch_size"] == large]
                 at_large = at_large[at_large["variant"] == tidy.variants(at_large)[0]]
                 setting = {"dataset": dataset, "model": model, "global_batch_size": small}
                 found.append((setting, alike[alike["global_batch_size"] == small], at_large))
@@ -88,6 +94,7 @@ def batches(finals: pd.DataFrame) -> list[Batches]:
         Batches(
             ", ".join(style.setting(key, setting[key]) for key in differing),
             setting["global_batch_size"],
+            int(at_large["global_batch_size"].iloc[0]),
             at_small,
             at_large,
         )
@@ -100,11 +107,6 @@ def parts(at_small: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     return dict(sorted(tidy.curves(at_small).items(), key=lambda item: item[0] != (BASELINE, "")))
 
 
-def at_large_label() -> str:
-    """Return what the baseline at the large batch is called."""
-    return f"{style.method(BASELINE).name}, {FACTOR} \N{MULTIPLICATION SIGN} the batch"
-
-
 def gaps(frame: pd.DataFrame) -> list[Gap]:
     """Measure every average in every setting that has both batches.
 
@@ -113,23 +115,23 @@ def gaps(frame: pd.DataFrame) -> list[Gap]:
     """
     finals = tidy.final_scores(frame)
     return [
-        Gap(one.setting, score, one.small, _contenders(one.at_small, one.at_large, score.name))
+        Gap(one.setting, score, _contenders(one, score.name))
         for one in batches(finals[finals["kind"] == "average"])
         for score in tidy.scores(one.at_small)
     ]
 
 
-def _contenders(at_small: pd.DataFrame, at_large: pd.DataFrame, score: str) -> list[Contender]:
+def _contenders(batches: Batches, score: str) -> list[Contender]:
     def by_seed(rows: pd.DataFrame) -> pd.Series:
         return rows[rows["name"] == score].set_index("seed")["value"]
 
-    by_curve = parts(at_small)
-    small, large = by_seed(by_curve[BASELINE, ""]), by_seed(at_large)
+    by_curve = parts(batches.at_small)
+    small, large = by_seed(by_curve[BASELINE, ""]), by_seed(batches.at_large)
     found = [
         Contender(style.variant(method, variant), method, variant, by_seed(rows), share(by_seed(rows), small, large))
         for (method, variant), rows in by_curve.items()
     ]
-    return [*found, Contender(at_large_label(), BASELINE, "", large, share(large, small, large))]
+    return [*found, Contender(batches.at_large_label, BASELINE, "", large, share(large, small, large))]
 
 
 def share(scores: pd.Series, small: pd.Series, large: pd.Series) -> Share:

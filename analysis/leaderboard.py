@@ -94,14 +94,15 @@ def _p_value(difference: pd.Series) -> float:
 
 
 def _table(ours: pd.DataFrame, found: list[Entry], rules: Track) -> Table:
-    batches = (rules.global_batch_size, headroom.FACTOR * rules.global_batch_size)
-    is_here = (ours["dataset"] == rules.dataset) & (ours["model"] == rules.model)
-    ours = ours[is_here & ours["global_batch_size"].isin(batches) & ours["seed"].isin(rules.seeds)]
+    ours = ours[(ours["dataset"] == rules.dataset) & (ours["model"] == rules.model) & ours["seed"].isin(rules.seeds)]
+    batches = (rules.global_batch_size, int(ours["global_batch_size"].max()))
+    ours = ours[ours["global_batch_size"].isin(batches)]
     frame = _counted(pd.concat([ours, *(entry.rows.assign(method=entry.name) for entry in found)], ignore_index=True))
     gaps, workloads = headroom.gaps(frame), time_to_target.workloads(frame)
     if not gaps:
         raise ValueError(
-            f"{paths.committed(entries.TRACK)}: no runs of {headroom.at_large_label()}; commit all results of the suite"
+            f"{paths.committed(entries.TRACK)}: no runs of {style.method(headroom.BASELINE).name} at a larger batch; "
+            "commit all results of the suite"
         )
     *at_small, at_large = gaps[0].contenders
     ranked = {one.method: one for one in at_small if not one.variant}
@@ -176,7 +177,7 @@ def _notes(rules: Track) -> tuple[str, ...]:
         f"test over seeds, level {stats.SIGNIFICANCE}, Holm-corrected over all pairs. Controls have none: they use "
         "what an entry may not, or settings that were chosen apart.",
         "A run that diverged counts as guessing, and is said. Validation: mean of the sets that no average has. Gap "
-        f"closed: share of the way from {baseline} to {baseline} at {headroom.FACTOR} times the batch (95 % interval).",
+        f"closed: share of the way from {baseline} to {baseline} at the large batch (95 % interval).",
         f"Samples to {100 * TARGET:.0f} %: until that share of what the large batch scores above chance on validation "
         f"sets, relative to {baseline}'s. > and < are bounds, where not all get there; without a number, neither does.",
         "Step: median time of a step, which compares on one device only. Temperature: at the end, where one is logged. "

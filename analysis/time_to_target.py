@@ -98,7 +98,7 @@ def _of_setting(batches: headroom.Batches, frame: pd.DataFrame) -> list[Workload
         target = best if share == 1 else chance + share * (best - chance)
         parts = [
             *((style.variant(*curve), *curve, runs) for curve, runs in headroom.parts(batches.at_small).items()),
-            (headroom.at_large_label(), headroom.BASELINE, "", batches.at_large),
+            (batches.at_large_label, headroom.BASELINE, "", batches.at_large),
         ]
         contenders = [
             Contender(label, method, variant, *_times(frame, runs, target)) for label, method, variant, runs in parts

@@ -20,7 +20,9 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     panels = headroom.gaps(frame)
     baseline = style.method(headroom.BASELINE).name
     if not panels:
-        return drawing.nothing(f"No headroom: {baseline} was not trained at {headroom.FACTOR} times the batch.", width)
+        return drawing.nothing(
+            f"No headroom: {baseline} was not trained at a larger batch with as many samples.", width
+        )
     height = 0.6 + ROW_IN * max(len(gap.contenders) for gap in panels)
     shown = drawing.arrange(panels, width, panel_in=2.6, line_in=height, what="settings and averages")
     figure, all_axes = shown.draw()
@@ -46,7 +48,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     drawing.caption(
         figure,
         tidy.main_runs(frame),
-        f"Share of {baseline}'s gap from the batch (0) to {headroom.FACTOR} times the batch (100 %), at equal samples.",
+        f"Share of {baseline}'s gap from the batch (0) to the large batch (100 %), at equal samples.",
         shown.left_out,
         over_seeds="Marker: ratio of means, paired by seed; bar: its 95 % interval (Fieller, cut at the edge); "
         "?: the gap itself is within noise.",

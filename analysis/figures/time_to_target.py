@@ -21,7 +21,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     found = time_to_target.workloads(frame)
     baseline = style.method(headroom.BASELINE).name
     if not found:
-        what = f"{baseline} at {headroom.FACTOR} times the batch has no validation score above chance"
+        what = f"{baseline} at a larger batch has no validation score above chance"
         return drawing.nothing(f"No time to target: {what}.", width)
     measures = time_to_target.measures(found)
     shown = drawing.arrange(measures, width, panel_in=2.4, line_in=LINE_IN, what="panels")
@@ -37,8 +37,8 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     drawing.caption(
         figure,
         main,
-        f"{len(found)} targets: {shares} % of what {baseline} at {headroom.FACTOR} times the batch ends with above "
-        f"chance, on validation sets{f', in {settings} settings' if settings > 1 else ''}.",
+        f"{len(found)} targets: {shares} % of what {baseline} at the large batch ends with above chance, "
+        f"on validation sets{f', in {settings} settings' if settings > 1 else ''}.",
         *(time_to_target.in_words(found, measure) for measure in shown.panels),
         "" if len(measures) > 1 else "No profile of seconds: devices or commits differ.",
         shown.left_out,

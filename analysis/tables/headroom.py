@@ -25,10 +25,10 @@ def build(frame: pd.DataFrame) -> Table:
             shown = [cell for one in contenders for cell in (_score(one.scores), cells.percent(one.closed, of="gap"))]
             rows.append((*(setting, contenders[0].label)[-len(keys) :], *shown, Cell(contenders[0].closed.n, form="d")))
     baseline = style.method(headroom.BASELINE).name
-    nothing = () if gaps else (f"No run of {baseline} at {headroom.FACTOR} times the batch with as many samples.",)
+    nothing = () if gaps else (f"No run of {baseline} at a larger batch with as many samples.",)
     return Table(
         title="Headroom: scores in %, mean ± half-width of the 95 % interval over seeds, and the share that is closed "
-        f"of {baseline}'s gap to {headroom.FACTOR} times the batch, in % (95 % interval)",
+        f"of {baseline}'s gap to the large batch, in % (95 % interval)",
         header=(*keys, *(title for score in scores for title in (score, f"{score}, closed")), "Seeds"),
         rows=tuple(rows),
         num_keys=len(keys),

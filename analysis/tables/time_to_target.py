@@ -21,8 +21,8 @@ def build(frame: pd.DataFrame) -> Table:
     rows = [row for workload in found for row in _rows(workload)]
     baseline = style.method(headroom.BASELINE).name
     return Table(
-        title=f"Time to target: what {baseline} at {headroom.FACTOR} times the batch reaches on validation sets at its "
-        f"end, and shares of it; ratio to {baseline} at the same batch (95 % interval)",
+        title=f"Time to target: what {baseline} at the large batch reaches on validation sets at its end, and "
+        f"shares of it; ratio to {baseline} at the same batch (95 % interval)",
         header=("Setting", "Target", "Method", "Reached", "Samples", "Ratio", "Seconds", "Ratio, seconds"),
         rows=tuple(rows),
         num_keys=3,
@@ -36,7 +36,7 @@ def notes(frame: pd.DataFrame, found: list[Workload]) -> tuple[str, ...]:
     if not found:
         if not (frame["kind"] == "validation").any():
             return ("No validation scores: every set is in an average, or the frame is of an earlier version.",)
-        large = f"{baseline} at {headroom.FACTOR} times the batch with as many samples"
+        large = f"{baseline} at a larger batch with as many samples"
         return (f"No target: no run of {large} that is above chance on validation sets.",)
     return (
         f"{tidy.describe(tidy.main_runs(frame))}. Target: a share of what the large batch scores above chance, and "

@@ -27,7 +27,7 @@ from engine.schema.suite import ExpandedSuite
 from experiments import cards, expansion, names
 
 ROOT = Path(__file__).resolve().parents[2]
-AT_LARGE = headroom.at_large_label()
+AT_LARGE = "OpenCLIP, 8 \N{MULTIPLICATION SIGN} the batch"
 RULES = Track("icons", "tiny", 64, (0, 1, 2), 12)
 DCL = """
 from engine.method import LossOutput, MethodConfig, TemperatureConfig, TemperatureMethod
