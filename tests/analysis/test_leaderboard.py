@@ -14,7 +14,7 @@ import pytest
 import synthetic
 import yaml
 
-from analysis import entries, headroom, leaderboard
+from analysis import entries, leaderboard
 from analysis import frame as tidy
 from analysis.__main__ import main, parser
 from analysis.collect import collect
