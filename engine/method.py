@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from engine.contrastive import add_eps, log_partitions
 from engine.distributed import Collectives
+from engine.graphs import CudaGraph, Recorder, just_run
 from engine.schema.base import Frozen
 from engine.schema.record import Signature
 from engine.schema.run import RunSpec
@@ -40,9 +41,13 @@ class MethodEnv:
     collectives: Collectives = field(default_factory=Collectives)
     shares_pairs: bool = False
     """Let each process keep a share of what a method keeps for every pair, see `shares`; otherwise each keeps all."""
+    makes_graphs: bool = False
+    """Let a GPU replay what a method does over and over, see `recorder`."""
 
     @classmethod
-    def of(cls, spec: RunSpec, embed_dim: int, collectives: Collectives | None = None) -> MethodEnv:
+    def of(
+        cls, spec: RunSpec, embed_dim: int, collectives: Collectives | None = None, *, makes_graphs: bool = False
+    ) -> MethodEnv:
         """Return that of a run with encoders whose embeddings are so wide; in one process without `collectives`."""
         return cls(
             embed_dim=embed_dim,
@@ -53,6 +58,7 @@ class MethodEnv:
             seed=spec.seed,
             collectives=collectives or Collectives(),
             shares_pairs=True,
+            makes_graphs=makes_graphs,
         )
 
     @property
@@ -64,6 +70,10 @@ class MethodEnv:
     def num_epochs(self) -> int:
         """Epochs of the run, the last one possibly cut short."""
         return math.ceil(self.num_steps / self.steps_per_epoch)
+
+    def recorder(self) -> Recorder:
+        """Return what runs a method's own loop of many small operations: as it is, or as a CUDA graph."""
+        return CudaGraph() if self.makes_graphs else just_run
 
     def generator(self, purpose: str, step: int = 0) -> torch.Generator:
         """Return a CPU generator that depends only on (seed, purpose, step).

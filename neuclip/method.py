@@ -135,6 +135,7 @@ class NeuCLIP(TemperatureMethod):
         self.config = config
         self.rho = RHO_SHARE * math.log(env.global_batch_size - 1) if config.rho is None else config.rho
         self.normalizer = self._build_normalizer()
+        self._recorder = env.recorder()
 
     def _build_normalizer(self) -> Normalizer | Stored:
         config, env = self.config, self.env
@@ -225,6 +226,7 @@ class NeuCLIP(TemperatureMethod):
                 slope=conjugate_slope if config.objective == "unified" else regression_slope,
                 num_updates=config.num_updates,
                 lr=config.npn_lr,
+                run=self._recorder,
             )
         fresh_2B = self._alpha(features, logit_scale)
         alpha_2B = fresh_2B if stale_2B is None else stale_2B

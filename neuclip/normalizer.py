@@ -10,6 +10,7 @@ K weights of the MLP, N pairs of the data set.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.contrastive import add_eps, log_mix
 from engine.distributed import Collectives
+from engine.graphs import Recorder, just_run
 from engine.method import Features
 
 ADAGRAD_EPS = 1e-10
@@ -92,7 +94,9 @@ class Normalizer(nn.Module):
         return self.weights.any()
 
     @torch.no_grad()
-    def fit(self, anchors: Anchors, *, slope: Slope, num_updates: int, lr: float) -> tuple[Tensor, Tensor]:
+    def fit(
+        self, anchors: Anchors, *, slope: Slope, num_updates: int, lr: float, run: Recorder = just_run
+    ) -> tuple[Tensor, Tensor]:
         """Take AdaGrad steps on (tau / 2) mean_i [ f(alpha1_i) + f(alpha2_i) ], where f has the given slope.
 
         Afterwards every process holds the same weights.
@@ -102,19 +106,26 @@ class Normalizer(nn.Module):
             slope: df / dalpha as a function of (log gamma, alpha).
             num_updates: Number of steps, T_u >= 1.
             lr: AdaGrad's learning rate.
+            run: Takes the steps; one that records them wants the same settings in every call.
 
         Returns:
             alpha before the first step, (2, G), and the norm of the first step's gradient, scalar.
         """
-        weights, accumulator = self._take()
-        for update in range(num_updates):
-            grad, alpha_2G = self._gradient(weights, anchors, slope)
-            if update == 0:
-                first = (alpha_2G, self._sum_of_squares(grad).sqrt())
-            accumulator.addcmul_(grad, grad)
-            weights.addcdiv_(grad, accumulator.sqrt().add_(ADAGRAD_EPS), value=-lr)
+
+        def steps(weights: Tensor, accumulator: Tensor, *of_anchors: Tensor) -> tuple[Tensor, ...]:
+            anchors = Anchors(*of_anchors)
+            for update in range(num_updates):
+                grad, alpha_2G = self._gradient(weights, anchors, slope)
+                if update == 0:
+                    first = (alpha_2G, self._sum_of_squares(grad).sqrt())
+                accumulator.addcmul_(grad, grad)
+                weights.addcdiv_(grad, accumulator.sqrt().add_(ADAGRAD_EPS), value=-lr)
+            return weights, accumulator, *first
+
+        tensors = (*self._take(), *(getattr(anchors, field.name) for field in dataclasses.fields(anchors)))
+        weights, accumulator, alpha_2G, norm = run(steps, *tensors)
         self._put(weights, accumulator)
-        return first
+        return alpha_2G, norm
 
     def _take(self) -> tuple[Tensor, Tensor]:
         """Copies of the weights and accumulators that this process trains: a graph may still hold the originals."""

@@ -14,6 +14,7 @@ FOR_METHODS = {
     "engine.method",
     "engine.contrastive",
     "engine.distributed",
+    "engine.graphs",
     "engine.signatures",
     "engine.standalone",
     "engine.schema.record.Signature",
@@ -47,7 +48,7 @@ ONLY_IN = {
 # Wings of the engine, from the ground up: each may import those before it in its list.
 COMMANDS = {"index", "train", "evaluate", "launch"}
 GROUND = {"errors", "files", "imports", "origin", "overview", "paths", "stop", "versions"}
-METHODS = {"method", "contrastive", "distributed", "shares", "standalone", "signatures", "registry"}
+METHODS = {"method", "contrastive", "distributed", "shares", "graphs", "standalone", "signatures", "registry"}
 WINGS = {
     "schema": {"schema"} | GROUND,
     "ground": {"schema"} | GROUND,

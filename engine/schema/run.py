@@ -231,6 +231,9 @@ class Execution(Frozen):
     cudnn_benchmark: bool = True
     """On a GPU, let cuDNN time its convolutions in the first step and take the fastest. A run that is repeated there
     may take another one, which rounds otherwise."""
+    method_graphs: bool = False
+    """On one GPU, let it replay what NeuCLIP's network does in a step as one CUDA graph, without launching hundreds of
+    small operations: the same numbers, and memory for one more copy of the network and the batch's embeddings."""
     max_replaced_fraction: float = Field(default=1e-3, ge=0, le=1)
     """Stop when more than this fraction of the samples was replaced because it could not be decoded."""
     log_every_steps: int = Field(default=10, ge=1)

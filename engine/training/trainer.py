@@ -110,7 +110,13 @@ class Trainer:
             cache_bytes=int(cache_gib * 2**30 / max(1, execution.num_workers)),
         )
         self.steps_per_epoch = index.pairs // spec.global_batch_size
-        self.method = build_method(spec.method, MethodEnv.of(spec, embed_dim(self.towers), collectives)).to(device)
+        if execution.method_graphs and (device.type != "cuda" or collectives.world_size > 1):
+            raise ValueError(
+                f"method_graphs: {collectives.world_size} processes on {device.type}; allowed is one process on a GPU: "
+                "leave it out"
+            )
+        env = MethodEnv.of(spec, embed_dim(self.towers), collectives, makes_graphs=execution.method_graphs)
+        self.method = build_method(spec.method, env).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
         self.averaged: Average | None = None

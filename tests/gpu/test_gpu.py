@@ -88,6 +88,21 @@ def test_twenty_steps_on_a_gpu_go_as_on_the_cpu(root, method, accumulation, prec
     assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"architecture": "mlp"}, {"num_updates": 1, "objective": "regression"}], ids=str
+)
+def test_as_a_cuda_graph_the_network_is_trained_to_the_same_bits(root, options):
+    spec = toy.run_spec("neuclip", steps=12, options=options)
+    found = []
+    for is_on in (False, True):
+        trainer = Trainer(spec, Execution(method_graphs=is_on), GPU, Collectives())
+        logged = [trainer.step(batch, timing=True).metrics["npn/gap_after"] for batch in batches(trainer, 12)]
+        found.append((logged, trainer.method.normalizer.weights.cpu(), trainer.method.normalizer.accumulator.cpu()))
+    (logged, *state), (again, *same_state) = found
+    assert again == logged
+    assert all(map(torch.equal, same_state, state))
+
+
 def test_a_loss_that_is_not_finite_moves_nothing_and_is_found_in_the_next_step(root, monkeypatch):
     honest = method_class("openclip").loss
 

@@ -394,6 +394,11 @@ def test_gradient_checkpointing_is_refused_where_it_would_move_running_statistic
         make_trainer(Execution(gradient_checkpointing=True), model={"name": "tiny-resnet"})
 
 
+def test_a_graph_of_the_method_is_refused_where_there_is_no_gpu_to_replay_it(root):
+    with pytest.raises(ValueError, match="method_graphs: 1 processes on cpu; allowed is one process on a GPU"):
+        make_trainer(Execution(method_graphs=True))
+
+
 # Compiled encoders ------------------------------------------------------------------------------------------------
 
 
