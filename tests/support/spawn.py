@@ -1,4 +1,4 @@
-"""Runs a function in several processes that share a gloo group."""
+"""Runs a function in several processes that share a group."""
 
 import multiprocessing
 import tempfile
@@ -22,13 +22,16 @@ def forkserver() -> Any:
     return context
 
 
-def run_in_processes(work: Callable[..., Any], world_size: int, *args: Any, timeout_sec: float = 300.0) -> list[Any]:
+def run_in_processes(
+    work: Callable[..., Any], world_size: int, *args: Any, backend: str = "gloo", timeout_sec: float = 300.0
+) -> list[Any]:
     """Call ``work(*args)`` in `world_size` processes and return what each returned, in rank order.
 
     Args:
         work: A module-level function; returns tensors, plain values, and lists and dicts of such.
         world_size: Number of processes.
         *args: Given to every process.
+        backend: What tensors travel by.
         timeout_sec: Time for all of them together.
 
     Raises:
@@ -38,7 +41,7 @@ def run_in_processes(work: Callable[..., Any], world_size: int, *args: Any, time
     with tempfile.TemporaryDirectory() as folder:
         forkserver()  # This is the one that start_processes takes, too.
         context = torch.multiprocessing.start_processes(
-            _enter, (world_size, folder, work, args), nprocs=world_size, join=False, start_method="forkserver"
+            _enter, (world_size, folder, backend, work, args), nprocs=world_size, join=False, start_method="forkserver"
         )
         deadline = time.monotonic() + timeout_sec
         while not context.join(timeout=max(0.0, deadline - time.monotonic())):
@@ -49,10 +52,12 @@ def run_in_processes(work: Callable[..., Any], world_size: int, *args: Any, time
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
-def _enter(rank: int, world_size: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _enter(
+    rank: int, world_size: int, folder: str, backend: str, work: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     # A file to meet at: no port that another test could hold.
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     torch.save(work(*args), Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
