@@ -5,12 +5,13 @@ wall time, synchronised.
 
 encoder step   both encoders forward and backward on B pairs, and AdamW, in a named precision; methods work in fp32
 npn            NeuCLIP's T_u updates of m prototypes per side, by plain autograd and torch.optim.Adagrad, relative to
-               the closed form that the method uses
+               the closed form that the method uses; on a GPU also that form replayed as a CUDA graph (`method_graphs`)
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
 import statistics
@@ -25,6 +26,7 @@ from torch.nn.functional import normalize
 from benchmarks import cases
 from engine.contrastive import add_eps, log_partitions
 from engine.distributed import Collectives
+from engine.graphs import CudaGraph, Recorder, just_run
 from engine.method import Features
 from engine.training.encoder import AUTOCAST
 from engine.training.towers import build_towers
@@ -62,10 +64,8 @@ def encoder_step(model: str, batch: int, precision: str, device: torch.device) -
     return step
 
 
-def npn_updates(
-    features: Features, num_prototypes: int, num_updates: int
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Return two calls that train and return new prototypes from one start: in closed form, and by plain autograd."""
+def npn_updates(features: Features, num_prototypes: int, num_updates: int) -> dict[str, Callable[[], Tensor]]:
+    """Return calls that train and return new prototypes from one start, by the form in which they do."""
     sides = (features.image_BD.detach(), features.text_BD.detach())
     embedding_2GD, positive_G = torch.stack(sides), (sides[0] * sides[1]).sum(dim=1)
     scale = torch.tensor(1 / 0.07, device=positive_G.device)
@@ -78,10 +78,10 @@ def npn_updates(
         num_prototypes, start_2MD.shape[2], num_remembered=0, eps=EPS, chunk_rows=1024, collectives=Collectives()
     ).to(scale.device)
 
-    def closed() -> Tensor:
+    def closed(run: Recorder = just_run) -> Tensor:
         network.weights = start_2MD.clone()
         network.accumulator = torch.zeros_like(start_2MD)
-        network.fit(anchors, slope=conjugate_slope, num_updates=num_updates, lr=LR)
+        network.fit(anchors, slope=conjugate_slope, num_updates=num_updates, lr=LR, run=run)
         return network.weights
 
     def plain() -> Tensor:
@@ -95,7 +95,10 @@ def npn_updates(
             adagrad.step()
         return leaf_2MD.detach()
 
-    return closed, plain
+    forms: dict[str, Callable[[], Tensor]] = {"closed": closed, "plain": plain}
+    if scale.device.type == "cuda":
+        forms["graph"] = functools.partial(closed, CudaGraph())
+    return forms
 
 
 def time_calls(
@@ -130,12 +133,15 @@ def measure_npn(args: argparse.Namespace, device: torch.device) -> list[dict[str
     sizes = itertools.product(args.dim, args.batch, args.prototypes, args.updates)
     for dim, batch, num_prototypes, num_updates in sizes:
         features = cases.make_features(batch, dim, device)
-        closed, plain = npn_updates(features, num_prototypes, num_updates)
-        difference = float((closed() - plain()).abs().max())
-        seconds = time_calls({"closed": closed, "plain": plain}, args.rounds, device)
+        forms = npn_updates(features, num_prototypes, num_updates)
+        difference = float((forms["closed"]() - forms["plain"]()).abs().max())
+        seconds = time_calls(forms, args.rounds, device)
         row = {"what": "npn", "batch": batch, "dim": dim, "prototypes": num_prototypes, "updates": num_updates}
         row |= {"median_sec": statistics.median(seconds["closed"]), "largest_difference": difference}
-        rows.append(row | {"plain_to_closed": cases.ratio(seconds["plain"], seconds["closed"])})
+        row |= {
+            f"{form}_to_closed": cases.ratio(seconds[form], seconds["closed"]) for form in forms if form != "closed"
+        }
+        rows.append(row)
     return rows
 
 
@@ -155,11 +161,13 @@ def main(argv: list[str] | None = None) -> None:
         cells = [row["what"], row["encoders"], row["batch"], row["dim"], f"{1e3 * row['median_sec']:.1f}"]
         table.add_row(*map(str, cells), *(cases.show_ratio(row[key]) for key in ("to_openclip", "to_encoder")))
     cases.show(table)
-    table = Table("B", "D", "m", "T_u", "closed ms", "plain / closed", "largest difference", title="npn")
+    table = Table(
+        "B", "D", "m", "T_u", "closed ms", "plain / closed", "graph / closed", "largest difference", title="npn"
+    )
     for row in npn:
         cells = [row[key] for key in ("batch", "dim", "prototypes", "updates")] + [f"{1e3 * row['median_sec']:.1f}"]
-        ratio = cases.show_ratio(row["plain_to_closed"])
-        table.add_row(*map(str, cells), ratio, f"{row['largest_difference']:.1e}")
+        ratios = [cases.show_ratio(row[key]) if key in row else "" for key in ("plain_to_closed", "graph_to_closed")]
+        table.add_row(*map(str, cells), *ratios, f"{row['largest_difference']:.1e}")
     cases.show(table)
     cases.write_json(args.json, args, device, methods + npn)
 
