@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from engine import errors, files, paths
 from engine.evaluation import card_files
-from engine.schema.base import Frozen, fingerprint, parse
+from engine.schema.base import Frozen, fingerprint, located, parse
 from engine.schema.suite import ExpandedSuite
 from engine.schema.written import load_yaml
 from engine.versions import ROOT
@@ -160,7 +160,8 @@ def _with_named(file: Path) -> dict[Path, None]:
     for each in new:
         for text in _texts(load_yaml(each)) if each.is_file() and each.suffix == card_files.SUFFIX else ():
             name = re.fullmatch(r"(.+(\.yaml|\.json|\.py))(?::\w+)?", text)
-            named = name and Path(card_files.placed(name[1], each.parent, name[2]))
+            with located(str(each)):
+                named = name and Path(card_files.placed(name[1], each.parent, name[2]))
             if named and named not in found:
                 found[named] = None
                 new.append(named)

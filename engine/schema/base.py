@@ -55,7 +55,11 @@ class Sealed(Frozen):
         # Of what the file says: keys that a later version adds have no part in its digest.
         if isinstance(said, dict) and said.get("content_sha256") is not None:
             content = {key: value for key, value in said.items() if key != "content_sha256"}
-            if fingerprint(content) != said["content_sha256"]:
+            try:
+                found = fingerprint(content)
+            except ValueError:
+                found = "none: it says a number that is not finite"
+            if found != said["content_sha256"]:
                 raise ValueError(
                     "its content is not what its 'content_sha256' says, it was changed: remove the file, and run the "
                     "command that made it again"
