@@ -97,6 +97,9 @@ def read(path: Path) -> pd.DataFrame:
     if list(frame.columns) != list(COLUMNS):
         differing = ", ".join(sorted(set(frame.columns) ^ set(COLUMNS))) or "order"
         raise ValueError(f"{path}: not a tidy frame of this version (columns that differ: {differing}); {again}")
+    types = pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS).dtypes
+    if differing := ", ".join(frame.columns[frame.dtypes != types]):
+        raise ValueError(f"{path}: not a tidy frame of this version (columns of another type: {differing}); {again}")
     return frame
 
 

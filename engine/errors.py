@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ KNOWN = (ValueError, OSError, subprocess.CalledProcessError)
 """Errors that a command line explains: bad input, and what the machine refuses. Others are bugs and keep their
 traceback."""
 _MARK = "error: "
+_LONG = re.compile(r"(\S{200})\S{200,}(\S{100})")
 _ADVICE = {
     errno.EACCES: "allow this user to do that, or work in another folder",
     errno.EPERM: "allow this user to do that, or work in another folder",
@@ -26,12 +28,17 @@ _ADVICE = {
 
 
 def describe(error: Exception) -> str:
-    """Return an error's text; with what to do, where it is the system's own."""
-    if not isinstance(error, OSError) or error.errno is None:
-        return str(error) or type(error).__name__
-    advice = _ADVICE.get(error.errno)
-    parts = (error.filename, error.strerror or type(error).__name__, advice)
-    return ": ".join(str(part) for part in parts if part is not None)
+    """Return an error's text; with what to do, where it is the system's own.
+
+    Names in it come from anywhere: a terminal obeys none of its characters, and none of its words is of any length.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        advice = _ADVICE.get(error.errno)
+        parts = (error.filename, error.strerror or type(error).__name__, advice)
+        text = ": ".join(str(part) for part in parts if part is not None)
+    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return re.sub(_LONG, r"\1...\2", shown) or type(error).__name__
 
 
 def said(text: str) -> str:

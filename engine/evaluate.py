@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     if None in (of_run if args.open_clip is None else of_model):
         parser.error("give RECORD EVALUATION --milestone N, or --open-clip MODEL --evaluation NAME --out DIR")
     with errors.explained():
-        execution = parse(Execution, args.execution, "execution")
+        execution = parse(Execution, args.execution, "execution", strict=True)
         torch.set_num_threads(execution.threads)
         torch.backends.cudnn.allow_tf32 = False
         device = distributed.choose_device(execution.device).type

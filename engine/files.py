@@ -119,6 +119,18 @@ def remove_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def user_path(path: str) -> Path:
+    """Return a path that a user wrote, with ``~`` and ``~name`` as their home folders.
+
+    Raises:
+        ValueError: If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such user: write the folder itself") from None
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file.
 
@@ -141,9 +153,10 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: If it is not JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}: mend it, or remove it") from None
 
 

@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not 0 < args.fraction <= 1:
         parser.error(f"--fraction {args.fraction}: allowed is more than 0, at most 1")
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: allowed is 1 or more")
     with errors.explained():
         index = build_index(
             args.name,

@@ -14,11 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import ValidationError
-
 from engine import files, paths
 from engine.method import Method, MethodConfig, MethodEnv
-from engine.schema.base import explain_validation_error, unknown_name
+from engine.schema.base import located, unknown_name, validated
 from engine.schema.run import MethodSource, MethodSpec
 from engine.versions import ROOT
 
@@ -80,7 +78,8 @@ def examine(reference: str, folder: Path = Path()) -> tuple[MethodSource, bytes]
     file, colon, class_name = reference.rpartition(":")
     if not colon or not file.endswith(".py") or not class_name.isidentifier():
         raise ValueError(f"class: {reference!r}: allowed is path/to/file.py:ClassName")
-    path = folder / Path(file).expanduser()
+    with located("class"):
+        path = folder / files.user_path(file)
     if not path.is_file():
         raise ValueError(f"class: {reference}: there is no file {path.absolute()}")
     content = path.read_bytes()
@@ -96,16 +95,22 @@ def resolve_config(name: str, options: dict[str, Any], source: MethodSource | No
         ValueError: If an option is unknown or has a wrong value; the message names it.
     """
     config_class = method_class(name, source).Config
-    try:
-        return config_class.model_validate(options)
-    except ValidationError as error:
-        raise ValueError(explain_validation_error(f"method {name!r}", error, config_class)) from None
+    with located(f"method {name!r}", config_class):
+        return validated(config_class, options)
 
 
 def build_method(spec: MethodSpec, env: MethodEnv) -> Method:
     """Return the method of a run."""
     config = resolve_config(spec.name, dict(spec.config), spec.source)
     return method_class(spec.name, spec.source)(config, env)
+
+
+def _said(error: BaseException) -> str:
+    """Return the kind and the text of a user's error, whose class may be the user's too."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # what the user's __str__ raises
+        return f"{type(error).__name__}, which has no text"
 
 
 def _methods_in(module: ModuleType) -> dict[str, type[Method]]:
@@ -158,9 +163,9 @@ def _module(content: bytes, sha256: str, path: Path) -> ModuleType:
         sys.modules[name] = module  # dataclasses and pydantic look up the module of a class while they make it
         try:
             exec(compile(content, str(path), "exec"), vars(module))
-        except Exception as error:  # of any kind: the file is the user's, who needs to know the line
+        except (Exception, SystemExit) as error:  # of any kind: the file is the user's, who needs to know the line
             del sys.modules[name]
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
             line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-            raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"{path}, line {line}: {_said(error)}") from error
     return sys.modules[name]

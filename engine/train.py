@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--execution", default="{}", help='execution settings as JSON, e.g. \'{"device": "cuda"}\'')
     args = parser.parse_args(argv)
     try:
-        record = train(read_spec(args.spec), parse(Execution, args.execution, "execution"))
+        record = train(read_spec(args.spec), parse(Execution, args.execution, "execution", strict=True))
     except errors.KNOWN as error:
         # The group is left as it is: to end it in order takes the other processes, which know nothing of this.
         sys.exit(f"error: {errors.describe(error)}")

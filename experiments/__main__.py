@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -23,6 +22,7 @@ from engine.schema.evaluation import TASK_METRICS
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
+from engine.schema.written import parse_yaml
 from experiments import check_method, draft, expansion, jobs, names, tuning
 from experiments.fetch import training
 from experiments.suite import expand
@@ -54,8 +54,8 @@ def _list(console: Console, args: argparse.Namespace) -> None:
         try:
             suite = expand(name)
         except ValueError as error:
-            table.add_row(name, "", "", f"wrong: {error}")
-            found.append({"name": name, "error": str(error)})
+            table.add_row(name, "", "", f"wrong: {errors.describe(error)}")
+            found.append({"name": name, "error": errors.describe(error)})
             continue
         states = {run.spec.run_id: paths.record(run.spec.run_id).exists() for run in suite.runs}
         datasets = sorted({run.spec.dataset.name for run in suite.runs})
@@ -80,7 +80,8 @@ def _plan(console: Console, args: argparse.Namespace) -> None:
     from experiments import plan, workflow  # here: the first imports open_clip, which takes seconds
 
     suites = list(expansion.load(args.suites or names.suites()).values())
-    config = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in args.config)}
+    words = (word.partition("=") for word in args.config)
+    config = {key: parse_yaml(value, f"--config {key}") for key, _, value in words}
     found = plan.make(suites, workflow.place_of(config)[1])
     if args.json:
         print(found.model_dump_json(indent=1))
@@ -309,7 +310,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     with errors.explained():
         width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", PIPE_COLUMNS))
-        args.call(Console(width=width), args)
+        # Titles and names are shown as they are: brackets in them are no markup, words in colons no emoji.
+        args.call(Console(width=width, markup=False, emoji=False), args)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from pydantic import Field
 
 from engine import files, paths
 from engine.evaluation import card_files
-from engine.evaluation.card_files import read_yaml as read_yaml  # for suites, which are read like cards
 from engine.evaluation.digest import remembered
 from engine.schema.base import ID_PATTERN, Frozen, fingerprint, parse
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import CaptionSource, Digest
+from engine.schema.written import read_yaml as read_yaml  # for suites, which are read like cards
 
 FOLDER = Path(__file__).resolve().parent
 COUNTED_BYTES = 4 * 2**30

@@ -19,8 +19,9 @@ from pydantic import BaseModel
 
 from engine import errors, files, paths
 from engine.evaluation import card_files
-from engine.schema.base import Frozen, parse
+from engine.schema.base import Frozen, fingerprint, located, parse
 from engine.schema.suite import ExpandedSuite
+from engine.schema.written import load_yaml
 from engine.versions import ROOT
 from experiments import cards, names
 
@@ -78,8 +79,8 @@ def write(suite: ExpandedSuite) -> None:
     for run in suite.runs:
         files.write_text(paths.spec(run.spec.run_id), run.spec.model_dump_json(indent=1) + "\n")
     evaluation = suite.evaluation
-    files.write_text(paths.evaluation(evaluation.key), evaluation.model_dump_json(indent=1) + "\n")
-    files.write_text(paths.suite(suite.name), suite.model_dump_json(indent=1) + "\n")
+    files.write_text(paths.evaluation(evaluation.key), evaluation.sealed().model_dump_json(indent=1) + "\n")
+    files.write_text(paths.suite(suite.name), suite.sealed().model_dump_json(indent=1) + "\n")
 
 
 def written() -> list[ExpandedSuite]:
@@ -89,9 +90,10 @@ def written() -> list[ExpandedSuite]:
 
 
 class _Remembered(Frozen):
-    """An expanded suite, and the digest of all that it was made from."""
+    """An expanded suite, the digest of all that it was made from, and its own."""
 
     sources_sha256: str
+    suite_sha256: str
     suite: ExpandedSuite
 
 
@@ -115,17 +117,18 @@ def _digest(ours: str, suite: names.Asked) -> str:
     return hashlib.sha256("".join([ours, *lines]).encode()).hexdigest()
 
 
-def _remembered(suite: names.Asked, digest: str) -> ExpandedSuite | None:
+def _remembered(asked: names.Asked, digest: str) -> ExpandedSuite | None:
     """Return an earlier expansion, if it was made from what is there now and its methods' copies are kept."""
-    path = paths.expanded(suite.name, suite.file)
+    path = paths.expanded(asked.name, asked.file)
     if not path.exists():
         return None
     try:
         remembered = parse(_Remembered, files.read_text(path), str(path))
     except ValueError:
-        return None  # of another version
-    is_kept = remembered.sources_sha256 == digest and _is_whole(remembered.suite)
-    return remembered.suite if is_kept else None
+        return None  # of another version, or damaged
+    suite = remembered.suite
+    is_kept = remembered.sources_sha256 == digest and remembered.suite_sha256 == fingerprint(suite)
+    return suite if is_kept and _is_whole(suite) else None
 
 
 def _is_whole(suite: ExpandedSuite) -> bool:
@@ -141,7 +144,7 @@ def _refuse_results_of_another(suite: names.Asked) -> None:
     path = paths.suite(suite.name)
     if not path.exists():
         return
-    other: str | None = files.read_json(path).get("file")
+    other = names.file_of(path)
     is_same = suite.is_ours if other is None else not suite.is_ours and Path(other).resolve() == suite.file.resolve()
     if not is_same:
         raise ValueError(
@@ -155,9 +158,10 @@ def _with_named(file: Path) -> dict[Path, None]:
     """Return a file and all files that it names, at any depth: cards, models, methods as ``file.py:ClassName``."""
     found, new = {file: None}, [file]
     for each in new:
-        for text in _texts(card_files.load_yaml(each)) if each.is_file() and each.suffix == card_files.SUFFIX else ():
+        for text in _texts(load_yaml(each)) if each.is_file() and each.suffix == card_files.SUFFIX else ():
             name = re.fullmatch(r"(.+(\.yaml|\.json|\.py))(?::\w+)?", text)
-            named = name and Path(card_files.placed(name[1], each.parent, name[2]))
+            with located(str(each)):
+                named = name and Path(card_files.placed(name[1], each.parent, name[2]))
             if named and named not in found:
                 found[named] = None
                 new.append(named)
@@ -179,7 +183,8 @@ def main(argv: Sequence[str]) -> None:
 
     with errors.explained():
         for digest, out, reference in zip(argv[::3], argv[1::3], argv[2::3], strict=True):
-            remembered = _Remembered(sources_sha256=digest, suite=expand(reference))
+            suite = expand(reference)
+            remembered = _Remembered(sources_sha256=digest, suite_sha256=fingerprint(suite), suite=suite)
             files.write_text(Path(out), remembered.model_dump_json() + "\n")
 
 

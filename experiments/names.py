@@ -12,6 +12,7 @@ workflow was about it in a folder, also as ``mine`` there, which is what its res
 from __future__ import annotations
 
 import fnmatch
+import glob
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, JsonValue
 
 from engine import files, paths
-from engine.schema.base import ID_PATTERN, check_known, located, unknown_name
+from engine.schema.base import ID_PATTERN, check_known, located, parse, unknown_name
 from experiments import cards
 
 BASE = "laptop"
@@ -133,7 +134,7 @@ def _find(base: str) -> tuple[str, Path, bool]:
             known = [*suites(), *(PREFIX + what for what in cards.names("ablations"))]
             raise ValueError(unknown_name("suite", base, known) + f" One of your own: its file, path/to/NAME{SUFFIX}")
         base = remembered
-    file = Path(base).expanduser()
+    file = files.user_path(base)
     if not file.is_file():
         raise ValueError(f"suite {base}: there is no file {file.absolute()}")
     if file.resolve().parent == folder.resolve():
@@ -151,11 +152,19 @@ def _find(base: str) -> tuple[str, Path, bool]:
 def _outside(base: str) -> str | None:
     """The file of a suite of which there are results in this folder."""
     folder = paths.suite(base).parent
-    for path in (paths.suite(base), *sorted(folder.glob(f"*@{base}.json"))):
+    for path in (paths.suite(base), *sorted(folder.glob(f"*@{glob.escape(base)}.json"))):
         if path.exists():
-            file: str | None = files.read_json(path).get("file")
-            return file
+            return file_of(path)
     return None
+
+
+class _Origin(BaseModel):
+    file: str | None = None
+
+
+def file_of(path: Path) -> str | None:
+    """Return the file that an expanded suite was written in; None for one of this repository."""
+    return parse(_Origin, files.read_text(path), str(path)).file
 
 
 def resolve(asked: Iterable[str]) -> list[str]:

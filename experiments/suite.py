@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import re
+import string
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, JsonValue, model_validator
@@ -17,7 +19,7 @@ from engine import files, paths
 from engine.evaluation import card_files
 from engine.method import Method, MethodEnv
 from engine.registry import build_method, keep, method_class, method_names, resolve_config
-from engine.schema.base import Frozen, check_known, fingerprint, gathered, located, unknown_name
+from engine.schema.base import Frozen, check_known, fingerprint, gathered, located, unknown_name, validated
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import AugmentationSpec, DatasetSpec, MethodSource, MethodSpec, ModelSpec, OptimizerSpec, RunSpec
 from engine.schema.suite import DEFAULTS, ExpandedSuite, SuiteRun
@@ -29,21 +31,26 @@ Factors = dict[str, float]
 _FACTORS = ("options_times", "training_times")
 OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
 _MODEL_SUFFIX = ".json"
+MAX_EMBED_DIM = 2**16
 _MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 
 
-class NormalizerErrorPlan(Frozen):
-    """As `NormalizerErrorSpec`, with shares of the training, in (0, 1]."""
+Share = Annotated[float, Field(gt=0, le=1)]
+"""Of a training."""
 
-    at: tuple[float, ...] = (1.0,)
+
+class NormalizerErrorPlan(Frozen):
+    """As `NormalizerErrorSpec`, with shares of the training."""
+
+    at: tuple[Share, ...] = (1.0,)
     num_anchors: int = 2048
     control_size: int = 1024
 
 
 class GradientErrorPlan(Frozen):
-    """As `GradientErrorSpec`, with shares of the training, in (0, 1]."""
+    """As `GradientErrorSpec`, with shares of the training."""
 
-    at: tuple[float, ...] = (1.0,)
+    at: tuple[Share, ...] = (1.0,)
     population: int = 16384
     num_rounds: int = 8
 
@@ -54,8 +61,8 @@ class Training(Frozen):
     global_batch_size: int = Field(ge=2)
     epochs: float | None = Field(default=None, gt=0)
     samples_seen: int | None = Field(default=None, ge=2)
-    milestones: tuple[float, ...] = (1.0,)
-    """Shares of the training, in (0, 1]; the end is always one."""
+    milestones: tuple[Share, ...] = (1.0,)
+    """Shares of the training; the end is always one."""
     warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
     optimizer: OptimizerSpec = OptimizerSpec()
     augmentation: AugmentationSpec = AugmentationSpec()
@@ -202,6 +209,8 @@ def _model(reference: str) -> ModelSpec:
     config, parts = files.read_json(file), ("embed_dim", "vision_cfg", "text_cfg")
     if not isinstance(config, dict) or not config.keys() >= set(parts):
         raise ValueError(f"model {file}: allowed is an open_clip config: a JSON with {', '.join(parts)}")
+    if type(config["embed_dim"]) is not int or not 0 < config["embed_dim"] <= MAX_EMBED_DIM:
+        raise ValueError(f"model {file}: embed_dim: allowed is a whole number from 1 to {MAX_EMBED_DIM}")
     if file.stem in known:
         raise ValueError(f"model {file}: open_clip has a model of this name: rename the file")
     content = file.read_bytes()
@@ -244,6 +253,10 @@ def _times(values: Options, factors: Factors, where: str) -> Options:
         if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
             raise ValueError(f"{where}_times: {key} is {value!r}, no number to multiply; give it in {where} instead")
         if value is not None:
+            if not math.isfinite(value * factor):
+                raise ValueError(
+                    f"{where}_times: {key} = {value} times {factor} is no finite number: use a smaller factor"
+                )
             # Twelve digits: 0.1 * 3 is to be 0.3, so that a run's id does not depend on how a value came about.
             changed[key] = max(1, round(value * factor)) if isinstance(value, int) else float(f"{value * factor:.12g}")
     return nested(changed)
@@ -265,16 +278,34 @@ def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Va
     config = resolve_config(method, merge(entry.options, changes), source).model_dump(mode="json")
 
     training = merge(suite.training, entry.training)
-    plan = Training.model_validate(training).model_dump()
+    plan = validated(Training, training).model_dump()
     changes = merge(variant.training, _times(plan, variant.training_times, "training"))
     return config, merge(training, changes)
 
 
 def _label(variant: Variant, values: Options) -> str:
+    """Return what a variant is called: its label, with the values of what stands in braces, ``{rho}``, ``{a[b]}``."""
+    pieces = []
+    for text, name, form, conversion in _pieces(variant.label):
+        pieces.append(text)
+        if name is None:
+            continue
+        keys = re.fullmatch(r"(\w+)((?:\[\w+\])*)", name)
+        if form or conversion or not keys:
+            raise ValueError(f"label {variant.label!r}: in braces only the name of a setting can stand, as in {{rho}}")
+        value: Any = values
+        for key in (keys[1], *re.findall(r"\w+", keys[2])):
+            check_known("key", key, value if isinstance(value, dict) else (), f"label {variant.label!r}")
+            value = value[key]
+        pieces.append(str(value))
+    return "".join(pieces)
+
+
+def _pieces(label: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
     try:
-        return variant.label.format_map(values)
-    except KeyError as error:
-        raise ValueError(f"label {variant.label!r}: " + unknown_name("key", str(error.args[0]), values)) from None
+        yield from string.Formatter().parse(label)
+    except ValueError as error:
+        raise ValueError(f"label {label!r}: {error}: write a brace that is no setting's twice") from None
 
 
 def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
@@ -285,7 +316,7 @@ def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
 
 def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | None, seed: int) -> SuiteRun:
     config, training = _changed(suite, method, source, variant)
-    plan = Training.model_validate(training)
+    plan = validated(Training, training)
     card = _card(suite, variant)
     if plan.global_batch_size > card.pairs:
         raise ValueError(
@@ -296,6 +327,8 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
         raise ValueError("training: give either epochs or samples_seen")
     batch = plan.global_batch_size
     if plan.epochs is not None:
+        if not math.isfinite(plan.epochs * card.pairs):
+            raise ValueError(f"training: epochs = {plan.epochs} are too many: use fewer")
         num_steps = round(plan.epochs * (card.pairs // batch))
     else:
         assert plan.samples_seen is not None
@@ -365,7 +398,7 @@ def _check_tuning(suite: Suite, tuning: Tuning) -> None:
                 f"score: methods are compared by {', '.join(shared_sets)} (average {average!r}): judge trials by sets "
                 "that are in no average, such as validation sets"
             )
-    if Training.model_validate(_training_of_trials(suite, tuning)).optimizer.grad_clip_norm is not None:
+    if validated(Training, _training_of_trials(suite, tuning)).optimizer.grad_clip_norm is not None:
         raise ValueError(
             "training.optimizer.grad_clip_norm clips methods whose losses are large and leaves the others: leave it "
             "out, or give it to the methods that it is a part of, each under its own `training`"

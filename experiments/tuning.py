@@ -54,6 +54,10 @@ class Range(Frozen):
         low, high = self._ends
         if not low < high or (self.scale == "log" and low <= 0):
             raise ValueError(f"low = {low:g}, high = {high:g}: allowed is low < high, with scale log also 0 < low")
+        if not math.isfinite(high / low if self.scale == "log" else high - low):
+            raise ValueError(
+                f"low = {low:g}, high = {high:g}: too far apart to be divided into shares: narrow the range"
+            )
         if self.integer and not (low.is_integer() and high.is_integer()):
             raise ValueError(f"low = {low:g}, high = {high:g}: make both whole numbers, as integer asks")
         return self
@@ -103,7 +107,7 @@ Space = dict[str, Range]
 class Tuning(Frozen):
     """Tuning of a suite's methods: as many trials for each, judged by sets that no average has."""
 
-    trials: int = Field(ge=1)
+    trials: int = Field(ge=1, le=1000)
     """Of every method."""
     seeds: tuple[int, ...] = Field(min_length=1)
     """With which every trial is run; none of the suite's."""
@@ -121,6 +125,10 @@ class Tuning(Frozen):
         for name in {*self.space, *(name for space in self.methods.values() for name in space)}:
             if name.split(".")[0] not in ("training", "options") or not all(name.split(".")[1:]) or "." not in name:
                 raise ValueError(f"setting {name!r}: write training.NAME or options.NAME, as training.optimizer.lr")
+        for space in (self.space, *map(self.of, self.methods)):
+            for name in space:
+                if within := [other for other in space if other.startswith(f"{name}.")]:
+                    raise ValueError(f"setting {name!r} holds {within[0]!r}, which is tried as well: try one of them")
         for method in self.methods:
             self._check_conditions(self.of(method))
         self._check_conditions(self.space)

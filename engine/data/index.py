@@ -400,7 +400,9 @@ def _starts(sizes: tuple[int, ...]) -> NDArray[np.int64]:
 def _chosen(start: int, usable: int, fraction: float) -> NDArray[np.bool_]:
     """Tell which of a shard's pairs a subset has: those whose position in the whole set hashes low enough."""
     keys = order.hash_keys(np.arange(start, start + usable), seed=0, epoch=0, purpose=order.SUBSET_KEYS)
-    return keys <= np.uint64(int(fraction * 2**64) - 1)
+    limit = int(fraction * 2**64)
+    # Keys below the limit, which is 2^64 at most; below 2^-64 a fraction is none at all.
+    return keys <= np.uint64(limit - 1) if limit else np.zeros(usable, dtype=np.bool_)
 
 
 def subset_size(usable: int, fraction: float) -> int:
@@ -451,7 +453,7 @@ def build_index(
     with (
         files.atomic_write(rejected_path(out)) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
-        ProcessPoolExecutor(jobs) as pool,
+        ProcessPoolExecutor(min(jobs, len(shards))) as pool,
     ):
         report = csv.writer(file, lineterminator="\n")
         report.writerow(Rejected._fields)

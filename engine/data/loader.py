@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import os
 import signal
-import struct
 import threading
 import time
 import traceback
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from engine.data import order
 from engine.data.index import Index, caption_texts
-from engine.data.pictures import open_picture, resized
+from engine.data.pictures import DECODING_ERRORS, open_picture, resized, to_rgb
 from engine.data.reader import PairReader
 from engine.schema.run import AugmentationSpec, refuse_uneven
 from engine.stop import STOP_SIGNALS
@@ -38,9 +37,6 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 _STARTING_STEPS, _WATCHED_STEPS = 10, 50
 _TOLERATED_WAIT = 0.1
-
-# What Pillow's decoders raise for damaged files.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -188,8 +184,8 @@ class PairDataset(Dataset[Batch]):
             image = open_picture(data)
             if self.augmentation.jpeg == "reduced":
                 image.draft(None, (self._least_size, self._least_size))
-            image = image.convert("RGB")
-        except _DECODING_ERRORS as error:
+            image = to_rgb(image)
+        except DECODING_ERRORS as error:
             raise _UndecodableError(f"the image cannot be decoded: {error}") from error
         resize, side = self.augmentation.resize, self.image_size
         if self.augmentation.kind == "random_resized_crop":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from typing import Literal
 
@@ -16,6 +17,12 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 89_478_485
 """Pillow warns from here on. Decoding and resizing takes about twelve bytes a pixel, 1.1 GB for this many."""
 
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+"""What Pillow's decoders raise for damaged files."""
+
+MAX_RATIO = 1000
+"""Of the sides: the shorter one is made as long as the model's picture, and the longer one with it."""
+
 # `open_picture` refuses these pictures itself.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -28,7 +35,7 @@ def open_picture(data: bytes, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image
         formats: What it may be, by Pillow's names.
 
     Raises:
-        ValueError: If it has more than `MAX_PIXELS`, or no format of these.
+        ValueError: If it has more than `MAX_PIXELS`, sides beyond `MAX_RATIO`, or no format of these.
         OSError, SyntaxError: If its header is damaged.
     """
     try:
@@ -41,7 +48,16 @@ def open_picture(data: bytes, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS:,} are decoded: make it smaller")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels, one side may have {MAX_RATIO:,} times the other's: cut it")
     return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture in RGB: without alpha, and with the upper 8 of 16 bits of grey, where Pillow clips to 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def resized(

@@ -19,9 +19,7 @@ from pydantic import Field, ValidationError
 from engine import files
 from engine.schema.base import ID_PATTERN, Frozen, ModelT, explain_validation_error, gathered, unknown_name
 from engine.schema.evaluation import EvalCard, Evaluation, Precision, WhenMissing
-
-# The same in C, ten times as fast, where PyYAML was built with it: hundreds of cards are read.
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from engine.schema.written import load_yaml, read_yaml
 
 SUFFIX = ".yaml"
 
@@ -42,30 +40,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def read_yaml(path: Path, model: type[ModelT]) -> ModelT:
-    """Read and check a YAML file.
-
-    Raises:
-        ValueError: If it is not valid; the message names the file and every wrong key.
-    """
-    try:
-        return model.model_validate(load_yaml(path))
-    except ValidationError as error:
-        raise ValueError(explain_validation_error(str(path), error, model)) from None
-
-
-def load_yaml(path: Path) -> Any:
-    """Return what a YAML file says.
-
-    Raises:
-        ValueError: If it is no YAML.
-    """
-    try:
-        return yaml.load(files.read_text(path), Loader=_SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-
-
 def placed(reference: str, folder: Path, suffix: str = SUFFIX) -> str:
     """Return a reference that a file in `folder` gives as one that holds everywhere: a path absolute, a name as it is.
 
@@ -74,7 +48,7 @@ def placed(reference: str, folder: Path, suffix: str = SUFFIX) -> str:
         folder: Where a relative path starts.
         suffix: What a path ends with.
     """
-    return os.path.abspath(folder / Path(reference).expanduser()) if reference.endswith(suffix) else reference
+    return os.path.abspath(folder / files.user_path(reference)) if reference.endswith(suffix) else reference
 
 
 def own_file(folder: Path, reference: str, noun: str, suffix: str = SUFFIX, pattern: str = ID_PATTERN) -> Path | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine.data.pictures import open_picture
+from engine.data.pictures import DECODING_ERRORS, open_picture, to_rgb
 from engine.evaluation.reading import EvalData, Location, fail
 from engine.imports import late
 
@@ -77,11 +77,11 @@ class _Images(Dataset[Any]):
         try:
             image = open_picture(data)
             image.load()
-        except (OSError, ValueError, SyntaxError) as error:
+        except DECODING_ERRORS as error:
             return f"{at.shard}, key {at.key!r}: the image cannot be decoded ({error})"
         transparent = "A" in image.getbands() or "transparency" in image.info
         # As clip_benchmark and open_clip do: alpha is dropped, whatever colour lies under it.
-        return self.pixels(image.convert("RGB")), transparent
+        return self.pixels(to_rgb(image)), transparent
 
 
 def _collate(items: list[tuple[Tensor, bool] | str]) -> tuple[Tensor, Tensor] | str:

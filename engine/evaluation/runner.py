@@ -302,7 +302,7 @@ def evaluate(
             data_sha256=data.sha256 if data else None,
             outcomes=outcomes,
         )
-        files.write_text(result_path(name), results[name].model_dump_json(indent=1) + "\n")
+        files.write_text(result_path(name), results[name].sealed().model_dump_json(indent=1) + "\n")
     return [results[name] for name in evaluation.sets]
 
 

@@ -11,12 +11,11 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, JsonValue, StrictInt, StrictStr, field_validator, model_validator
 
-from engine import files
-from engine.schema.base import Frozen, ModelT, located, parse, unknown_name
+from engine.schema.base import Frozen, ModelT, located, parse, unknown_name, validated
 from engine.schema.run import Execution, RunSpec, refuse_uneven
+from engine.schema.written import load_yaml
 from engine.versions import ROOT
 
 FOLDER = ROOT / "slurm" / "clusters"
@@ -141,7 +140,7 @@ class Cluster(Frozen):
         if self.gres is not None:
             try:
                 self.gres.format(gpus_per_node=1)
-            except (KeyError, IndexError, ValueError):
+            except (LookupError, ValueError, AttributeError, TypeError):
                 raise ValueError(f"gres = {self.gres!r}: only {{gpus_per_node}} can stand in braces") from None
         return self
 
@@ -163,12 +162,9 @@ def load(name: str) -> Cluster:
         raise ValueError(unknown_name("cluster", name, [LOCAL, *known]) + f" They are files in {FOLDER}.")
     if not path.is_file():
         raise ValueError(f"cluster file {path} is not there. By name there are: {', '.join([LOCAL, *known])}")
-    try:
-        data: Any = yaml.safe_load(files.read_text(path))
-        text = json.dumps({} if data is None else data)
-    except (yaml.YAMLError, TypeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    return parse(Cluster, text, str(path))
+    said = load_yaml(path)
+    with located(str(path), Cluster):
+        return validated(Cluster, {} if said is None else said)
 
 
 def configure(cluster: Cluster, settings: dict[str, JsonValue], where: str) -> Cluster:
@@ -185,7 +181,7 @@ def configure(cluster: Cluster, settings: dict[str, JsonValue], where: str) -> C
     models: dict[str, type[Frozen]] = dict.fromkeys(("train", "evaluate", "prepare"), Request)
     models["execution"] = Execution
     written = {
-        key: parse(model, json.dumps(settings[key]), f"{where} {key}")
+        key: parse(model, json.dumps(settings[key]), f"{where} {key}", strict=True)
         for key, model in models.items()
         if settings.get(key) is not None
     }

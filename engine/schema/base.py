@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     JsonValue,
     ValidationError,
+    model_validator,
 )
 
 SCHEMA_VERSION = 1
@@ -26,10 +29,47 @@ ID_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,59}$"
 """Names of methods, data sets and suites. Files are called after several of them, and names of files end at 255."""
 
 
+MAX_PROBLEMS = 20
+"""Lines of an error that lists what is wrong."""
+
+_REPR = reprlib.Repr()
+"""Shows a value in an error: a user's may be of any size."""
+_REPR.maxstring = _REPR.maxother = 200
+
+
 class Frozen(BaseModel):
     """An immutable model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Sealed(Frozen):
+    """A frozen model whose file says the digest of the rest of it: one that was changed is refused."""
+
+    content_sha256: str | None = Field(default=None, exclude_if=lambda sha256: sha256 is None)
+    """Digest of all else that the file says, see `sealed`; None in old files."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_as_written(cls, said: Any) -> Any:
+        # Of what the file says: keys that a later version adds have no part in its digest.
+        if isinstance(said, dict) and said.get("content_sha256") is not None:
+            content = {key: value for key, value in said.items() if key != "content_sha256"}
+            try:
+                found = fingerprint(content)
+            except ValueError:
+                found = "none: it says a number that is not finite"
+            if found != said["content_sha256"]:
+                raise ValueError(
+                    "its content is not what its 'content_sha256' says, it was changed: remove the file, and run the "
+                    "command that made it again"
+                )
+        return said
+
+    def sealed(self) -> Self:
+        """Return it with the digest of its content, to be written."""
+        plain = self.model_copy(update={"content_sha256": None})
+        return plain.model_copy(update={"content_sha256": fingerprint(plain)})
 
 
 def canonical_json(value: BaseModel | JsonValue) -> str:
@@ -54,9 +94,10 @@ def fingerprint(value: BaseModel | JsonValue) -> str:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is not known, which names are, and which was probably meant."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    # What is much longer than all of them was not meant to be one.
+    close = difflib.get_close_matches(name, names, n=1) if len(name) < 200 else ()
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names) or 'none'}."
+    return f"unknown {kind} {_REPR.repr(name)}{hint} Known: {', '.join(names) or 'none'}."
 
 
 def check_known(kind: str, name: str, known: Iterable[str], where: str = "") -> None:
@@ -121,10 +162,11 @@ def explain_validation_error(where: str, error: ValidationError, model: type[Bas
             message = unknown_name("key", str(last), [field.alias or name for name, field in fields])
         else:
             message = item["msg"].removeprefix("Value error, ")
-            message += "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"
-        place = ".".join(map(str, item["loc"]))
+            message += "" if item["type"] in {"missing", "value_error"} else f" (got {_REPR.repr(item['input'])})"
+        place = ".".join(_REPR.repr(part)[1:-1] if isinstance(part, str) else str(part) for part in item["loc"])
         lines.append(f"{where}: {place}: {message}" if place else f"{where}: {message}")
-    return "\n".join(lines)
+    more = [f"{where}: {len(lines) - MAX_PROBLEMS} more"] if len(lines) > MAX_PROBLEMS else []
+    return "\n".join(lines[:MAX_PROBLEMS] + more)
 
 
 def _model_in(annotation: Any) -> Any:
@@ -134,16 +176,41 @@ def _model_in(annotation: Any) -> Any:
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
-def parse(model: type[ModelT], text: str, where: str) -> ModelT:
+def validated(model: type[ModelT], said: Any) -> ModelT:
+    """Return what a YAML file says as a model. It may write numbers as texts (for YAML 1e-3 is one), not as switches.
+
+    Raises:
+        ValueError: If it is not valid: a pydantic error, or one that names each switch in the place of a number.
+    """
+    found = model.model_validate(said)
+    if places := list(_switches(said, found.model_dump(by_alias=True))):
+        raise ValueError(f"{', '.join(places)}: yes and no, on and off, true and false are no numbers: write a number")
+    return found
+
+
+def _switches(said: Any, found: Any, place: str = "") -> Iterator[str]:
+    """Yield the places where a number was made of a switch."""
+    if isinstance(said, bool) and isinstance(found, int | float) and not isinstance(found, bool):
+        yield place
+    elif isinstance(said, dict) and isinstance(found, dict):
+        for key in said.keys() & found.keys():
+            yield from _switches(said[key], found[key], f"{place}.{key}" if place else str(key))
+    elif isinstance(said, list | tuple) and isinstance(found, list | tuple):
+        for number, (ours, theirs) in enumerate(zip(said, found, strict=False)):
+            yield from _switches(ours, theirs, f"{place}.{number}")
+
+
+def parse(model: type[ModelT], text: str, where: str, *, strict: bool = False) -> ModelT:
     """Read a model from JSON.
 
     Args:
         model: The pydantic model.
         text: JSON text.
         where: What the text is, for the error message: a file, or an option.
+        strict: Take neither texts nor switches for numbers, in what people write.
 
     Raises:
         ValueError: If it is not valid; one line per problem.
     """
     with located(where, model):
-        return model.model_validate_json(text)
+        return model.model_validate_json(text, strict=strict)

@@ -7,7 +7,7 @@ in `Execution`, another type, so that they cannot enter by mistake.
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -60,13 +60,17 @@ class ModelSpec(Frozen):
     """True if the file is none of this repository either: a copy is kept, and the run executes that."""
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a moving average, per step."""
+
+
 class OptimizerSpec(Frozen):
     """AdamW with linear warm-up and cosine decay. Defaults are open_clip's for ViT models."""
 
     lr: float = Field(default=5e-4, gt=0)
     lr_min: float = Field(default=0.0, ge=0)
     weight_decay: float = Field(default=0.2, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     grad_clip_norm: float | None = Field(default=None, gt=0)
@@ -82,7 +86,7 @@ class AugmentationSpec(Frozen):
     """
 
     kind: Literal["none", "shift", "random_resized_crop"] = "random_resized_crop"
-    max_shift_px: int = Field(default=2, ge=0)
+    max_shift_px: int = Field(default=2, ge=0, le=1024)
     crop_scale: tuple[float, float] = (0.9, 1.0)
     resize: Literal["pillow", "torch"] = Field(default="pillow", exclude_if=lambda resize: resize == "pillow")
     """Whose bicubic resizes. ``torch``, faster, differs by a few of 255 levels. ``pillow`` does not enter the run's id,
@@ -90,6 +94,12 @@ class AugmentationSpec(Frozen):
     jpeg: Literal["full", "reduced"] = Field(default="full", exclude_if=lambda jpeg: jpeg == "full")
     """``reduced`` decodes a JPEG at the least of 1/8, 1/4, 1/2 of its size that is enough for the smallest crop: much
     faster for large ones. ``full`` does not enter the run's id."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentationSpec:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale = {list(self.crop_scale)}: allowed are two shares, 0 < low <= high <= 1")
+        return self
 
 
 class NormalizerErrorSpec(Frozen):
@@ -139,7 +149,7 @@ class RunSpec(Frozen):
     normalizer_error: NormalizerErrorSpec | None = None
     gradient_error: GradientErrorSpec | None = Field(default=None, exclude_if=lambda error: error is None)
     """None does not enter the run's id, as in the runs from before there was one."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:
@@ -208,6 +218,10 @@ def refuse_uneven(num_processes: int, **sizes: int) -> None:
             )
 
 
+MAX_PROCESSES = 1024
+"""And threads: more than the cores of a machine are a typing error, which would stop the machine."""
+
+
 class Execution(Frozen):
     """Settings of a process that carries a run out; none changes a result beyond floating-point rounding.
 
@@ -215,9 +229,9 @@ class Execution(Frozen):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=MAX_PROCESSES)
     """CPU threads per process. With one, the default, sums have the same order on every machine."""
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0, le=MAX_PROCESSES)
     """Data loader processes per training process; 0 loads in the training process."""
     cache_decoded: bool = True
     """Keep decoded pictures in memory if the augmentation allows it and they fit in `cache_gib`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, JsonValue
 
-from engine.schema.base import Frozen
+from engine.schema.base import Frozen, Sealed
 from engine.schema.evaluation import Evaluation
 from engine.schema.run import RunSpec
 
@@ -41,7 +41,7 @@ class SuiteRun(Frozen):
         return self.spec.milestones if self.over_training else self.spec.milestones[-1:]
 
 
-class ExpandedSuite(Frozen):
+class ExpandedSuite(Sealed):
     """A suite with its runs, sorted by id."""
 
     name: str

@@ -12,20 +12,30 @@ import json
 import pickle
 import re
 import shutil
+import struct
 import sys
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 from torch.utils.serialization import config
 
 from engine import files
 from engine.distributed import Collectives
+from engine.schema.base import fingerprint
 
 KEEP = 2
+_WRONG_CONTENT = (
+    pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError,
+    AssertionError, struct.error,
+)  # fmt: skip
+"""What torch raises for a file, or a state, of another kind than is asked for."""
+_SEAL = "manifest_sha256"
+"""Key of a manifest's digest of all else that it says; not in old ones."""
 SCHEMA_VERSION = 2
 """Raised when the meaning of a checkpoint's content changes, so that no run goes on from content it would misread."""
 
@@ -78,15 +88,15 @@ def _write(data: Path, state: dict[str, Any]) -> bytes:
 
 def _write_manifest(folder: Path, step: int, sha256: str, parts: list[str]) -> None:
     data = _data(folder, step)
-    manifest = {
+    manifest: dict[str, JsonValue] = {
         "schema_version": SCHEMA_VERSION,
         "torch": torch.__version__,
         "step": step,
         "sha256": sha256,
         "num_bytes": data.stat().st_size,
-        "parts": parts,
+        "parts": list(parts),
     }
-    files.write_text(data.with_suffix(".json"), json.dumps(manifest) + "\n")
+    files.write_text(data.with_suffix(".json"), json.dumps({**manifest, _SEAL: fingerprint(manifest)}) + "\n")
 
 
 def newest_step(folder: Path) -> int | None:
@@ -124,12 +134,7 @@ def load_checkpoint(folder: Path, step: int, keys: Collection[str] = ()) -> dict
             f"{torch.__version__} and schema {SCHEMA_VERSION}, which may go on with other numbers: "
             f"go back to those versions, or {_anew(folder)}"
         )
-    state: Any = None
-    with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # an archive, but of something else
-        if zipfile.is_zipfile(data):
-            state = torch.load(data, map_location="cpu", mmap=True, weights_only=True)
-    if not isinstance(state, dict):
-        raise ValueError(f"{data} is no checkpoint, but another kind of file: {_anew(folder)}")
+    state = _load(data)
     lacking = sorted(set(keys) - state.keys())
     if lacking:
         raise ValueError(f"{data} is no checkpoint of a run, it lacks {', '.join(lacking)}: {_anew(folder)}")
@@ -140,7 +145,33 @@ def load_parts(folder: Path, step: int) -> list[dict[str, Any]]:
     """Return what each process after the first alone kept after `step` steps; its tensors lie in the files."""
     manifest = _data(folder, step).with_suffix(".json")
     _, *parts = _digests(manifest)
-    return [torch.load(part, map_location="cpu", mmap=True, weights_only=True) for part in parts]
+    return [_load(part) for part in parts]
+
+
+def _load(data: Path) -> dict[str, Any]:
+    state: Any = None
+    with contextlib.suppress(*_WRONG_CONTENT):  # an archive, but of something else
+        if zipfile.is_zipfile(data):
+            state = torch.load(data, map_location="cpu", mmap=True, weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"{data} is no checkpoint, but another kind of file: {_anew(data.parent)}")
+    return state
+
+
+@contextlib.contextmanager
+def of_this_run(folder: Path, step: int) -> Iterator[None]:
+    """Say of errors in the block, which takes over a checkpoint's content, that it is none of this run's.
+
+    Raises:
+        ValueError: In place of what torch raises for other names, shapes and types.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _WRONG_CONTENT as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{_data(folder, step)} is no checkpoint of this run ({reason}): {_anew(folder)}") from error
 
 
 def copy_to(device: torch.device, state: Any) -> Any:
@@ -183,6 +214,9 @@ def _data(folder: Path, step: int, rank: int = 0) -> Path:
 def _digests(manifest: Path) -> dict[Path, str]:
     """Return the files of a checkpoint with the digests that its manifest says, the first process's first."""
     said = json.loads(manifest.read_text(encoding="utf-8"))
+    seal = said.pop(_SEAL, None)
+    if seal not in (None, fingerprint(said)) or said["step"] != _step(manifest):
+        raise ValueError("changed, or of another step")
     digests = [said["sha256"], *said.get("parts", [])]  # without parts: of before there were any
     return {_data(manifest.parent, _step(manifest), rank): digest for rank, digest in enumerate(digests)}
 
@@ -199,7 +233,7 @@ def _damage(manifest: Path) -> str | None:
     """Return the damage of a checkpoint in words; None without any."""
     try:
         digests = _digests(manifest)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{manifest.name} cannot be read"
     for data, digest in digests.items():
         name = "" if data == _data(manifest.parent, _step(manifest)) else f"part {data.name}: "

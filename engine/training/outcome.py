@@ -78,12 +78,13 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
         first_indices=tuple(trainer.first_indices),
         divergence=divergence,
         signatures=find_signatures(parse_lines(log, log.read_bytes().splitlines()), trainer.method.signatures),
+        log_sha256=files.file_sha256(log),
     )
 
 
 def write_record(trainer: Trainer, divergence: Divergence | None) -> None:
     """Write the record of a run that has ended, and a copy that no workflow knows (first process only)."""
-    text = build_record(trainer, divergence).model_dump_json(indent=1) + "\n"
+    text = build_record(trainer, divergence).sealed().model_dump_json(indent=1) + "\n"
     for path in (paths.outcome(trainer.spec.run_id), paths.record(trainer.spec.run_id)):
         files.write_text(path, text)
 

@@ -212,8 +212,9 @@ def parse_lines(path: Path, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             entry: dict[str, Any] = json.loads(line.decode())
-            entry["step"]
-        except (ValueError, KeyError, TypeError) as error:
+            if type(entry["step"]) is not int:
+                raise ValueError(f"it is {entry['step']!r:.40}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{path}: the line {line[:80].decode(errors='replace')!r} is no JSON object with a 'step' ({error}): "
                 "remove that line"

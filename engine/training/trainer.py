@@ -434,6 +434,15 @@ class Trainer:
             raise ValueError(f"{folder} belongs to another spec or to other data: remove that folder")
         if self.collectives.rank == 0:
             checkpoint.remove_newer(folder, step)
+        parts = checkpoint.load_parts(folder, step)
+        with checkpoint.of_this_run(folder, step):
+            self._take_over(state, parts)
+        self.step_number = step
+        # Copies that are no longer needed are no part of training.
+        forget_peak_memory(self.device)
+
+    def _take_over(self, state: dict[str, Any], parts: list[dict[str, Any]]) -> None:
+        """Go on from what a checkpoint holds, and from what each process after the first kept of its own."""
         self.towers.load_state_dict(state["towers"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
@@ -441,20 +450,18 @@ class Trainer:
         for key in state["method"]:
             if key.endswith("_extra_state"):
                 state["method"][key] = checkpoint.copy_to(self.device, state["method"][key])
-        parts = [state["method"], *checkpoint.load_parts(folder, step)]
+        all_parts = [state["method"], *parts]
         for name in self.method.pair_buffers:
             buffer_N = self.method.get_buffer(name)
-            self.method.env.shares.restore(buffer_N, [part[name] for part in parts])
+            self.method.env.shares.restore(buffer_N, [part[name] for part in all_parts])
             state["method"][name] = buffer_N
         self.method.load_state_dict(state["method"])
         self.optimizer.adamw.load_state_dict(checkpoint.copy_to(self.device, state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
         self.clock.load_state_dict(state["clock"])
-        self.step_number, self.first_indices = step, state["first_indices"]
+        self.first_indices = state["first_indices"]
         self.num_replaced = state["num_replaced"]
         self.num_skipped, self.num_skipped_in_a_row = state["num_skipped"], state["num_skipped_in_a_row"]
-        # Copies that are no longer needed are no part of training.
-        forget_peak_memory(self.device)
 
 
 def _read_index(path: Path, expected: DatasetSpec) -> Index:

@@ -423,7 +423,7 @@ def test_expansions_are_made_once_and_again_when_a_source_changes(tmp_path, monk
     assert [path.name for path in paths.RESULTS.iterdir()] == ["expanded"]
     assert expansion.written() == []
     expansion.write(first["smoke"])
-    assert expansion.written() == [first["smoke"]]
+    assert expansion.written() == [first["smoke"].sealed()]
     run = first["smoke"].runs[0].spec
     assert parse(RunSpec, paths.spec(run.run_id).read_text(), "spec") == run
 

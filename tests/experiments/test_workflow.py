@@ -190,5 +190,5 @@ def test_data_that_are_missing_are_named_for_the_jobs_that_will_run_and_for_no_o
     smoke.start(about_to_run(job("build_icons_tiny")))
     assert not paths.suite("smoke").exists()
     smoke.start(about_to_run(job("all"), job("train", run=run), job("evaluate", run=run, evaluation=key)))
-    assert parse(ExpandedSuite, paths.suite("smoke").read_text(), "smoke") == smoke.suites["smoke"]
+    assert parse(ExpandedSuite, paths.suite("smoke").read_text(), "smoke") == smoke.suites["smoke"].sealed()
     assert parse(RunSpec, paths.spec(run).read_text(), "spec") == spec
