@@ -242,6 +242,8 @@ def _ask_squeue() -> _Listing:
             job_id, word, node, reason, name, folder = line.split("|", 5)
             listed = Status(phase=_phase(word), word=word, node=node, reason="" if reason == "None" else reason)
             jobs.append(_Listed(job_id=job_id, status=listed, name=name, folder=folder))
+    if answer.strip() and not jobs:
+        return _Listing(asked_at=time.time(), jobs=None)  # something else answered, such as a proxy with an error page
     return _Listing(asked_at=asked_at, jobs=tuple(jobs))
 
 

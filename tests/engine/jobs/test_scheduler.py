@@ -98,8 +98,15 @@ def test_an_answer_from_before_the_submission_does_not_end_a_job(here):
     assert status(slurm_job(), not_before=0).phase == "pending"
 
 
-def test_a_controller_that_is_away_says_nothing_about_jobs(here):
-    command(here, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+        "echo '<html>502 Bad Gateway</html>'",
+    ],
+)
+def test_a_controller_that_is_away_says_nothing_about_jobs(here, answer):
+    command(here, "squeue", answer)
     assert status(slurm_job(), not_before=time.time()).phase == "unknown"
     with pytest.raises(ConnectionError, match="does not answer"):
         find("run-a", not_before=time.time())
