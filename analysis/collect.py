@@ -76,7 +76,7 @@ def collect(of: Path | ExpandedSuite) -> pd.DataFrame:
             *_error_rows("normalizer", record.normalizer_error),
             *_log_normalizer_rows(record),
             *_error_rows("gradient", record.gradient_error),
-            *_train_rows(run),
+            *_train_rows(record),
             *_cost_rows(record),
             *_option_rows(run),
             *_setting_rows(run),
@@ -233,10 +233,11 @@ def _log_normalizer_rows(record: Record) -> Iterator[Row]:
                     }
 
 
-def _train_rows(run: SuiteRun) -> Iterator[Row]:
-    path = paths.metrics(run.spec.run_id)
+def _train_rows(record: Record) -> Iterator[Row]:
+    path = paths.metrics(record.run_id)
+    content = path.read_bytes()
     steps: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         shown = line[:80].decode(errors="replace")
         try:
             entry = json.loads(line.decode())
@@ -247,6 +248,11 @@ def _train_rows(run: SuiteRun) -> Iterator[Row]:
                 f"{path}, line {number}: {shown!r} is no JSON object with 'step' and 'samples_seen' ({error}); "
                 "mend the line, or remove the run's folder to train it again"
             ) from None
+    if record.log_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise CollectError(
+            f"{path}: its digest is not the one in the record; put the file back, or remove {paths.run(record.run_id)} "
+            "and run snakemake again"
+        )
     if not steps:
         return  # Diverged before the first line was due.
     table = pd.DataFrame([steps[step] for step in sorted(steps)]).select_dtypes("number")

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from engine import errors, files, paths
 from engine.evaluation import card_files
-from engine.schema.base import Frozen, parse
+from engine.schema.base import Frozen, fingerprint, parse
 from engine.schema.suite import ExpandedSuite
 from engine.versions import ROOT
 from experiments import cards, names
@@ -89,9 +89,10 @@ def written() -> list[ExpandedSuite]:
 
 
 class _Remembered(Frozen):
-    """An expanded suite, and the digest of all that it was made from."""
+    """An expanded suite, the digest of all that it was made from, and its own."""
 
     sources_sha256: str
+    suite_sha256: str
     suite: ExpandedSuite
 
 
@@ -115,17 +116,18 @@ def _digest(ours: str, suite: names.Asked) -> str:
     return hashlib.sha256("".join([ours, *lines]).encode()).hexdigest()
 
 
-def _remembered(suite: names.Asked, digest: str) -> ExpandedSuite | None:
+def _remembered(asked: names.Asked, digest: str) -> ExpandedSuite | None:
     """Return an earlier expansion, if it was made from what is there now and its methods' copies are kept."""
-    path = paths.expanded(suite.name, suite.file)
+    path = paths.expanded(asked.name, asked.file)
     if not path.exists():
         return None
     try:
         remembered = parse(_Remembered, files.read_text(path), str(path))
     except ValueError:
-        return None  # of another version
-    is_kept = remembered.sources_sha256 == digest and _is_whole(remembered.suite)
-    return remembered.suite if is_kept else None
+        return None  # of another version, or damaged
+    suite = remembered.suite
+    is_kept = remembered.sources_sha256 == digest and remembered.suite_sha256 == fingerprint(suite)
+    return suite if is_kept and _is_whole(suite) else None
 
 
 def _is_whole(suite: ExpandedSuite) -> bool:
@@ -179,7 +181,8 @@ def main(argv: Sequence[str]) -> None:
 
     with errors.explained():
         for digest, out, reference in zip(argv[::3], argv[1::3], argv[2::3], strict=True):
-            remembered = _Remembered(sources_sha256=digest, suite=expand(reference))
+            suite = expand(reference)
+            remembered = _Remembered(sources_sha256=digest, suite_sha256=fingerprint(suite), suite=suite)
             files.write_text(Path(out), remembered.model_dump_json() + "\n")
 
 

@@ -7,13 +7,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     JsonValue,
     ValidationError,
+    model_validator,
 )
 
 SCHEMA_VERSION = 1
@@ -30,6 +32,31 @@ class Frozen(BaseModel):
     """An immutable model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Sealed(Frozen):
+    """A frozen model whose file says the digest of the rest of it: one that was changed is refused."""
+
+    content_sha256: str | None = Field(default=None, exclude_if=lambda sha256: sha256 is None)
+    """Digest of all else that the file says, see `sealed`; None in old files."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_as_written(cls, said: Any) -> Any:
+        # Of what the file says: keys that a later version adds have no part in its digest.
+        if isinstance(said, dict) and said.get("content_sha256") is not None:
+            content = {key: value for key, value in said.items() if key != "content_sha256"}
+            if fingerprint(content) != said["content_sha256"]:
+                raise ValueError(
+                    "its content is not what its 'content_sha256' says, it was changed: remove the file, and run the "
+                    "command that made it again"
+                )
+        return said
+
+    def sealed(self) -> Self:
+        """Return it with the digest of its content, to be written."""
+        plain = self.model_copy(update={"content_sha256": None})
+        return plain.model_copy(update={"content_sha256": fingerprint(plain)})
 
 
 def canonical_json(value: BaseModel | JsonValue) -> str:

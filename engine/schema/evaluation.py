@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from engine.schema.base import SCHEMA_VERSION, Frozen, fingerprint, unknown_name
+from engine.schema.base import SCHEMA_VERSION, Frozen, Sealed, fingerprint, unknown_name
 
 TASK_METRICS = {
     "zeroshot_classification": (
@@ -219,7 +219,7 @@ class Outcomes(Frozen):
     """Number of samples with this stratum and outcome."""
 
 
-class EvalResult(Frozen):
+class EvalResult(Sealed):
     """Metrics of one model on one set, as fractions."""
 
     schema_version: int = SCHEMA_VERSION

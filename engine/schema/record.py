@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from engine.schema.base import SCHEMA_VERSION, Frozen
+from engine.schema.base import SCHEMA_VERSION, Frozen, Sealed
 from engine.schema.run import RunSpec
 
 
@@ -62,6 +62,8 @@ class Milestone(Frozen):
     weights: str
     """Path below the run's folder."""
     sha256: str
+    config_sha256: str | None = None
+    """Digest of open_clip's config beside them; None in old records."""
 
 
 class NormalizerError(Frozen):
@@ -138,7 +140,7 @@ class Divergence(Frozen):
     """Positions of the first pairs of the batch."""
 
 
-class Record(Frozen):
+class Record(Sealed):
     """The result of a run. Divergence is a result; failures of code or scheduler leave no record."""
 
     schema_version: int = SCHEMA_VERSION
@@ -167,6 +169,8 @@ class Record(Frozen):
     divergence: Divergence | None
     signatures: tuple[Signature, ...] = ()
     """Signs of failure in what was logged."""
+    log_sha256: str | None = None
+    """Digest of `metrics.jsonl`; None in old records."""
 
     @property
     def provenance(self) -> Provenance:

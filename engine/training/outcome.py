@@ -16,7 +16,7 @@ from engine.schema.run import RunSpec
 from engine.signatures import find_signatures
 from engine.training.provenance import provenance
 from engine.training.reporting import parse_lines, peak_memory_bytes, read_attempts
-from engine.training.towers import WEIGHTS_FILE, Towers, export
+from engine.training.towers import CONFIG_FILE, WEIGHTS_FILE, Towers, export
 from engine.training.trainer import Trainer
 
 
@@ -64,7 +64,11 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
         status="diverged" if divergence else "finished",
         samples_seen=reached,
         milestones={
-            str(n): Milestone(weights=str(path.relative_to(folder)), sha256=files.file_sha256(path))
+            str(n): Milestone(
+                weights=str(path.relative_to(folder)),
+                sha256=files.file_sha256(path),
+                config_sha256=files.file_sha256(path.with_name(CONFIG_FILE)),
+            )
             for n, path in weights.items()
         },
         **errors,
@@ -78,12 +82,13 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
         first_indices=tuple(trainer.first_indices),
         divergence=divergence,
         signatures=find_signatures(parse_lines(log, log.read_bytes().splitlines()), trainer.method.signatures),
+        log_sha256=files.file_sha256(log),
     )
 
 
 def write_record(trainer: Trainer, divergence: Divergence | None) -> None:
     """Write the record of a run that has ended, and a copy that no workflow knows (first process only)."""
-    text = build_record(trainer, divergence).model_dump_json(indent=1) + "\n"
+    text = build_record(trainer, divergence).sealed().model_dump_json(indent=1) + "\n"
     for path in (paths.outcome(trainer.spec.run_id), paths.record(trainer.spec.run_id)):
         files.write_text(path, text)
 

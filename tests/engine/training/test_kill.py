@@ -36,6 +36,8 @@ STEPS_TO_KILL = 3
 WORLD_SIZES = [1, 1, 1, 2]
 """Number of processes of the chains of kills, among which a method's phases are dealt out."""
 CHAINS = len(WORLD_SIZES)
+OF_A_START = {"attempts", "clock_sec", "median_step_sec", "peak_memory_bytes", "log_sha256", "content_sha256"}
+"""What a record says of times, and of where the run was."""
 EXECUTION = {"save_every_min": 0, "log_every_steps": 1}
 
 
@@ -100,7 +102,7 @@ def make_spec(method: str, model: str) -> RunSpec:
 def outcome(spec: RunSpec) -> dict[str, Any]:
     """Everything that a run leaves, but times and where it ran."""
     folder = paths.run(spec.run_id)
-    record = read_record(spec).model_dump(exclude={"attempts", "clock_sec", "median_step_sec", "peak_memory_bytes"})
+    record = read_record(spec).model_dump(exclude=OF_A_START)
     lines = [json.loads(line) for line in paths.metrics(spec.run_id).read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     times = ("time/", "unix_sec")
