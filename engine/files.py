@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -109,6 +110,24 @@ def atomic_write(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file in the block.
+
+    Args:
+        path: The file; made if missing.
+        wait: Wait for another process that holds it.
+
+    Raises:
+        BlockingIOError: If another process holds it, and `wait` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # For reading too: network file systems ask for that.
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -5,6 +5,8 @@ The launcher decides what a signal means to the scheduler. A run that stopped go
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -64,3 +66,18 @@ def stop_signals_noted() -> Iterator[Sequence[bool]]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it has ended: what a pool's workers are to call first.
+
+    Those of a pool whose process was killed would wait for work for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

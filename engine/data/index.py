@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from engine.data.archive import Damage, Member, read_members
 from engine.files import file_sha256
 from engine.schema.base import Frozen, canonical_json, fingerprint, parse
 from engine.schema.run import CaptionSource, Digest
+from engine.stop import end_with_parent
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 COLUMNS = ("image_offset", "image_bytes", "caption_offset", "caption_bytes", "crc32")
@@ -274,7 +275,7 @@ def count_pairs(
     """Return how many pairs of all ``*.tar`` of a folder an index would have, and what it would leave out."""
     shards = sorted(folder.glob("*.tar"))
     count = functools.partial(_count_one, captions=captions, digest=digest)
-    with ProcessPoolExecutor(min(jobs, len(shards))) as pool:
+    with ProcessPoolExecutor(min(jobs, len(shards)), initializer=end_with_parent) as pool:
         counted = list(track(pool.map(count, shards), "pairs", len(shards), disable=not sys.stderr.isatty()))
     return sum(usable for usable, _ in counted), [each for _, rejected in counted for each in rejected]
 
@@ -316,6 +317,15 @@ def _places_in(data: bytes, member: str) -> list[CaptionSource]:
     except (ValueError, RecursionError):
         return []
     return [CaptionSource(member=member, field=field) for field in fields] if isinstance(fields, dict) else []
+
+
+@contextlib.contextmanager
+def _alone(*folders: Path) -> Iterator[None]:
+    """Wait for other index steps of the same shards, whose sidecars are then found; tidy up after killed ones."""
+    with files.locked(folders[-1] / "lock"):
+        for folder in folders:
+            files.remove_temporaries(folder)
+        yield
 
 
 def _index_one(path: Path, captions: CaptionSource, digest: Digest, folder: Path) -> _Indexed:
@@ -451,9 +461,10 @@ def build_index(
     examples: list[Rejected] = []
     num_rejected = 0
     with (
+        _alone(out.parent, sidecars),
         files.atomic_write(rejected_path(out)) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
-        ProcessPoolExecutor(min(jobs, len(shards))) as pool,
+        ProcessPoolExecutor(min(jobs, len(shards)), initializer=end_with_parent) as pool,
     ):
         report = csv.writer(file, lineterminator="\n")
         report.writerow(Rejected._fields)

@@ -33,7 +33,7 @@ from engine.imports import late
 from engine.schema.base import parse, unknown_name
 from engine.schema.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation, Outcomes
 from engine.schema.record import Record
-from engine.training.towers import load_export
+from engine.training.towers import CONFIG_FILE, load_export
 
 with late("sklearn", "sklearn.metrics"):
     from clip_benchmark.metrics import image_caption_selection
@@ -301,8 +301,8 @@ def evaluate(
             evaluator=evaluator,
             data_sha256=data.sha256 if data else None,
             outcomes=outcomes,
-        )
-        files.write_text(result_path(name), results[name].sealed().model_dump_json(indent=1) + "\n")
+        ).sealed()
+        files.write_text(result_path(name), results[name].model_dump_json(indent=1) + "\n")
     return [results[name] for name in evaluation.sets]
 
 
@@ -321,8 +321,10 @@ def evaluate_run(
     """
     done = record.milestones.get(str(milestone))
     weights = paths.run(record.run_id) / done.weights if done else None
-    if done and weights and files.file_sha256(weights) != done.sha256:
-        raise ValueError(f"{weights} is not what record.json names: remove the run's folder and train it again")
+    if done and weights:
+        for file, sha256 in ((weights, done.sha256), (weights.with_name(CONFIG_FILE), done.config_sha256)):
+            if sha256 not in (None, files.file_sha256(file)):
+                raise ValueError(f"{file} is not what record.json names: remove the run's folder and train it again")
 
     def load() -> Model:
         assert weights is not None

@@ -101,7 +101,7 @@ class Launcher:
         """
         lock = self.launch.folder / "lock"
         self._wait_behind(lock)
-        with scheduler.locked(lock), self._gpus:
+        with files.locked(lock), self._gpus:
             if self.launch.is_done():
                 return
             self.job = self._earlier()
@@ -323,7 +323,7 @@ class Launcher:
             raise ValueError(f"{self.launch.name} asks for {wanted} GPUs, this machine has {len(machine)}{why}")
         has_said = False
         while True:
-            with scheduler.locked(paths.scheduler() / "gpus.lock"):
+            with files.locked(paths.scheduler() / "gpus.lock"):
                 free = [gpu for gpu in machine if not scheduler.is_locked(_gpu_lock(gpu))][:wanted]
                 if len(free) == wanted:
                     self._hold(tuple(free))

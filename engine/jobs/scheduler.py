@@ -8,13 +8,11 @@ A controller that does not answer says nothing about a job: its state is then un
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -107,28 +105,10 @@ def write(folder: Path, job: Job) -> None:
     files.write_text(paths.job(folder), job.model_dump_json(indent=1) + "\n")
 
 
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file in the block.
-
-    Args:
-        path: The file; made if missing.
-        wait: Wait for another process that holds it.
-
-    Raises:
-        BlockingIOError: If another process holds it, and `wait` is False.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # For reading too: network file systems ask for that.
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-
-
 def is_locked(path: Path) -> bool:
     """Tell whether another process holds the lock of a file, alone or with others."""
     try:
-        with locked(path, wait=False) if path.exists() else contextlib.nullcontext():
+        with files.locked(path, wait=False) if path.exists() else contextlib.nullcontext():
             return False
     except BlockingIOError:
         return True
@@ -235,7 +215,7 @@ def _listing(not_before: float) -> _Listing:
     """Return what squeue says about all my jobs, asked at or after `not_before`, by whoever asked first."""
     folder = paths.scheduler()
     cache = folder / f"queue-{os.getuid()}.json"
-    with locked(folder / f"queue-{os.getuid()}.lock"):
+    with files.locked(folder / f"queue-{os.getuid()}.lock"):
         if cache.exists():
             listing = parse(_Listing, files.read_text(cache), str(cache))
             # A time to come was written by a machine with another clock: it says nothing about age.
@@ -262,6 +242,8 @@ def _ask_squeue() -> _Listing:
             job_id, word, node, reason, name, folder = line.split("|", 5)
             listed = Status(phase=_phase(word), word=word, node=node, reason="" if reason == "None" else reason)
             jobs.append(_Listed(job_id=job_id, status=listed, name=name, folder=folder))
+    if answer.strip() and not jobs:
+        return _Listing(asked_at=time.time(), jobs=None)  # something else answered, such as a proxy with an error page
     return _Listing(asked_at=asked_at, jobs=tuple(jobs))
 
 

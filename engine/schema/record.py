@@ -62,6 +62,8 @@ class Milestone(Frozen):
     weights: str
     """Path below the run's folder."""
     sha256: str
+    config_sha256: str | None = None
+    """Digest of open_clip's config beside them; None in old records."""
 
 
 class NormalizerError(Frozen):

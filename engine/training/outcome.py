@@ -16,7 +16,7 @@ from engine.schema.run import RunSpec
 from engine.signatures import find_signatures
 from engine.training.provenance import provenance
 from engine.training.reporting import parse_lines, peak_memory_bytes, read_attempts
-from engine.training.towers import WEIGHTS_FILE, Towers, export
+from engine.training.towers import CONFIG_FILE, WEIGHTS_FILE, Towers, export
 from engine.training.trainer import Trainer
 
 
@@ -64,7 +64,11 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
         status="diverged" if divergence else "finished",
         samples_seen=reached,
         milestones={
-            str(n): Milestone(weights=str(path.relative_to(folder)), sha256=files.file_sha256(path))
+            str(n): Milestone(
+                weights=str(path.relative_to(folder)),
+                sha256=files.file_sha256(path),
+                config_sha256=files.file_sha256(path.with_name(CONFIG_FILE)),
+            )
             for n, path in weights.items()
         },
         **errors,

@@ -27,7 +27,6 @@ from pydantic import Field
 from rich.console import Console
 
 from engine import errors, files
-from engine.jobs import scheduler
 from engine.schema.base import Frozen, parse, unknown_name
 from experiments import cards
 from experiments.fetch import download, parquet
@@ -234,7 +233,7 @@ def _are_in(ids: NDArray[np.void], uids: pa.ChunkedArray) -> NDArray[np.bool_]:
 def _img2dataset(folder: Path) -> Path:
     """Return the program; install it first if it is not there. Of several crawls at once, one installs it."""
     home = folder / f".img2dataset-{files.file_sha256(PINS)[:8]}"
-    with scheduler.locked(home.with_name(f"{home.name}.lock")):
+    with files.locked(home.with_name(f"{home.name}.lock")):
         if not (home / "ready").exists():
             _install(home)
     return home / "bin" / "img2dataset"

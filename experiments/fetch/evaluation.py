@@ -33,7 +33,6 @@ from rich.table import Column, Table
 from engine import files
 from engine.evaluation import card_files, reading
 from engine.evaluation.digest import folder_digest
-from engine.jobs import scheduler
 from engine.schema.base import Frozen, parse, unknown_name
 from engine.schema.evaluation import EvalCard
 from experiments import cards
@@ -428,7 +427,7 @@ def _alone(card: EvalCard) -> Iterator[None]:
     """Keep other processes on this machine from fetching the same set."""
     path = Path(card.path) / _HIDDEN / "lock"
     try:
-        with scheduler.locked(path, wait=False):
+        with files.locked(path, wait=False):
             yield
     except BlockingIOError:
         raise FetchError(f"evaluation set {card.name!r}: another process is fetching it ({path} is locked)") from None

@@ -12,7 +12,7 @@ import synthetic
 
 from analysis import frame as tidy
 from analysis.collect import MAX_CURVE_POINTS, CollectError, collect
-from engine import paths
+from engine import files, paths
 from engine.schema.run import RunSpec
 
 END = synthetic.BATCH * synthetic.STEPS
@@ -189,6 +189,15 @@ def test_a_broken_line_is_named(suite: Path) -> None:
     path = paths.metrics(run_id("openclip", 0))
     path.write_text(path.read_text() + '{"step": 1')
     with pytest.raises(CollectError, match=r"metrics\.jsonl, line 41"):
+        collect(suite)
+
+
+def test_a_log_that_changed_since_the_record_was_written_is_named(suite: Path) -> None:
+    path = paths.metrics(run_id("neuclip", 1))
+    change(RECORD, "log_sha256", to=files.file_sha256(path))
+    collect(suite)
+    path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 0.003'))
+    with pytest.raises(CollectError, match=rf"^{path}: its digest is not the one in the record; put the file back"):
         collect(suite)
 
 

@@ -7,7 +7,6 @@ from support import toy
 
 from analysis import frame
 from engine import files, paths
-from engine.jobs import scheduler
 from engine.schema.run import Execution
 from engine.training.checkpoint import save_checkpoint
 from engine.training.loop import train
@@ -27,13 +26,13 @@ def test_every_file_of_a_results_folder_is_as_the_umask_says(tmp_path, monkeypat
     train(spec, Execution())
     save_checkpoint(paths.checkpoints(spec.run_id), 2, {"weights": torch.zeros(2)})
     frame.write(pd.DataFrame({"value": [1.0]}), paths.collected("toy"))
-    with scheduler.locked(paths.scheduler() / "gpus.lock"):
+    with files.locked(paths.scheduler() / "gpus.lock"):
         pass
-    files = [path for path in paths.RESULTS.rglob("*") if path.is_file()]
+    written = [path for path in paths.RESULTS.rglob("*") if path.is_file()]
     expected = {"00000.tar.safetensors", "open_clip_model.safetensors", "32.safetensors", "step-000000002.pt"}
     expected |= {"toy.parquet", "record.json", "metrics.jsonl", "index.json", "rejected.csv", "lock", "gpus.lock"}
-    assert expected <= {path.name for path in files}
-    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}
+    assert expected <= {path.name for path in written}
+    assert {oct(path.stat().st_mode & 0o777) for path in written} == {oct(0o666 & ~umask)}
     folders = [path for path in paths.RESULTS.rglob("*") if path.is_dir()]
     assert {oct(path.stat().st_mode & 0o777) for path in folders} == {oct(0o777 & ~umask)}
 

@@ -253,6 +253,10 @@ def test_a_suite_is_expanded_again_when_its_file_a_methods_file_or_a_copy_has_ch
     copy.unlink()
     ids()
     assert copy.exists()
+    # What is remembered is not believed when it was changed.
+    third = ids()
+    edit(remembered, '"seed":0', '"seed":1')
+    assert ids() == third
 
 
 # The page -----------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class OneMachineSlurm:
             # The folder's owner and mode may be odd in a container, hence --force.
             self._start("munged", "--foreground", "--force", *munge)
             self._wait_until("munged listens", (self.folder / "munge.socket").exists)
-            self._start("slurmctld", "-D", "-f", str(self.conf))
+            self._start_controller()
             for node in self.nodes:
                 self._start(f"slurmd {node}", "-D", "-f", str(self.conf), "-N", node)
             self._wait_until("all nodes are idle", lambda: self._states().count("idle") == len(self.nodes))
@@ -140,6 +140,16 @@ class OneMachineSlurm:
         self.run("scontrol", "update", f"nodename={node}", "state=resume")
         self._wait_until(f"{node} is back", lambda: "down" not in (self.try_run("sinfo", "-h", "-n", node) or "down"))
 
+    def kill_controller(self) -> None:
+        """Let the controller die: no command gets an answer, and jobs go on."""
+        self._daemons["slurmctld"].kill()
+        self._daemons["slurmctld"].wait()
+
+    def restore_controller(self) -> None:
+        """Bring the controller back, with all that it knew."""
+        self._start_controller()
+        self._wait_until("the controller answers", lambda: self.try_run("scontrol", "ping") is not None)
+
     # Start and end ------------------------------------------------------------------------------------------------
 
     def _configure(self) -> None:
@@ -206,6 +216,9 @@ PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 PriorityTier=1 GraceTime=5
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=10 PriorityTier=9 PreemptMode=OFF
 """)
+
+    def _start_controller(self) -> None:
+        self._start("slurmctld", "-D", "-f", str(self.conf))
 
     def _start(self, name: str, *arguments: str) -> None:
         tool = shutil.which(name.partition(" ")[0], path=debian.SEARCH_PATH)

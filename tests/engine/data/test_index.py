@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -326,13 +325,20 @@ def test_an_index_step_that_was_killed_goes_on(tmp_path):
     args = ["--name", "toy", "--revision", "1", "--shards", tmp_path / "train", "--out", out, "--jobs", "1"]
     command = [sys.executable, "-m", "engine.index", *map(str, args)]
     root = Path(__file__).resolve().parents[3]
-    # A group of its own, so that the worker dies with it.
     process = subprocess.Popen(command, cwd=root, start_new_session=True)
     deadline = time.monotonic() + 60
     while len(sidecar_times(tmp_path)) < 20 and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
+    while time.monotonic() < deadline:  # its worker notices
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.01)
+    else:
+        raise AssertionError("the worker of a killed index step still runs")
     done = sidecar_times(tmp_path)
     assert 20 <= len(done) < 300
     assert not out.exists()
@@ -341,6 +347,7 @@ def test_an_index_step_that_was_killed_goes_on(tmp_path):
     assert len(after) == 300
     assert {name: after[name] for name in done} == done
     assert len(read_index(out).shards.name) == 300
+    assert not [path for path in (tmp_path / "index").rglob("*") if path.name.startswith(".")]
 
 
 def test_a_sidecar_of_another_version_of_a_shard_is_refused(tmp_path):

@@ -85,7 +85,7 @@ def test_results_name_what_they_were_made_from(done):
 def test_a_set_that_is_done_is_not_evaluated_again(done):
     record, evaluation, results = done
     path = paths.eval_result(record.run_id, 960, "toy_colours")
-    path.write_text(results["toy_colours"].model_copy(update={"value": 0.123}).model_dump_json())
+    path.write_text(results["toy_colours"].model_copy(update={"value": 0.123}).sealed().model_dump_json())
     again = {result.eval_set: result for result in evaluate_run(record, 960, evaluation, "cpu")}
     assert again["toy_colours"].value == 0.123
     path.unlink()
@@ -98,7 +98,7 @@ def test_another_precision_or_another_card_is_evaluated_again(done, change):
         cards = {name: card.model_copy(update=change["sets"]) for name, card in evaluation.sets.items()}
         change = {"sets": cards}
     path = paths.eval_result(record.run_id, 960, "toy_colours")
-    files.write_text(path, results["toy_colours"].model_copy(update={"value": 0.123}).model_dump_json())
+    files.write_text(path, results["toy_colours"].model_copy(update={"value": 0.123}).sealed().model_dump_json())
     again = {r.eval_set: r for r in evaluate_run(record, 960, evaluation.model_copy(update=change), "cpu")}
     assert again["toy_colours"].value == pytest.approx(results["toy_colours"].value, abs=0.1)
     assert again["toy_colours"].value != 0.123
@@ -160,10 +160,13 @@ def test_a_milestone_that_was_never_reached_is_absent(done):
         assert (result.status, result.value, result.num_samples) == ("absent", None, None)
 
 
-def test_other_weights_than_the_record_names_are_refused(done):
+@pytest.mark.parametrize(
+    ("digest", "file"), [("sha256", "open_clip_model.safetensors"), ("config_sha256", "open_clip_config.json")]
+)
+def test_other_weights_than_the_record_names_are_refused_and_another_config_of_them(done, digest, file):
     record, evaluation, _ = done
-    other = record.milestones["960"].model_copy(update={"sha256": "0" * 64})
-    with pytest.raises(ValueError, match=r"is not what record\.json names"):
+    other = record.milestones["960"].model_copy(update={digest: "0" * 64})
+    with pytest.raises(ValueError, match=rf"/{file} is not what record\.json names"):
         evaluate_run(record.model_copy(update={"milestones": {"960": other}}), 960, evaluation, "cpu")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from support import toy
 
-from engine import paths
+from engine import files, paths
 from engine.jobs import scheduler
 from engine.jobs.cluster import Cluster, Request
 from engine.jobs.launcher import Launch, Launcher
-from engine.jobs.scheduler import Job, find, is_locked, locked, run_state, start_ticks, status
+from engine.jobs.scheduler import Job, find, is_locked, run_state, start_ticks, status
 from experiments import jobs
 
 
@@ -98,8 +98,15 @@ def test_an_answer_from_before_the_submission_does_not_end_a_job(here):
     assert status(slurm_job(), not_before=0).phase == "pending"
 
 
-def test_a_controller_that_is_away_says_nothing_about_jobs(here):
-    command(here, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+        "echo '<html>502 Bad Gateway</html>'",
+    ],
+)
+def test_a_controller_that_is_away_says_nothing_about_jobs(here, answer):
+    command(here, "squeue", answer)
     assert status(slurm_job(), not_before=time.time()).phase == "unknown"
     with pytest.raises(ConnectionError, match="does not answer"):
         find("run-a", not_before=time.time())
@@ -159,7 +166,7 @@ def test_a_process_is_known_by_its_start_and_a_zombie_has_ended(here):
 def test_a_lock_is_seen_by_others_while_it_is_held(here):
     path = here / "lock"
     assert not is_locked(path)
-    with locked(path):
+    with files.locked(path):
         code = "import sys, pathlib, engine.jobs.scheduler as s; sys.exit(s.is_locked(pathlib.Path('lock')))"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
     assert not is_locked(path)
@@ -170,7 +177,7 @@ def test_the_state_of_a_run_follows_its_files(here):
     toy.write_spec(here, spec)
     run_id, folder = spec.run_id, paths.jobs(spec.run_id) / "train"
     assert run_state(run_id) == "to do"
-    with locked(paths.run(run_id) / "lock"):
+    with files.locked(paths.run(run_id) / "lock"):
         assert run_state(run_id) == "running"  # by hand
     answers(here, f"7|PENDING||Priority|{run_id}|{here}")
     scheduler.write(folder, slurm_job(name=run_id))
