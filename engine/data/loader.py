@@ -414,10 +414,27 @@ class _Worked(Dataset[Batch | OSError | ValueError]):
 
     def __getitem__(self, request: Request) -> Batch | OSError | ValueError:
         try:
-            return self._dataset[request]
+            batch = self._dataset[request]
+            _put_into_shared_memory(batch)
+            return batch
         except (OSError, ValueError) as error:
             error.add_note(f"It comes from a loader process:\n{traceback.format_exc()}")
             return error
+
+
+def _put_into_shared_memory(batch: Batch) -> None:
+    """Put a batch where the training process finds it.
+
+    Otherwise a thread of the worker's queue does that, which tells nobody of an error: the training waits for ever.
+    """
+    try:
+        for tensor in batch.tensors():
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise OSError(
+            f"a loader process cannot put its batch into /dev/shm ({error}): make room there, raise the limit on the "
+            "size of files, or use num_workers = 0"
+        ) from None
 
 
 def _start_worker(worker: int) -> None:

@@ -1,6 +1,7 @@
 import io
 import itertools
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -115,6 +116,16 @@ def test_starting_at_a_step_gives_the_rest_of_the_batches(damaged, num_workers):
         rest, rest_replaced = stacked(dataset(damaged), steps=range(first, 13), num_workers=num_workers)
         assert equal([tensor[first:] for tensor in whole], rest)
         assert replaced[first:] == rest_replaced
+
+
+def test_a_worker_that_cannot_hand_a_batch_over_ends_the_run(root):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # of a batch in /dev/shm, too
+    try:
+        with pytest.raises(OSError, match=r"cannot put its batch into /dev/shm .*File too large.*make room there"):
+            stacked(dataset(root), num_workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_positions_belong_to_their_images_and_captions(root):
