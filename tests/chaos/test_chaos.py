@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from chaos import faults
-from chaos.harness import Round, disk, draw, seeds
+from chaos.harness import ROUNDS, Round, disk, draw, seeds
 from chaos.workflow import World, shared_world
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ROUNDS, reason="plays for minutes: say CHAOS_ROUNDS=N")]
 
 
 @pytest.fixture(scope="module")

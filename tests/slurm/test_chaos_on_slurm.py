@@ -2,10 +2,14 @@
 
 import pytest
 from chaos import on_slurm
-from chaos.harness import Round, disk, draw, seeds
+from chaos.harness import ROUNDS, Round, disk, draw, seeds
 from chaos.workflow import shared_world
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not ROUNDS, reason="plays for minutes: say CHAOS_ROUNDS=N"),
+]
 
 
 @pytest.fixture(scope="module")
