@@ -26,6 +26,7 @@ LONGEST_SEC = 600
 """A command that takes longer hangs."""
 FAULTS = 8
 """Of a round."""
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "0"))
 FIRST_SEED, REPORT = int(os.environ.get("CHAOS_SEED", "0")), os.environ.get("CHAOS_REPORT")
 TRIES = 4
 """Commands without a fault within which all is done."""
@@ -44,9 +45,9 @@ def draw(seed: int, families: Sequence[str]) -> list[str]:
     return [*orders[0], *orders[1]][place : place + FAULTS]
 
 
-def seeds(rounds: int) -> range:
-    """Return the seeds of the rounds of a test run, `rounds` of them where nobody says how many."""
-    return range(FIRST_SEED, FIRST_SEED + int(os.environ.get("CHAOS_ROUNDS", rounds)))
+def seeds() -> range:
+    """Return the seeds of the rounds of a test run."""
+    return range(FIRST_SEED, FIRST_SEED + max(1, ROUNDS))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ def world(request, tmp_path_factory):
     return shared_world(request.config, tmp_path_factory)
 
 
-@pytest.mark.parametrize("seed", seeds(1))
+@pytest.mark.parametrize("seed", seeds())
 def test_a_workflow_that_is_struck_goes_on_to_the_same_results(world, slurm, tmp_path, seed):
     with disk(tmp_path / "round"):
         Round(world, tmp_path / "round", seed, draw(seed, list(on_slurm.families())), slurm).play()
