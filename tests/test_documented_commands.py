@@ -23,7 +23,7 @@ ELSEWHERE = {
     # Environments and other programs.
     r"(make|pip|git|hf|tensorboard|python3\.11) .*|pip install .*": "",
     # Too long to run; their form is that of commands which are.
-    r"(KILL_ROUNDS=50 )?pytest .*": "",
+    r"([A-Z_]+=\S+ )*pytest .*|python tests/chaos/count\.py .*": "",
     r"snakemake( report)?|snakemake all": "tests/workflow/test_snakemake.py::test_a_second_run_does_nothing",
     r"python docs/images/.*": "",
     # These download, or need what is downloaded.
