@@ -6,14 +6,13 @@ Imports no torch: the workflow reads it for every run before anything is submitt
 from __future__ import annotations
 
 import fnmatch
-import json
 import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, StrictInt, StrictStr, field_validator, model_validator
 
-from engine.schema.base import Frozen, ModelT, located, parse, unknown_name, validated
+from engine.schema.base import Frozen, ModelT, located, unknown_name, validated
 from engine.schema.run import Execution, RunSpec, refuse_uneven
 from engine.schema.written import load_yaml
 from engine.versions import ROOT
@@ -180,11 +179,12 @@ def configure(cluster: Cluster, settings: dict[str, JsonValue], where: str) -> C
     """
     models: dict[str, type[Frozen]] = dict.fromkeys(("train", "evaluate", "prepare"), Request)
     models["execution"] = Execution
-    written = {
-        key: parse(model, json.dumps(settings[key]), f"{where} {key}", strict=True)
-        for key, model in models.items()
-        if settings.get(key) is not None
-    }
+    written: dict[str, Frozen] = {}
+    for key, model in models.items():
+        if settings.get(key) is not None:
+            with located(f"{where} {key}", model):
+                # Snakemake gives numbers of the command line as texts.
+                written[key] = validated(model, settings[key])
     changes: dict[str, Any] = {}
     if "prepare" in written:
         changes["prepare"] = _over(cluster.prepare or Request(), written.pop("prepare"))
