@@ -95,7 +95,7 @@ def _p_value(difference: pd.Series) -> float:
 
 def _table(ours: pd.DataFrame, found: list[Entry], rules: Track) -> Table:
     ours = ours[(ours["dataset"] == rules.dataset) & (ours["model"] == rules.model) & ours["seed"].isin(rules.seeds)]
-    batches = (rules.global_batch_size, int(ours["global_batch_size"].max()))
+    batches = (rules.global_batch_size, ours["global_batch_size"].max())
     ours = ours[ours["global_batch_size"].isin(batches)]
     frame = _counted(pd.concat([ours, *(entry.rows.assign(method=entry.name) for entry in found)], ignore_index=True))
     gaps, workloads = headroom.gaps(frame), time_to_target.workloads(frame)
