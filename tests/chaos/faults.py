@@ -415,11 +415,15 @@ class WrongTimes(Fault):
         self.has_struck = True
 
     def mend(self, workflow: Workflow, ended: Ended) -> None:
-        # What was made from a file of the future is older than it until then: Snakemake would make it again and again.
-        now = time.time()
-        for path in (workflow.folder / "results").rglob("*"):
-            if path.is_file() and path.stat().st_mtime > now:
-                os.utime(path)
+        end_the_future(workflow)
+
+
+def end_the_future(workflow: Workflow) -> None:
+    """Touch results of a time to come: what is made from them is older, and Snakemake refuses it or makes it again."""
+    now = time.time()
+    for path in (workflow.folder / "results").rglob("*"):
+        if path.is_file() and path.stat().st_mtime > now:
+            os.utime(path)
 
 
 class JumpingClock(Fault):
@@ -447,6 +451,7 @@ class JumpingClock(Fault):
 
     def mend(self, workflow: Workflow, ended: Ended) -> None:
         workflow.env = self._kept
+        end_the_future(workflow)
 
 
 class TwoHeads(Fault):
