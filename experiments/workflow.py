@@ -6,11 +6,13 @@ never changes.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -247,9 +249,12 @@ class Workflow:
 
         Raises:
             ValueError: If data are missing: no job is to wait in a queue for what nobody has fetched.
+            OSError: If a job could not write its files; Snakemake itself would end with a traceback.
         """
+        jobs = jobs_to_run(workflow)
+        refuse_read_only(Path(file) for job in jobs for file in (*job.output, *job.log))
         datasets, evaluations = [], []
-        for job in jobs_to_run(workflow):
+        for job in jobs:
             if job.rule.name == "index":
                 datasets.append(job.wildcards.dataset)
             elif job.rule.name == "train":
@@ -257,7 +262,7 @@ class Workflow:
             elif job.rule.name == "evaluate":
                 evaluations.append(self.evaluations[job.wildcards.evaluation])
         cards.refuse_missing(datasets, evaluations)
-        for suite in self._about(jobs_to_run(workflow)):
+        for suite in self._about(jobs):
             expansion.write(suite)
 
     def _about(self, jobs: Sequence[Any]) -> list[ExpandedSuite]:
@@ -322,6 +327,15 @@ def figures(suite: str) -> list[Path]:
 def _full_names(asked: str) -> list[str]:
     """Return the full names of the suites that one name asks for."""
     return [names.split(name).name for name in names.resolve([asked])]
+
+
+def refuse_read_only(files: Iterable[Path]) -> None:
+    """Raise an `OSError` if nothing may be written where one of some files, or a folder for it, has to be made."""
+    for folder in {path.parent for path in files}:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not os.access(there, os.W_OK):
+            code = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(code, os.strerror(code), str(there))
 
 
 # Snakemake has no public way to what follows. Tests hold both to the version that `requirements.lock` pins.

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,21 @@ def smoke(original: Path, request: pytest.FixtureRequest, tmp_path_factory: pyte
         assert result.returncode == 0, result.stdout[-6000:]
 
     return made_once(request.config, tmp_path_factory, "smoke", run)
+
+
+@pytest.fixture
+def make_read_only() -> Iterator[Callable[[Path], None]]:
+    """Let nobody write into a folder, root included, until the test is over."""
+    made: list[Path] = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        folder.chmod(0o555)
+        if os.geteuid() == 0 and subprocess.run(["chattr", "+i", folder], capture_output=True, check=False).returncode:
+            pytest.skip("root may write anywhere on this file system")
+
+    yield make
+    for folder in made:
+        if os.geteuid() == 0:
+            subprocess.run(["chattr", "-i", folder], check=False)
+        folder.chmod(0o755)

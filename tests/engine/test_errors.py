@@ -1,7 +1,6 @@
 """An error that a user can mend is one sentence with the file's name; a bug keeps its traceback."""
 
 import errno
-import os
 import subprocess
 import sys
 
@@ -84,24 +83,6 @@ def spec(tmp_path, monkeypatch):
     spec = toy.run_spec("openclip", steps=2)
     toy.write_spec(tmp_path, spec)
     return spec
-
-
-@pytest.fixture
-def make_read_only():
-    """Let nobody write into a folder, root included, until the test is over."""
-    made = []
-
-    def make(folder):
-        made.append(folder)
-        folder.chmod(0o555)
-        if os.geteuid() == 0 and subprocess.run(["chattr", "+i", folder], capture_output=True, check=False).returncode:
-            pytest.skip("root may write anywhere on this file system")
-
-    yield make
-    for folder in made:
-        if os.geteuid() == 0:
-            subprocess.run(["chattr", "-i", folder], check=False)
-        folder.chmod(0o755)
 
 
 def test_a_training_in_a_folder_that_cannot_be_written_says_so(spec, make_read_only):

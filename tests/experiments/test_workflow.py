@@ -1,11 +1,12 @@
 """What the Snakefile asks, without Snakemake."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from analysis import artifacts
-from engine import paths
+from engine import errors, paths
 from engine.schema.base import fingerprint, parse
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
@@ -148,8 +149,9 @@ def test_a_wrong_setting_is_named(config, message):
     assert message in str(error.value)
 
 
-def job(rule, **wildcards):
-    return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=SimpleNamespace(**wildcards))
+def job(rule, output=(), log=(), **wildcards):
+    rule, wildcards = SimpleNamespace(name=rule), SimpleNamespace(**wildcards)
+    return SimpleNamespace(rule=rule, wildcards=wildcards, output=output, log=log)
 
 
 def about_to_run(*jobs):
@@ -179,6 +181,17 @@ def test_at_the_end_the_suites_are_shown_that_were_drawn_and_the_reports_that_we
     drawn = [job("collect", suite="smoke"), job("table", suite=name, name="ablation"), job("page", report=name)]
     assert both.made(about_to_run(*drawn)) == [paths.collected(name), paths.report(name)]
     assert both.made(about_to_run(job("index", dataset="icons_tiny"))) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_job(smoke, make_read_only):
+    kept = Path("kept")
+    kept.mkdir()
+    make_read_only(kept)
+    for kind in ("output", "log"):
+        with pytest.raises(OSError, match="kept") as caught:
+            smoke.start(about_to_run(job("collect", suite="smoke", **{kind: ["kept/new/file"]})))
+        assert errors.describe(caught.value).startswith("kept: Permission denied: allow this user")
+    assert not paths.suite("smoke").exists()
 
 
 def test_data_that_are_missing_are_named_for_the_jobs_that_will_run_and_for_no_others(smoke):
