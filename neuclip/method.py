@@ -22,9 +22,9 @@ Choices that the paper leaves open, and ours:
 - `objective: separate` and `architecture: mlp` are the paper's ablations, see `neuclip.objective.regression_slope`
   and `neuclip.normalizer.MLP`. The latter's weights are drawn once: its restarts only reset AdaGrad.
 - `architecture: queue`, ours, is the embeddings of the last batches in place of a network, see
-  `neuclip.normalizer.Queue`: no block 2. What it has no use for (`num_updates`, `npn_lr`, `restart_period`,
+  `neuclip.stored.Queue`: no block 2. What it has no use for (`num_updates`, `npn_lr`, `restart_period`,
   `objective`, `updates`) changes nothing, as `num_prototypes` does with `mlp`.
-- Controls, ours, tell what a gain comes of. Three have no block 2 (see `neuclip.normalizer`): `architecture: exact`
+- Controls, ours, tell what a gain comes of. Three have no block 2 (see `neuclip.stored`): `architecture: exact`
   encodes `num_prototypes` fresh random pairs in every step and takes the mean over them, which is exact in expectation
   and slow; `average` is FastCLIP's moving average of each pair's own estimates; `batch` is the batch's own estimate,
   which makes every weight 1. `temperature_gradient: infonce` moves the temperature as InfoNCE over the batch would,
@@ -57,9 +57,10 @@ from engine.method import (
 )
 from engine.schema.record import Signature
 from engine.signatures import Log
-from neuclip.normalizer import MLP, Anchors, Average, Batch, Fresh, Normalizer, Observed, Prototypes, Queue, Stored
+from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes
 from neuclip.objective import MAX_GAP, conjugate_slope, count_positive, regression_slope, unified
 from neuclip.signatures import find_signatures
+from neuclip.stored import Average, Batch, Fresh, Observed, Queue, Stored
 
 RHO_SHARE = 0.6
 """Of log(G - 1), KL's bound: what suite `icons` was tuned to (3.0 at 128 pairs). Random embeddings in 64 dimensions
