@@ -1,7 +1,7 @@
 """The networks that predict log-normalizers, and how they are trained inside a step and restarted.
 
-`Prototypes` is the paper's normalizer-prediction network (NPN); `MLP` is what its ablation puts in its place. What needs
-no network is in `neuclip.stored`. All keep their state in buffers: the engine's optimiser never sees it.
+`Prototypes` is the paper's normalizer-prediction network (NPN); `MLP` is what its ablation puts in its place. What
+needs no network is in `neuclip.stored`. All keep their state in buffers: the engine's optimiser never sees it.
 Shape suffixes: 2 sides (image anchors, text anchors), B local anchors, G global batch, C chunk of anchors,
 M prototypes (S: this process's share of them) or embeddings of other pairs, D embedding, K weights of the MLP.
 """

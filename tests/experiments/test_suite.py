@@ -13,7 +13,8 @@ from engine.schema.base import canonical_json, parse
 from engine.schema.run import Execution, RunSpec
 from experiments import cards, expansion, names
 from experiments.__main__ import main
-from experiments.suite import Suite, expand
+from experiments.suite import expand
+from experiments.suite_file import Suite
 
 SUITES = cards.names("suites")
 ABLATIONS = cards.names("ablations")
