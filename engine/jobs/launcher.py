@@ -141,10 +141,10 @@ class Launcher:
 
     def _find(self) -> str | None:
         """Look for a Slurm job that was submitted but not noted; an answer from before this call does not count."""
-        since = time.time()
         while True:
             try:
-                return scheduler.find(self.launch.name, not_before=since)
+                # Each time from now on: that there was no answer is remembered, as answers are.
+                return scheduler.find(self.launch.name, not_before=time.time())
             except ConnectionError as error:
                 _say(f"{error}; asking again")
                 time.sleep(self.launch.cluster.poll_sec)

@@ -56,6 +56,10 @@ class Fault:
         """Return texts of which the error must have one, if there is an error."""
         return ()
 
+    def explains_traceback(self, output: str) -> bool:
+        """Tell if a traceback is Snakemake's own, of a fault that is not for us to tell."""
+        return False
+
 
 # Processes -----------------------------------------------------------------------------------------------------------
 
@@ -331,6 +335,9 @@ class FullDisk(Fault):
 
     def words(self, workflow: Workflow) -> tuple[str, ...]:
         return ("no room for", "No space left on device", "make room")
+
+    def explains_traceback(self, output: str) -> bool:
+        return "snakemake/persistence/" in output and "No space left on device" in output
 
     def mend(self, workflow: Workflow, ended: Ended) -> None:
         mount("-o", f"remount,size={ROOM_BYTES}", str(workflow.folder))

@@ -177,7 +177,7 @@ class Round:
         ended = command.wait()
         if ended.code == 0 and not (workflow.folder / TABLE).is_file():
             self._break("the command says that it is done, and the table is not there", ended)
-        if _TRACEBACK.search(ended.output):
+        if _TRACEBACK.search(ended.output) and not fault.explains_traceback(ended.output):
             self._break("the command shows a traceback", ended)
         for method, (starts, saved, is_trained) in before.items():
             now = workflow.starts(method)

@@ -231,9 +231,21 @@ def test_a_run_whose_job_was_cancelled_is_to_do_whatever_slurm_remembers(here):
     assert run_state("run-a") == "failed"
 
 
-def test_a_launcher_tells_a_jobs_number_state_and_reason_when_they_change(here, capsys):
+def slurm_launcher(here, **cluster):
     place = {"name": "run-a", "folder": here / "jobs", "output": here / "output", "command": ("work",)}
-    launcher = Launcher(Launch(**place, cluster=Cluster(scheduler="slurm"), request=Request()))
+    return Launcher(Launch(**place, cluster=Cluster(scheduler="slurm", **cluster), request=Request()))
+
+
+def test_a_launcher_asks_again_until_the_controller_answers(here, capsys):
+    (here / "away").touch()
+    command(here, "squeue", "[ ! -e away ] || { rm away; exit 1; }; echo " + f"'7|RUNNING|n7|None|run-a|{here}'")
+    assert slurm_launcher(here, poll_sec=0.01)._find() == "7"
+    assert "does not answer; asking again" in capsys.readouterr().err
+    assert len(asked(here)) == 2
+
+
+def test_a_launcher_tells_a_jobs_number_state_and_reason_when_they_change(here, capsys):
+    launcher = slurm_launcher(here)
     pending = ("PENDING||Priority", "PENDING||Priority", "PENDING||ReqNodeNotAvail, n7")
     for line in (*pending, "RUNNING|n7|None", "FAILED|n7|None"):
         answers(here, f"7|{line}|run-a|{here}")
