@@ -172,4 +172,5 @@ def _markdown(item: str | Cell) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    return re.sub(r"([|*_])", r"\\\1", text)
+    """Write text so that Markdown shows it; of ``<`` what could begin an element."""
+    return re.sub(r"([\\`|*_]|\](?=\()|<(?=[A-Za-z/!?]))", r"\\\1", text)

@@ -57,7 +57,7 @@ class Event(Fault):
                 return True  # it has ended just now
             cluster.fail_node(self._node)
         else:
-            cluster.kill_controller()
+            cluster.stop_controller()
         self.has_struck = True
         self._until = time.monotonic() + (self.down_sec if self.kind.endswith("down") else 0)
         return False

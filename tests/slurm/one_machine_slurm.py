@@ -140,9 +140,12 @@ class OneMachineSlurm:
         self.run("scontrol", "update", f"nodename={node}", "state=resume")
         self._wait_until(f"{node} is back", lambda: "down" not in (self.try_run("sinfo", "-h", "-n", node) or "down"))
 
-    def kill_controller(self) -> None:
-        """Let the controller die: no command gets an answer, and jobs go on."""
-        self._daemons["slurmctld"].kill()
+    def stop_controller(self) -> None:
+        """Stop the controller: no command gets an answer, and jobs go on.
+
+        Killed, it would forget what it has not saved for seconds, and call jobs running that have ended.
+        """
+        self._daemons["slurmctld"].terminate()
         self._daemons["slurmctld"].wait()
 
     def restore_controller(self) -> None:
