@@ -414,5 +414,5 @@ def _agree(seen: Seen, key: tuple[str, str], found: str | None, path: Path) -> N
     if first != found:
         raise CollectError(
             f"{path}: {' '.join(key)} is {found}, but {where} has {first}: these numbers do not "
-            "compare; remove the older of the two and make it again"
+            "compare; remove the wrong one and run snakemake again"
         )

@@ -26,7 +26,7 @@ LONGEST_SEC = 600
 """A command that takes longer hangs."""
 FAULTS = 8
 """Of a round."""
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "0"))
+ROUNDS = os.environ.get("CHAOS_ROUNDS")
 FIRST_SEED, REPORT = int(os.environ.get("CHAOS_SEED", "0")), os.environ.get("CHAOS_REPORT")
 TRIES = 4
 """Commands without a fault within which all is done."""
@@ -45,9 +45,9 @@ def draw(seed: int, families: Sequence[str]) -> list[str]:
     return [*orders[0], *orders[1]][place : place + FAULTS]
 
 
-def seeds() -> range:
-    """Return the seeds of the rounds of a test run."""
-    return range(FIRST_SEED, FIRST_SEED + max(1, ROUNDS))
+def seeds(rounds: int) -> range:
+    """Return the seeds of the rounds of a test run: of so many, where nobody asks for others."""
+    return range(FIRST_SEED, FIRST_SEED + int(ROUNDS or rounds))
 
 
 @contextlib.contextmanager

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from chaos import faults
-from chaos.harness import ROUNDS, Round, disk, draw, seeds
+from chaos.harness import Round, disk, draw, seeds
 from chaos.workflow import World, shared_world
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ROUNDS, reason="plays for minutes: say CHAOS_ROUNDS=N")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def impossible() -> dict[str, str]:
     return faults.impossible()
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(rounds=4))
 def test_a_workflow_that_is_struck_goes_on_to_the_same_results(
     world: World, impossible: dict[str, str], tmp_path: Path, seed: int
 ) -> None:
