@@ -31,7 +31,7 @@ from engine.schema.base import fingerprint
 KEEP = 2
 _WRONG_CONTENT = (
     pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError,
-    AssertionError, struct.error,
+    AssertionError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 """What torch raises for a file, or a state, of another kind than is asked for."""
 _SEAL = "manifest_sha256"

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import resource
+import struct
 import subprocess
 import sys
 import zipfile
@@ -185,16 +186,21 @@ def replace_data(folder, step, write):
     write_manifest(manifest, facts)
 
 
+ON_TWO_DISKS = b"PK\x06\x07" + struct.pack("<LQL", 1, 0, 2) + b"PK\x05\x06" + bytes(18)
+"""The end of an archive of zip's large form, of which the rest would be on another disk."""
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: path.write_bytes(pickle.dumps({"towers": {}})), "is no checkpoint, but another kind of file"),
         (lambda path: torch.save({"towers": path}, path), "is no checkpoint, but another kind of file"),
         (lambda path: zipfile.ZipFile(path, "w").close(), "is no checkpoint, but another kind of file"),
+        (lambda path: path.write_bytes(ON_TWO_DISKS), "is no checkpoint, but another kind of file"),
         (lambda path: torch.save([1], path), "is no checkpoint, but another kind of file"),
         (lambda path: torch.save({"towers": {}}, path), "is no checkpoint of a run, it lacks averaged, clock,"),
     ],
-    ids=["a pickle", "an object", "an archive", "a list", "without its keys"],
+    ids=["a pickle", "an object", "an archive", "on two disks", "a list", "without its keys"],
 )
 def test_another_file_in_the_place_of_a_checkpoint_is_named(tmp_path, monkeypatch, write, message):
     toy.build(tmp_path)
