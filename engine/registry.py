@@ -132,6 +132,10 @@ def _class_in(module: ModuleType, name: str) -> type[Method]:
     method = found[name]
     if not (isinstance(method.Config, type) and issubclass(method.Config, MethodConfig)):
         raise ValueError(f"{module.__file__}: {name}.Config is {method.Config!r}: make it a subclass of MethodConfig")
+    try:
+        method.Config.model_rebuild()
+    except Exception as error:  # with what pydantic says of a type that is not defined
+        raise ValueError(f"{module.__file__}: {name}.Config: {_said(error)}") from error
     for member in ("loss", "logit_scale"):
         if getattr(method, member) is getattr(Method, member):
             raise ValueError(f"{module.__file__}: {name} does not define {member!r}: see engine.method.Method")
@@ -162,7 +166,7 @@ def _module(content: bytes, sha256: str, path: Path) -> ModuleType:
         module.__file__ = str(path)
         sys.modules[name] = module  # dataclasses and pydantic look up the module of a class while they make it
         try:
-            exec(compile(content, str(path), "exec"), vars(module))
+            exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
         except (Exception, SystemExit) as error:  # of any kind: the file is the user's, who needs to know the line
             del sys.modules[name]
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -409,6 +409,21 @@ def _trials(suite: Suite, tuning: Tuning, asked: names.Asked) -> Iterator[SuiteR
             yield _run(suite, Variant(label=DEFAULTS, defaults=True), method, sources[method], seed)
 
 
+def _refuse_one_name(runs: Iterable[SuiteRun]) -> None:
+    """Refuse different runs that tables would take for one: their results would be averaged."""
+    named: set[tuple[Any, ...]] = set()
+    for run in runs:
+        spec = run.spec
+        name = (spec.dataset.name, spec.model.name, spec.global_batch_size, spec.method.name, run.variant, spec.seed)
+        if name in named:
+            label = f"the label {run.variant!r}" if run.variant else "no label"
+            raise ValueError(
+                f"different runs of {spec.method.name} with seed {spec.seed} on {spec.dataset.name} have {label}: "
+                "tables would not tell them apart; give their variants labels that differ"
+            )
+        named.add(name)
+
+
 def expand(name: str) -> ExpandedSuite:
     """Read a suite, or an ablation or the tuning of one, and return its runs, sorted by id.
 
@@ -416,7 +431,8 @@ def expand(name: str) -> ExpandedSuite:
         name: As in `experiments.names`, but one suite, no group of them.
 
     Raises:
-        ValueError: If anything in the suite, its cards or its methods is unknown or wrong, or if two runs are the same.
+        ValueError: If anything in the suite, its cards or its methods is unknown or wrong, if two runs are the same, or
+            if they differ and have one name.
     """
     asked = names.split(name)
     with located(f"suite {asked.name!r}", Training):
@@ -442,6 +458,7 @@ def expand(name: str) -> ExpandedSuite:
             if known is not run and run.variant != DEFAULTS and not (asked.ablation and known.variant == ""):
                 spec = run.spec
                 raise ValueError(f"variant {run.variant!r} of {spec.method.name} with seed {spec.seed} occurs twice")
+        _refuse_one_name(runs.values())
     return ExpandedSuite(
         name=asked.name,
         title=suite.title,

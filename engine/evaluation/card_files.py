@@ -6,6 +6,7 @@ relative to its own place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from engine import files
-from engine.schema.base import ID_PATTERN, Frozen, ModelT, explain_validation_error, gathered, unknown_name
+from engine.schema.base import ID_PATTERN, Frozen, ModelT, explain_validation_error, gathered, located, unknown_name
 from engine.schema.evaluation import EvalCard, Evaluation, Precision, WhenMissing
 from engine.schema.written import load_yaml, read_yaml
 
@@ -154,9 +155,15 @@ def evaluation(folder: Path, reference: str) -> Evaluation:
     else:
         listed = read_card(place, reference, EvaluationList, "evaluation")
     start = (file or place).parent
-    cards = gathered(partial(eval_set, folder, placed(each, start)) for each in listed.sets)
-    called = dict(zip(listed.sets, (card.name for card in cards), strict=True))
     name = Path(reference).stem if reference.endswith(SUFFIX) else reference
+
+    def card_of(each: str) -> EvalCard:
+        # Of a file the error tells where it is, of a name that it is in this list.
+        with contextlib.nullcontext() if each.endswith(SUFFIX) else located(f"evaluation {name!r}"):
+            return eval_set(folder, placed(each, start))
+
+    cards = gathered(partial(card_of, each) for each in listed.sets)
+    called = dict(zip(listed.sets, (card.name for card in cards), strict=True))
     if len(sets := {card.name: card for card in cards}) < len(cards):
         raise ValueError(f"evaluation {name!r}: two sets have the same name among {', '.join(called.values())}")
     averages = {key: tuple(called.get(each, each) for each in of) for key, of in listed.averages.items()}

@@ -437,13 +437,13 @@ class JumpingClock(Fault):
     """Let the clock of all that a command starts be wrong by days."""
 
     kind = "a clock that jumped"
-    may_fail = False
     PACKAGES: ClassVar = {"faketime": "faketime"}
     LIBRARY = "faketime/libfaketimeMT.so.1"
 
     def __init__(self, rng: random.Random) -> None:
         self.method, self.stage = rng.choice(METHODS), rng.choice(["train", "evaluate", "collect"])
         self.shift_sec = rng.choice([-1, 1]) * rng.choice([90, 3600, DAY_SEC, 400 * DAY_SEC])
+        self.may_fail = self.shift_sec < 0
         self.about = f"by {self.shift_sec} s in {self.stage} of {self.method}"
         self._kept: dict[str, str] = {}
 
@@ -455,6 +455,9 @@ class JumpingClock(Fault):
         clock = {"FAKETIME": f"{self.shift_sec:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
         workflow.env = {**self._kept, "LD_PRELOAD": str(library), **clock}
         self.has_struck = True
+
+    def words(self, workflow: Workflow) -> tuple[str, ...]:
+        return ("clock skew",)
 
     def mend(self, workflow: Workflow, ended: Ended) -> None:
         workflow.env = self._kept

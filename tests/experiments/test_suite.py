@@ -358,6 +358,14 @@ def test_adding_a_seed_adds_runs_and_changes_none(own):
     assert len(after) == 2 * len(before)
 
 
+def test_different_runs_that_tables_would_take_for_one_are_refused(own):
+    change(own, variants=[{}, {"methods": ["openclip"], "training": {"optimizer": {"lr": 5e-4}}}])
+    with pytest.raises(ValueError, match="different runs of openclip with seed 0 on icons_tiny have no label"):
+        expand("smoke")
+    change(own, variants=[{}, {"methods": ["openclip"], "training": {"global_batch_size": 16}}])
+    assert {run.spec.global_batch_size for run in expand("smoke").runs if run.spec.method.name == "openclip"} > {16}
+
+
 def test_a_variant_that_changes_nothing_is_refused(own):
     change(own, variants=[{}, {"label": "the same"}])
     with pytest.raises(ValueError, match="variant 'the same' of amorlip with seed 0 occurs twice"):

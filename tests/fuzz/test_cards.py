@@ -125,6 +125,7 @@ def test_a_changed_card_of_an_evaluation_set_is_what_it_says_or_refused(mine, ju
 @given(tree=changed(LIST, most=3))
 @example(tree=LIST)
 @example(tree={**LIST, "sets": ["colours.yaml", "colours.yaml"]})
+@example(tree={**LIST, "sets": ["", "colours.yaml"]})
 @example(tree={**LIST, "averages": {"\x1b[2J": ["colours.yaml"]}})
 def test_a_changed_list_of_sets_is_what_it_says_or_refused(mine, judge, tree):
     (mine / "list.yaml").write_bytes(dumped(tree))

@@ -106,6 +106,8 @@ def examined(judge: Judge, content: bytes, name: str = "DCL") -> None:
 @example(content=f"import sys\nsys.exit(3)\n{DCL}".encode())
 @example(content=f"raise ValueError('x' * 10**6)\n{DCL}".encode())
 @example(content=f"raise ValueError('\\x1b[2J')\n{DCL}".encode())
+@example(content=DCL.replace("TemperatureConfig = ", "Unknown = ").encode())
+@example(content=f"from __future__ import annotations\n{DCL}".replace("TemperatureConfig = ", "Unknown = ").encode())
 @example(content=DCL.encode("utf-16"))
 @example(content=DCL.encode() + b"\x00")
 @example(content=b"(" * 5000)

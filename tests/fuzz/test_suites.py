@@ -182,6 +182,7 @@ def but(*place: Any, to: Any) -> dict[str, Any]:
 @example(tree=but("data_fraction", to=1e-320))
 @example(tree=but("training", "optimizer", "betas", to=[2, -1]))
 @example(tree=but("training", "augmentation", "crop_scale", to=[5, -3]))
+@example(tree=but("variants", 1, to={"methods": ["openclip"], "training_times": {"optimizer.lr": 2}}))
 @example(tree=but("variants", 1, "label", to="{}"))
 @example(tree=but("variants", 1, "label", to="{global_batch_size.real.x}"))
 @example(tree=but("variants", 1, "label", to="{global_batch_size:>99999999999}"))
