@@ -173,4 +173,4 @@ def _markdown(item: str | Cell) -> str:
 
 def _escape_markdown(text: str) -> str:
     """Write text so that Markdown shows it; of ``<`` what could begin an element."""
-    return re.sub(r"([\\`|*_]|\](?=\()|<(?=[A-Za-z/!?]))", r"\\\1", text)
+    return re.sub(r"([\\`|*_]|<(?=[A-Za-z/!?]))", r"\\\1", text)
