@@ -348,7 +348,7 @@ def same(found: Any, said: Any) -> None:
             "false",
         )
     elif isinstance(found, int | float) and said is not None:
-        assert found == number(said)
+        assert found == said or found == number(said)
         assert math.isfinite(found)
     else:
         assert found == said
