@@ -133,8 +133,8 @@ def _class_in(module: ModuleType, name: str) -> type[Method]:
     if not (isinstance(method.Config, type) and issubclass(method.Config, MethodConfig)):
         raise ValueError(f"{module.__file__}: {name}.Config is {method.Config!r}: make it a subclass of MethodConfig")
     try:
-        method.Config.model_rebuild()
-    except Exception as error:  # with what pydantic says of a type that is not defined
+        method.Config.model_rebuild(_types_namespace=vars(module))  # nothing, where all its types are known
+    except Exception as error:  # of any kind: the types are the user's expressions
         raise ValueError(f"{module.__file__}: {name}.Config: {_said(error)}") from error
     for member in ("loss", "logit_scale"):
         if getattr(method, member) is getattr(Method, member):

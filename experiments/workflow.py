@@ -333,7 +333,7 @@ def refuse_read_only(files: Iterable[Path]) -> None:
     """Raise an `OSError` if nothing may be written where one of some files, or a folder for it, has to be made."""
     for folder in {path.parent for path in files}:
         there = next(place for place in (folder, *folder.parents) if place.exists())
-        if not os.access(there, os.W_OK):
+        if not os.access(there, os.W_OK | os.X_OK):
             code = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(code, os.strerror(code), str(there))
 
