@@ -117,12 +117,39 @@ def test_the_paper_is_printed_apart_and_never_in_the_csv(frame: pd.DataFrame) ->
 
 
 def test_paired_differences_are_those_computed_by_hand(frame: pd.DataFrame) -> None:
-    cells = row(build_table(frame, "paired_differences"), "Digits", "FastCLIP")
+    cells = row(build_table(frame, "paired_differences"), "Digits", "NeuCLIP", "FastCLIP")
     # 6.4, 5.2, 6.4 points: mean 6, sd 0.6928, t = 15.
     assert cells["Difference"].value == pytest.approx(6.0)
     assert cells["Difference"].half_width == pytest.approx(4.302653 * 0.6928203 / math.sqrt(3))
     assert cells["p"].value == pytest.approx(0.00441, abs=1e-5)
     assert cells["Pairs"].value == 3
+
+
+def test_paired_differences_of_averages_have_the_other_methods_against_openclip(frame: pd.DataFrame) -> None:
+    frame.loc[(frame["method"] == "fastclip") & (frame["seed"] == 1), "value"] -= 0.03
+    table = build_table(frame, "paired_differences")
+    # 4, 1, 4 points: mean 3, sd 1.7321, t = 3; corrected for the three others, of which only two have a spread.
+    cells = row(table, "Average", "FastCLIP", "OpenCLIP")
+    assert cells["Difference"].value == pytest.approx(3.0)
+    assert cells["p"].value == pytest.approx(0.0955, abs=1e-4)
+    assert cells["p (Holm)"].value == pytest.approx(0.0955, abs=1e-4)
+    assert row(table, "Average", "AmorLIP", "OpenCLIP")["Difference"].value == pytest.approx(3.0)
+    assert [line[1:3] for line in table.rows if line[0] == "Digits"] == [
+        ("NeuCLIP", name) for name in ("OpenCLIP", "FastCLIP", "SigLIP", "AmorLIP")
+    ]
+
+
+def test_the_gain_over_training_is_the_last_difference_minus_the_first(frame: pd.DataFrame) -> None:
+    table = build_table(frame, "gain_over_training")
+    cells = row(table, "Average", "OpenCLIP")
+    # At half of the samples scores are 75 % of those at the end. There 10.4, 9.2, 10.4 points: growth 2.6, 2.3, 2.6.
+    assert cells["First"].value == pytest.approx(7.5)
+    assert cells["End"].value == pytest.approx(10.0)
+    assert cells["Growth"].value == pytest.approx(2.5)
+    assert cells["p"].value == pytest.approx(0.0016, abs=1e-5)
+    assert row(table, "Average", "SigLIP")["Pairs"].value == 2
+    assert "after 50 % of the samples" in table.notes[0]
+    assert build_table(frame[frame["is_final"]], "gain_over_training").rows == ()
 
 
 def test_the_normalizer_table_averages_both_sides(frame: pd.DataFrame) -> None:
