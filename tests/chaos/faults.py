@@ -402,16 +402,21 @@ class FileSizeLimit(Fault):
         workflow.limits = {}
 
 
+_SKEW = "clock skew"
+"""In Snakemake's error on a result that is older than what it is made of."""
+
+
 class WrongTimes(Fault):
     """Give files times of the past or the future, as a clock that was wrong leaves them."""
 
     kind = "times of a wrong clock"
-    may_fail = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self.share = rng.choice([0.1, 0.5, 1.0])
         self.shift_sec = rng.choice([-1, 1]) * rng.choice([2, 3600, DAY_SEC, 400 * DAY_SEC])
+        # What an earlier fault has left undone is then made of files of the future.
+        self.may_fail = self.shift_sec > 0
         self.about = f"{self.share:.0%} of the files moved by {self.shift_sec} s"
 
     def prepare(self, workflow: Workflow) -> None:
@@ -420,6 +425,9 @@ class WrongTimes(Fault):
                 then = path.stat().st_mtime + self.shift_sec
                 os.utime(path, (then, then))
         self.has_struck = True
+
+    def words(self, workflow: Workflow) -> tuple[str, ...]:
+        return (_SKEW,)
 
     def mend(self, workflow: Workflow, ended: Ended) -> None:
         end_the_future(workflow)
@@ -457,7 +465,7 @@ class JumpingClock(Fault):
         self.has_struck = True
 
     def words(self, workflow: Workflow) -> tuple[str, ...]:
-        return ("clock skew",)
+        return (_SKEW,)
 
     def mend(self, workflow: Workflow, ended: Ended) -> None:
         workflow.env = self._kept

@@ -137,7 +137,8 @@ class OneMachineSlurm:
     def restore_node(self, node: str) -> None:
         """Bring a failed node back."""
         self._start(f"slurmd {node}", "-D", "-f", str(self.conf), "-N", node)
-        self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        # Refused where the node has registered by itself meanwhile.
+        self.try_run("scontrol", "update", f"nodename={node}", "state=resume")
         self._wait_until(f"{node} is back", lambda: "down" not in (self.try_run("sinfo", "-h", "-n", node) or "down"))
 
     def stop_controller(self) -> None:
