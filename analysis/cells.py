@@ -11,10 +11,13 @@ from analysis import headroom, stats, style, time_to_target
 from analysis.table import Cell, Row, Table
 
 
-def by_method(rows: pd.DataFrame) -> dict[str, Cell]:
-    """Fill a column with final scores in percent, one cell per method; all rows are of one setting and score."""
+def by_method(rows: pd.DataFrame, main_method: str) -> dict[str, Cell]:
+    """Fill a column with final scores in percent, one cell per method; all rows are of one setting and score.
+
+    Baselines that `main_method` differs from are marked.
+    """
     summary = rows.groupby("method")["value"].agg(["size", "count", "mean", stats.half_width])
-    tests = stats.paired_differences(rows, first=style.OURS)
+    tests = stats.paired_differences(rows, first=main_method)
     # Ranked as printed: means that look the same share a place.
     printed = (100 * summary["mean"]).round(1)
     places = sorted(printed.dropna().unique(), reverse=True)
@@ -45,12 +48,12 @@ def by_score(frame: pd.DataFrame, key: str, *, title: str, size: str = "") -> Ta
         size: Name of a column with `num_samples`; without it there is none.
     """
     frame = tidy.main_runs(tidy.final_scores(frame))
-    methods = tidy.methods(frame)
+    methods, main_method = tidy.methods(frame), tidy.main_method(frame)
     rows: list[Row] = []
     for label, part in tidy.settings(frame):
         for score in tidy.scores(part):
             of_score = part[part["name"] == score.name]
-            column = by_method(of_score)
+            column = by_method(of_score, main_method)
             sizes = [Cell(int(of_score["num_samples"].max()), form="d")] if size else []
             shown = (column.get(method, Cell(None)) for method in methods)
             rows.append((label, score.title, *sizes, *shown, Cell(100 * score.chance)))
@@ -89,10 +92,16 @@ def ratio(found: time_to_target.Ratio) -> Cell:
 
 def notes(frame: pd.DataFrame, column: str) -> tuple[str, ...]:
     """Explain the cells of `by_method`; `column` is the word for one of its columns."""
-    return (
+    shown = (
         f"{tidy.describe(frame)}. Best mean in bold, the second set off. n is given where it is not the number of "
         "runs; a single run has no interval.",
-        f"* {style.method(style.OURS).name} is better than this baseline, † worse: paired t test over seeds from "
+    )
+    if len(tidy.methods(frame)) < 2:
+        return shown
+    return (
+        *shown,
+        f"* {style.method(tidy.main_method(frame)).name} is better than this baseline, † worse: paired t test over "
+        "seeds from "
         f"{stats.MIN_PAIRS_TO_TEST} pairs on, level {stats.SIGNIFICANCE}, Holm-corrected over the baselines of a "
         f"{column}.",
     )

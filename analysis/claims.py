@@ -10,11 +10,9 @@ import pandas as pd
 from analysis import artifacts, stats, style
 from analysis import frame as tidy
 
-OURS = style.method(style.OURS).name
-
 
 def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
-    """State how NeuCLIP compares with each baseline, what variants change, and what is missing.
+    """State how the main method compares with each baseline, what variants change, and what is missing.
 
     The score is the suite's first average, or its first set where it has no average.
 
@@ -36,34 +34,36 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
     compared = averaged if "across_sets" in artifacts.tables(suite) else ()
     sets = final[(final["kind"] == "eval") & final["name"].isin(compared)]
     methods = tidy.methods(tidy.main_runs(final))
+    main_method = tidy.main_method(tidy.main_runs(final))
     sentences: list[str] = []
     for label, rows in tidy.settings(of_score):
         main = tidy.main_runs(rows)
-        found = list(_over_seeds(main, title, methods)) if len(main) else []
-        found += _over_sets(tidy.main_runs(sets[sets["run_id"].isin(rows["run_id"])]))
+        found = list(_over_seeds(main, title, methods, main_method)) if len(main) else []
+        found += _over_sets(tidy.main_runs(sets[sets["run_id"].isin(rows["run_id"])]), main_method)
         found += _variants(rows, title)
         sentences += [f"{label}: {sentence}" if label else sentence for sentence in found]
     return (*sentences, *_lost(frame))
 
 
-def _over_seeds(rows: pd.DataFrame, title: str, methods: list[str]) -> Iterator[str]:
-    """Compare NeuCLIP with each baseline of the suite, seed by seed."""
-    baselines = [name for name in methods if name != style.OURS]
-    if style.OURS not in set(rows["method"]) or not baselines:
-        yield f"No statement on {title}: no runs of {OURS if baselines else 'baselines'} to compare."
+def _over_seeds(rows: pd.DataFrame, title: str, methods: list[str], main_method: str) -> Iterator[str]:
+    """Compare the main method with each baseline of the suite, seed by seed."""
+    ours = style.method(main_method).name
+    baselines = [name for name in methods if name != main_method]
+    if main_method not in set(rows["method"]) or not baselines:
+        yield f"No statement on {title}: no runs of {ours if baselines else 'baselines'} to compare."
         return
-    tests = stats.paired_differences(rows, first=style.OURS)
+    tests = stats.paired_differences(rows, first=main_method)
     for name in baselines:
         baseline = style.method(name).name
         if name in tests.index:
-            yield _comparison(baseline, title, tests.loc[[name]].iloc[0])
+            yield _comparison(ours, baseline, title, tests.loc[[name]].iloc[0])
         else:
-            yield f"No statement on {OURS} and {baseline}: no runs of {baseline}."
+            yield f"No statement on {ours} and {baseline}: no runs of {baseline}."
 
 
-def _comparison(baseline: str, title: str, test: pd.Series) -> str:
+def _comparison(ours: str, baseline: str, title: str, test: pd.Series) -> str:
     n, mean, half_width, p = int(test["n"]), 100 * test["mean"], 100 * test["half_width"], test["p_holm"]
-    both = f"{OURS} and {baseline} on {title}"
+    both = f"{ours} and {baseline} on {title}"
     if n == 0:
         return f"No statement on {both}: they share no seed that has a score."
     if n == 1:
@@ -80,17 +80,17 @@ def _comparison(baseline: str, title: str, test: pd.Series) -> str:
     if p >= stats.SIGNIFICANCE:
         return f"No significant difference between {both}: {mean:+z.1f} points ({how})."
     better = "better" if mean > 0 else "worse"
-    return f"{OURS} is {better} than {baseline} by {abs(mean):.1f} points on {title} ({how})."
+    return f"{ours} is {better} than {baseline} by {abs(mean):.1f} points on {title} ({how})."
 
 
-def _over_sets(rows: pd.DataFrame) -> Iterator[str]:
-    """Compare NeuCLIP with each baseline set by set, where there are enough sets for a test."""
-    tests = stats.set_differences(stats.by_set(rows)[tidy.methods(rows)], first=style.OURS)
+def _over_sets(rows: pd.DataFrame, main_method: str) -> Iterator[str]:
+    """Compare the main method with each baseline set by set, where there are enough sets for a test."""
+    tests = stats.set_differences(stats.by_set(rows)[tidy.methods(rows)], first=main_method)
     for baseline, test in tests.dropna(subset=["p_holm"]).to_dict("index").items():
         counts = f"better on {test['wins']}, equal on {test['ties']}, worse on {test['losses']}"
         apart = "a significant" if test["p_holm"] < stats.SIGNIFICANCE else "no significant"
         yield (
-            f"Over {test['num_sets']} evaluation sets {OURS} is {counts} against "
+            f"Over {test['num_sets']} evaluation sets {style.method(main_method).name} is {counts} against "
             f"{style.method(str(baseline)).name}: "
             f"{apart} difference (median {100 * test['median']:+z.1f} points, Wilcoxon's signed-rank test, sets taken "
             f"as independent, Holm-corrected {style.p_value(test['p_holm'])})."

@@ -150,6 +150,14 @@ def methods(frame: pd.DataFrame) -> list[str]:
     return style.ordered(frame["method"].unique())
 
 
+def main_method(frame: pd.DataFrame) -> str:
+    """Return the method that tests compare with all others: the one that is shown last.
+
+    That is NeuCLIP. In a suite without it, it is a method of the user's own.
+    """
+    return next(iter(methods(frame)[::-1]), style.OURS)
+
+
 def curves(frame: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     """Split the frame by method and variant, in the order to show."""
     of_method = {method: frame[frame["method"] == method] for method in methods(frame)}

@@ -16,13 +16,14 @@ KINDS = ("average",)
 def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw one panel per setting and average, one row per baseline."""
     frame = tidy.main_runs(tidy.final_scores(frame))
+    main_method = tidy.main_method(frame)
     panels = []
     for label, rows in tidy.settings(frame):
         for score in tidy.scores(frame):
-            tests = stats.paired_differences(rows[rows["name"] == score.name], first=style.OURS)
+            tests = stats.paired_differences(rows[rows["name"] == score.name], first=main_method)
             if tests["n"].sum():
                 panels.append((", ".join(filter(None, [score.title, label])), score, tests))
-    ours = style.method(style.OURS).name
+    ours = style.method(main_method).name
     if not panels:
         return drawing.nothing(f"No paired differences: {ours} and a baseline share no seed in this suite.", width)
     height = 0.45 + 0.2 * max(len(tests) for *_, tests in panels)

@@ -15,18 +15,19 @@ from analysis.table import Cell, Row, Table
 KINDS = ("eval",)
 # Suites with enough sets for a test over sets.
 SUITES = ("cc3m", "cc12m", "dfn*", "scales")
-OURS = style.method(style.OURS).name
 
 
 def build(frame: pd.DataFrame) -> Table:
     """Build one row per setting and method."""
     frame = tidy.main_runs(tidy.final_scores(frame))
+    main_method = tidy.main_method(frame)
+    main_name = style.method(main_method).name
     rows: list[Row] = []
     friedman = []
     for label, part in tidy.settings(frame):
         scores = stats.by_set(part)[tidy.methods(part)]
         ranks = stats.rank(scores)
-        tests = stats.set_differences(scores, first=style.OURS).to_dict("index")
+        tests = stats.set_differences(scores, first=main_method).to_dict("index")
         for method in scores:
             name, rank = style.method(str(method)).name, Cell(ranks.mean.get(method), form=".2f")
             rows.append((label, name, rank, *_cells(tests.get(method))))
@@ -36,11 +37,20 @@ def build(frame: pd.DataFrame) -> Table:
         friedman.append(f"{where}{ranks.num_sets} of {part['name'].nunique()} sets, {test}")
     return Table(
         title="Methods over all evaluation sets, main metrics, means over seeds",
-        header=("Setting", "Method", "Mean rank", f"{OURS} minus it, points", "Wins", "Ties", "Losses", "p (Holm)"),
+        header=(
+            "Setting",
+            "Method",
+            "Mean rank",
+            f"{main_name} minus it, points",
+            "Wins",
+            "Ties",
+            "Losses",
+            "p (Holm)",
+        ),
         rows=tuple(rows),
         num_keys=2,
         notes=(
-            f"Wins, ties, losses: sets on which {OURS} is above, at and below the baseline. p: two-sided Wilcoxon "
+            f"Wins, ties, losses: sets on which {main_name} is above, at and below the baseline. p: two-sided Wilcoxon "
             f"signed-rank test over sets, from {stats.MIN_SETS_TO_TEST} sets on, Holm-corrected over baselines. Sets "
             "count alike, and as if they were drawn independently, which related ones are not.",
             "Friedman's test of the ranks, and Nemenyi's critical difference, over the sets on which every method that "

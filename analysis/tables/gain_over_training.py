@@ -15,6 +15,7 @@ SUITES = ("!smoke", "!ablation_*", "!quickstart*", "!*headroom*")
 def build(frame: pd.DataFrame) -> Table:
     """Build one row per setting, average and baseline."""
     frame = tidy.main_runs(frame)
+    main_method = tidy.main_method(frame)
     rows: list[Row] = []
     shares = set()
     for label, part in tidy.settings(frame):
@@ -28,7 +29,7 @@ def build(frame: pd.DataFrame) -> Table:
             )
             early, late = (of_score[samples].rename("value") for samples in (first, last))
             tests = [
-                stats.paired_differences(values.reset_index(), first=style.OURS).to_dict("index")
+                stats.paired_differences(values.reset_index(), first=main_method).to_dict("index")
                 for values in (early, late, late - early)
             ]
             for baseline in style.ordered(map(str, tests[0])):
@@ -53,7 +54,7 @@ def build(frame: pd.DataFrame) -> Table:
         "Learning rates fall to zero over the run: a score within it is not what a run of that length would end with.",
     )
     return Table(
-        title=f"{style.method(style.OURS).name} minus each baseline in points at the first milestone and at the end, "
+        title=f"{style.method(main_method).name} minus each baseline in points at the first milestone and at the end, "
         "mean ± half-width of the 95 % interval over paired seeds",
         header=("Setting", "Score", "Baseline", "First", "End", "Growth", "p", "p (Holm)", "Pairs"),
         rows=tuple(rows),

@@ -19,10 +19,12 @@ def build(frame: pd.DataFrame) -> Table:
     scores = tidy.scores(frame)
     if sum(score.kind == "eval" for score in scores) > MAX_SETS:
         scores = [score for score in scores if score.kind == "average"]
-    paper = reference.of_suite(frame)
+    paper, main_method = reference.of_suite(frame), tidy.main_method(frame)
     rows: list[Row] = []
     for label, part in tidy.settings(frame):
-        columns = [cells.by_method(part[(part["kind"] == s.kind) & (part["name"] == s.name)]) for s in scores]
+        columns = [
+            cells.by_method(part[(part["kind"] == s.kind) & (part["name"] == s.name)], main_method) for s in scores
+        ]
         runs = part.groupby("method")["run_id"].nunique()
         diverged = part[part["status"] == "diverged"].groupby("method")["run_id"].nunique()
         for method in tidy.methods(part):

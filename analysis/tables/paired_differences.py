@@ -20,6 +20,7 @@ KINDS = ("average", "eval")
 def build(frame: pd.DataFrame) -> Table:
     """Build one row per setting, score and pair of methods."""
     frame = tidy.main_runs(tidy.final_scores(frame))
+    main_method = tidy.main_method(frame)
     rows: list[Row] = []
     for label, part in tidy.settings(frame):
         for score in tidy.scores(part):
@@ -34,7 +35,7 @@ def build(frame: pd.DataFrame) -> Table:
                     *(Cell(test[name], form=style.p_form(test[name])) for name in ("p", "p_holm")),
                     Cell(test["n"], form="d"),
                 )
-                for method, baseline, test in _differences(one, with_others=score.kind == "average")
+                for method, baseline, test in _differences(one, main_method, with_others=score.kind == "average")
             ]
     return Table(
         title="Differences of methods in points, mean ± half-width of the 95 % interval over paired seeds",
@@ -44,19 +45,21 @@ def build(frame: pd.DataFrame) -> Table:
         notes=(
             "Paired by seed: same data order and initialisation. Two-sided paired t test, from "
             f"{stats.MIN_PAIRS_TO_TEST} pairs on; Holm's correction runs over the differences of "
-            f"{style.method(style.OURS).name} in one score, and over those of the other methods. The uncertainty from "
+            f"{style.method(main_method).name} in one score, and over those of the other methods. The uncertainty from "
             "the finite evaluation sets is not in it.",
         ),
     )
 
 
-def _differences(rows: pd.DataFrame, *, with_others: bool) -> Iterator[tuple[str, str, dict[Hashable, Any]]]:
-    """Yield method, baseline and test: ours minus each other, then, if asked for, the others minus OpenCLIP."""
-    tests = stats.paired_differences(rows, first=style.OURS).to_dict("index")
+def _differences(
+    rows: pd.DataFrame, main_method: str, *, with_others: bool
+) -> Iterator[tuple[str, str, dict[Hashable, Any]]]:
+    """Yield method, baseline and test: the main method minus each other, and if asked for the others minus OpenCLIP."""
+    tests = stats.paired_differences(rows, first=main_method).to_dict("index")
     for baseline in style.ordered(map(str, tests)):
-        yield style.OURS, baseline, tests[baseline]
+        yield main_method, baseline, tests[baseline]
     if with_others:
-        others = rows[rows["method"] != style.OURS]
+        others = rows[rows["method"] != main_method]
         tests = stats.paired_differences(others, first=headroom.BASELINE).to_dict("index")
         for method in style.ordered(map(str, tests)):
             yield method, headroom.BASELINE, tests[method] | {"mean": -tests[method]["mean"]}
