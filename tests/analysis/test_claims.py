@@ -183,7 +183,7 @@ def test_without_neuclip_a_method_of_ones_own_is_compared(frame: pd.DataFrame) -
     renamed = frame.assign(method=frame["method"].replace("neuclip", "mine"))
     assert said(renamed)[0].startswith("mine is better than OpenCLIP by 10.0 points on Average")
     table = build_table(renamed, "paired_differences")
-    assert [row[1:3] for row in table.rows if row[0] == "Digits"][0] == ("mine", "OpenCLIP")
+    assert next(row[1:3] for row in table.rows if row[0] == "Digits") == ("mine", "OpenCLIP")
     assert "* mine is better than this baseline" in build_table(renamed, "main_results").notes[1]
     # Of one method there is nothing to mark.
     alone = build_table(renamed[renamed["method"] == "mine"], "main_results")
