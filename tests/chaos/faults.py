@@ -227,7 +227,9 @@ class Damage(Fault):
         for stage in of.undone:
             workflow.undo(stage, self.method)
         self.has_struck = True
-        if self.what == "outcome":
+        # A run that an earlier fault has left without its record is done only if its weights are whole.
+        is_in_doubt = self.what == "weights" and not (workflow.folder / paths.record(run_id)).is_file()
+        if self.what == "outcome" or is_in_doubt:
             workflow.may_train_again.add(self.method)
 
     def _leave_checkpoints(self, workflow: Workflow) -> None:
