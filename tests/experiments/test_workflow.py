@@ -47,7 +47,7 @@ def test_a_suites_targets_are_all_its_files_in_every_format(smoke):
 
 
 def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_not(smoke):
-    config = {"suites": "smoke", "dataset": "smoke"}
+    config = {"suites": "smoke"}
     asked = Workflow(config, ["snakemake", "-n", "ablation_objective"])
     assert paths.report("ablation_objective@smoke") in asked.ablation("ablation_objective")
     tables = [path for path in asked.ablation("ablation_objective") if path.parent.parent.name == "tables"]
@@ -160,7 +160,7 @@ def about_to_run(*jobs):
 
 
 def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
-    both = Workflow({"suites": "smoke", "dataset": "smoke"}, ["snakemake", "ablation_objective"])
+    both = Workflow({"suites": "smoke"}, ["snakemake", "ablation_objective"])
     name = "ablation_objective@smoke"
     mine = {run.spec.run_id for run in both.suites[name].runs}
     shared = next(iter(mine & {run.spec.run_id for run in both.suites["smoke"].runs}))
@@ -177,7 +177,7 @@ def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
 
 def test_at_the_end_the_suites_are_shown_that_were_drawn_and_the_reports_that_were_written():
     name = "ablation_objective@smoke"
-    both = Workflow({"suites": "smoke", "dataset": "smoke"}, ["snakemake", "ablation_objective"])
+    both = Workflow({"suites": "smoke"}, ["snakemake", "ablation_objective"])
     drawn = [job("collect", suite="smoke"), job("table", suite=name, name="ablation"), job("page", report=name)]
     assert both.made(about_to_run(*drawn)) == [paths.collected(name), paths.report(name)]
     assert both.made(about_to_run(job("index", dataset="icons_tiny"))) == []
