@@ -63,7 +63,7 @@ class Amount(Frozen):
     training_hours: float
     """Of one GPU, or one process on a CPU: the sum over the runs that have an estimate."""
     longest_hours: float | None
-    """Of the clock, that its longest run still takes there if its processes share the work evenly; None without one."""
+    """Of the clock, that its longest run still takes if processes share the work evenly; None without an estimate."""
     runs_without_estimate: int
     evaluation_hours: float | None
     """None where nobody published a time."""
@@ -153,13 +153,19 @@ def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) 
         known = {i: found for i in run_ids & to_train.keys() if (found := estimates[i]) is not None}
         counts = Counter(views[i].state for i in run_ids)
         left = {i: _share_left(views[i]) * found.hours for i, found in known.items()}
+        clock = [
+            left[i] / _num_processes(there[i][0])
+            for i in left.keys() & there.keys()
+            # What was published of GPUs says nothing of a process without one.
+            if there[i][0].gpus_per_node or known[i].basis != PUBLISHED_BASIS
+        ]
         evaluation_hours = sum(hours[key] for _, _, key in models)
         return Amount(
             name=name,
             states={state: counts[state] for state in STATES if counts[state]},
             evaluations_left=len(models),
             training_hours=sum(left.values()),
-            longest_hours=max((left[i] / _num_processes(there[i][0]) for i in left.keys() & there.keys()), default=None),
+            longest_hours=max(clock, default=None),
             runs_without_estimate=len(run_ids & to_train.keys()) - len(known),
             evaluation_hours=None if math.isnan(evaluation_hours) else evaluation_hours,
             disk_bytes=sum(len(specs[i].milestones) * _weights_bytes(specs[i].model) for i in run_ids),
@@ -335,13 +341,13 @@ def show(plan: Plan, console: Console) -> None:
     right = (
         Column(title, justify="right")
         for title in (
-            "Runs", "Done", "Running", "To do", "Training hours", "Longest run", "To evaluate", "Evaluation hours", "Disk",
-            "While training",
+            *("Runs", "Done", "Running", "To do", "Training hours", "Longest run", "To evaluate", "Evaluation hours"),
+            *("Disk", "While training"),
         )
-    )  # fmt: skip
+    )
     about = (
-        "Hours are estimates for all runs together: of one GPU, or of one process on a CPU. The longest run is in hours "
-        "of the clock, with the work shared evenly: with room for all runs at once, training takes no longer."
+        "Hours are estimates: those of all runs together, of one GPU or of one process on a CPU. Only those of the "
+        "longest run are of the clock: with room for all runs at once, training takes no longer."
     )
     table = Table("Suite", *right, caption=about)
     for amount in (*plan.suites, *([plan.total] if len(plan.suites) > 1 else [])):
@@ -363,11 +369,8 @@ def show(plan: Plan, console: Console) -> None:
             _size(amount.checkpoint_bytes),
         )
     console.print(table)
-    console.print(
-        f"Where: {plan.place}. Other places: --config cluster=NAME, or 'train={{\"gpus_per_node\": 8}}', as for snakemake.",
-        highlight=False,
-        markup=False,
-    )
+    others = "--config cluster=NAME, or 'train={\"gpus_per_node\": 8}', as for snakemake"
+    console.print(f"Where: {plan.place}. Other places: {others}.", highlight=False, markup=False)
     for line in plan.basis:
         console.print(f"Hours, {line}.", highlight=False)
     if plan.total.runs_without_estimate:

@@ -30,6 +30,9 @@ from experiments import cards, expansion, names
 ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
 """Targets, each for the suites that `--config suites=` names; without it for `names.BASE`."""
 
+DEFAULT = "quickstart"
+"""The suite that a command is about when it names none."""
+
 TUNE = "tune"
 """Target that runs the trials of the suites that are asked for, and writes what they have chosen."""
 
@@ -42,7 +45,7 @@ class Config(Frozen):
     """Values of `--config`; `train` and the following lie over the cluster's settings."""
 
     suites: str | None = None
-    """Names, separated by commas; None is the quickstart."""
+    """Names, separated by commas; None is `DEFAULT`."""
     cluster: str = cluster.LOCAL
     on_interrupt: Literal["leave", "cancel"] = "cancel"
     """What becomes of running jobs on Ctrl-C."""
@@ -114,8 +117,9 @@ class Workflow:
         settings, self._cluster = place_of(config)
         self._on_interrupt = settings.on_interrupt
         _refuse_unknown_ablations(argv)
-        chosen = (settings.suites or "quickstart").split(",")
-        bases = (settings.suites or names.BASE).split(",")
+        chosen, bases = (
+            (default if settings.suites is None else settings.suites).split(",") for default in (DEFAULT, names.BASE)
+        )
         if TUNE in argv:
             chosen = [f"{names.TUNING}@{name}" for name in chosen]
         self.choosing = shlex.join(chosen)

@@ -59,6 +59,37 @@ def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_no
             asked.ablation(target)
 
 
+@pytest.mark.parametrize(
+    ("config", "asked"),
+    [
+        ({}, ["quickstart", "ablation_objective@laptop"]),
+        ({"suites": "cc3m"}, ["cc3m", "ablation_objective@cc3m"]),
+        ({"suites": "cc3m,cc12m"}, ["cc3m", "cc12m", "ablation_objective@cc3m", "ablation_objective@cc12m"]),
+    ],
+)
+def test_the_target_of_an_ablation_is_for_the_suites_that_are_named(monkeypatch, config, asked):
+    class AskedError(Exception):
+        pass
+
+    def load(names):
+        raise AskedError(names)
+
+    monkeypatch.setattr(expansion, "load", load)
+    with pytest.raises(AskedError) as found:
+        Workflow(config, ["snakemake", "ablation_objective"])
+    assert found.value.args == (asked,)
+
+
+@pytest.mark.parametrize("word", ["ablation_restart_perod", "ablation_objective@cc3m"])
+def test_a_misspelt_ablation_is_named_with_those_that_there_are(word):
+    meant = "ablation_restart_period" if "restart" in word else "ablation_objective"
+    with pytest.raises(ValueError, match=f"unknown target '{word}'; did you mean '{meant}'.*--config suites=") as error:
+        Workflow({"suites": "smoke"}, ["snakemake", "-n", word])
+    assert all(target in str(error.value) for target in ABLATIONS)
+    Path(word).mkdir()  # what exists is given to an option, as to --directory
+    Workflow({"suites": "smoke"}, ["snakemake", "--directory", word])
+
+
 def test_to_tune_is_to_run_the_trials_of_the_suites_that_are_asked_for():
     tuning = Workflow({"suites": "laptop"}, ["snakemake", "tune"])
     assert tuning.suites.keys() == {"tuning@laptop"}
@@ -140,6 +171,7 @@ def test_a_name_that_no_suite_of_the_command_has_is_one_clear_error(smoke):
             {"suites": "smoke", "train": {"tasks_per_node": 3}},
             "global_batch_size = 64 cannot be divided among 3 processes",
         ),
+        ({"suites": ""}, "unknown suite ''"),
         ({"suites": "smok"}, "unknown suite 'smok'; did you mean 'smoke'"),
     ],
 )
