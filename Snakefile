@@ -53,7 +53,7 @@ for part, files in flow.targets.items():
             f"{part}: all of it is there"
 
 
-# `snakemake ablation_restart_period --config dataset=cc12m`.
+# `snakemake ablation_restart_period --config suites=cc12m`.
 for target in ABLATIONS:
 
     rule:

@@ -170,7 +170,7 @@ def how_to_get(card: DatasetCard) -> str | None:
     whole = _whole(card.name)
     size = "" if whole.gigabytes is None else f" (about {whole.gigabytes:,.0f} GB)"
     ways = [f"`snakemake {target}`{size} runs: {command}" for target, command in whole.ways.items()]
-    return "\nor ".join(ways) or card.source
+    return "\nor ".join(ways) or f"put its shards there (the card's source: {card.source})"
 
 
 def miscounted(name: str) -> str | None:

@@ -11,6 +11,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,8 @@ EVALUATION_BASIS = (
     "published: 5,142 s for a model on all 38 tasks, DataComp's own estimate (its task list); some of them by their "
     "share of the pictures"
 )
+FEW = 3
+"""So many missing evaluation sets are shown by their names, more as one row."""
 FORWARD_SHARE = 1 / 3
 """Of a training step, is the forward half. An error of normalizers takes it of the whole set, an error of gradients of
 its population, a step of its extra pairs."""
@@ -58,7 +61,9 @@ class Amount(Frozen):
     evaluations_left: int
     """Models to evaluate."""
     training_hours: float
-    """Of one GPU, or one process on a CPU, over the runs that have an estimate."""
+    """Of one GPU, or one process on a CPU: the sum over the runs that have an estimate."""
+    longest_hours: float | None
+    """Of the clock, that its longest run still takes if processes share the work evenly; None without an estimate."""
     runs_without_estimate: int
     evaluation_hours: float | None
     """None where nobody published a time."""
@@ -76,6 +81,8 @@ class Missing(Frozen):
     name: str
     path: str
     how: str
+    suites: tuple[str, ...] = ()
+    """Those whose sets `snakemake evaluation_data` fetches with this one; none for data that it does not fetch."""
 
 
 class Need(Frozen):
@@ -97,6 +104,8 @@ class Plan(Frozen):
     suites: tuple[Amount, ...]
     total: Amount
     """Over all of them, with each run once."""
+    place: str
+    """What the runs that are to be trained are taken to run on."""
     basis: tuple[str, ...]
     """Sources of the estimated hours."""
     missing: tuple[Missing, ...]
@@ -123,6 +132,7 @@ def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) 
         suites: The suites.
         place: Where they are to run, for what a process needs; None is this machine.
     """
+    place = place or cluster.Cluster()
     views = {view.run_id: view for view in Watcher(suites).look().runs}
     specs = {run.spec.run_id: run.spec for suite in suites for run in suite.runs}
     runs = {run.spec.run_id: run for suite in suites for run in suite.runs}
@@ -131,23 +141,38 @@ def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) 
     estimates = {run_id: estimate(spec, finished, runs[run_id].num_extra_pairs) for run_id, spec in to_train.items()}
     to_evaluate = {suite.name: _to_evaluate(suite) for suite in suites}
     hours = {suite.evaluation.key: evaluation_sec(suite.evaluation) / 3600 for suite in suites}
+    there: dict[str, tuple[cluster.Request, Execution]] = {}
+    refused: Counter[str] = Counter()
+    for run_id, spec in to_train.items():
+        try:
+            there[run_id] = cluster.resolve(place, "train", spec, runs[run_id].num_extra_pairs)
+        except ValueError as error:
+            refused[str(error).removeprefix(f"{run_id}: ")] += 1
 
     def amount(name: str, run_ids: set[str], models: set[tuple[str, int, str]]) -> Amount:
         known = {i: found for i in run_ids & to_train.keys() if (found := estimates[i]) is not None}
         counts = Counter(views[i].state for i in run_ids)
+        left = {i: _share_left(views[i]) * found.hours for i, found in known.items()}
+        clock = [
+            left[i] / _num_processes(there[i][0])
+            for i in left.keys() & there.keys()
+            # What was published of GPUs says nothing of a process without one.
+            if there[i][0].gpus_per_node or known[i].basis != PUBLISHED_BASIS
+        ]
         evaluation_hours = sum(hours[key] for _, _, key in models)
         return Amount(
             name=name,
             states={state: counts[state] for state in STATES if counts[state]},
             evaluations_left=len(models),
-            training_hours=sum(_share_left(views[i]) * found.hours for i, found in known.items()),
+            training_hours=sum(left.values()),
+            longest_hours=max(clock, default=None),
             runs_without_estimate=len(run_ids & to_train.keys()) - len(known),
             evaluation_hours=None if math.isnan(evaluation_hours) else evaluation_hours,
             disk_bytes=sum(len(specs[i].milestones) * _weights_bytes(specs[i].model) for i in run_ids),
             checkpoint_bytes=max((_checkpoint_bytes(to_train[i]) for i in run_ids & to_train.keys()), default=0),
         )
 
-    of_runs, warnings = _needs([runs[run_id] for run_id in to_train], estimates, place or cluster.Cluster())
+    of_runs, warnings = _needs([runs[run_id] for run_id in to_train], estimates, there, refused)
     basis = sorted({found.basis for found in estimates.values() if found})
     if any(math.isfinite(hours[key]) for models in to_evaluate.values() for _, _, key in models):
         basis.append(EVALUATION_BASIS)
@@ -156,10 +181,11 @@ def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) 
             amount(suite.name, {run.spec.run_id for run in suite.runs}, to_evaluate[suite.name]) for suite in suites
         ),
         total=amount("all together", set(specs), set().union(*to_evaluate.values())),
+        place=_said(place, [request for request, _ in there.values()]),
         basis=tuple(basis),
         missing=(
             *_missing_training(spec.dataset.name for spec in to_train.values()),
-            *_missing_evaluation(suite for suite in suites if to_evaluate[suite.name]),
+            *_missing_evaluation([suite for suite in suites if to_evaluate[suite.name]]),
         ),
         wrong=(
             *_miscounted(spec.dataset.name for spec in to_train.values()),
@@ -171,20 +197,21 @@ def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) 
 
 
 def _needs(
-    runs: Iterable[SuiteRun], estimates: Mapping[str, Estimate | None], place: cluster.Cluster
+    runs: Iterable[SuiteRun],
+    estimates: Mapping[str, Estimate | None],
+    there: Mapping[str, tuple[cluster.Request, Execution]],
+    refused: Mapping[str, int],
 ) -> tuple[tuple[Need, ...], tuple[str, ...]]:
     """Return what processes of runs need there, and what will fail or mislead."""
     alike: dict[tuple[str, str, int], list[tuple[Need, tuple[str, ...]]]] = {}
-    warnings: Counter[str] = Counter()
+    warnings = Counter(refused)
     for run in runs:
         spec = run.spec
         warnings.update(needs.doubts(spec, run.num_extra_pairs))
-        try:
-            request, execution = cluster.resolve(place, "train", spec, run.num_extra_pairs)
-        except ValueError as error:
-            warnings[str(error).removeprefix(f"{spec.run_id}: ")] += 1
+        if spec.run_id not in there:
             continue
-        num_pairs = spec.global_batch_size // (request.nodes * request.tasks) // execution.accumulation_steps
+        request, execution = there[spec.run_id]
+        num_pairs = spec.global_batch_size // _num_processes(request) // execution.accumulation_steps
         estimated = estimates[spec.run_id]
         need = Need(
             model=spec.model.name,
@@ -205,6 +232,20 @@ def _needs(
         warnings.update(dict.fromkeys(shortages, len(group)))
     lines = (f"{number} run{'s' if number > 1 else ''}: {text}" for text, number in sorted(warnings.items()))
     return tuple(largest), tuple(lines)
+
+
+def _num_processes(request: cluster.Request) -> int:
+    return request.nodes * request.tasks
+
+
+def _said(place: cluster.Cluster, requests: Iterable[cluster.Request]) -> str:
+    """Say where runs are taken to run, and on how much of it each."""
+    words = []
+    for nodes, gpus, tasks in sorted({(each.nodes, each.gpus_per_node, each.tasks) for each in requests}):
+        on_a_node = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{tasks} process{'es' * (tasks > 1)} without a GPU"
+        words.append(f"{nodes} nodes x {on_a_node}" if nodes > 1 else on_a_node)
+    where = "this machine" if place.scheduler == "local" else "a Slurm cluster"
+    return f"{where}, each run on {' or '.join(words)}" if words else where
 
 
 def _shortages(spec: RunSpec, need: Need, request: cluster.Request, execution: Execution) -> Iterator[str]:
@@ -299,9 +340,16 @@ def show(plan: Plan, console: Console) -> None:
     """Print a plan."""
     right = (
         Column(title, justify="right")
-        for title in ("Runs", "Done", "Running", "To do", "Hours", "To evaluate", "Hours", "Disk", "While training")
+        for title in (
+            *("Runs", "Done", "Running", "To do", "Training hours", "Longest run", "To evaluate", "Evaluation hours"),
+            *("Disk", "While training"),
+        )
     )
-    table = Table("Suite", *right, caption="Hours are estimates: of one GPU, or of one process on a CPU.")
+    about = (
+        "Hours are estimates: those of all runs together, of one GPU or of one process on a CPU. Only those of the "
+        "longest run are of the clock: with room for all runs at once, training takes no longer."
+    )
+    table = Table("Suite", *right, caption=about)
     for amount in (*plan.suites, *([plan.total] if len(plan.suites) > 1 else [])):
         states = amount.states
         done = sum(states.get(state, 0) for state in ENDED)
@@ -314,12 +362,15 @@ def show(plan: Plan, console: Console) -> None:
             str(running),
             str(total - done - running),
             _hours(amount),
+            "" if amount.longest_hours is None else _rounded(amount.longest_hours),
             str(amount.evaluations_left),
-            "" if amount.evaluation_hours is None else f"{amount.evaluation_hours:,.0f}",
+            "" if amount.evaluation_hours is None else _rounded(amount.evaluation_hours),
             _size(amount.disk_bytes),
             _size(amount.checkpoint_bytes),
         )
     console.print(table)
+    others = "--config cluster=NAME, or 'train={\"gpus_per_node\": 8}', as for snakemake"
+    console.print(f"Where: {plan.place}. Other places: {others}.", highlight=False, markup=False)
     for line in plan.basis:
         console.print(f"Hours, {line}.", highlight=False)
     if plan.total.runs_without_estimate:
@@ -328,7 +379,7 @@ def show(plan: Plan, console: Console) -> None:
         )
     if plan.missing:
         missing = Table("Missing", "", "Where", Column("How to get it", overflow="fold"))
-        for item in plan.missing:
+        for item in _few(plan.missing):
             missing.add_row(item.kind, item.name, item.path, item.how)
         console.print(missing)
     elif not plan.wrong:
@@ -345,7 +396,7 @@ def _table_of(found: Iterable[Need]) -> Table:
     right = (Column(title, justify="right") for title in ("Pairs at a time", "Memory", "Loader processes"))
     about = (
         "What a process needs, without a GPU's workspaces; loader processes that keep up with JPEGs of 256 / 512 "
-        "pixels, each on a core. Where it runs is said by --config, as for Snakemake."
+        "pixels, each on a core."
     )
     table = Table("Model", "Precision", *right, caption=about)
     for need in found:
@@ -359,8 +410,27 @@ def _hours(amount: Amount) -> str:
     left = sum(amount.states.get(state, 0) for state in STATES if state not in ENDED)
     if left and amount.runs_without_estimate == left:
         return "no basis"
-    hours = f"{amount.training_hours:,.1f}" if amount.training_hours < 10 else f"{amount.training_hours:,.0f}"
+    hours = _rounded(amount.training_hours)
     return f"{hours} + {amount.runs_without_estimate} runs" if amount.runs_without_estimate else hours
+
+
+def _rounded(hours: float) -> str:
+    return f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
+
+
+def _few(missing: Sequence[Missing]) -> list[Missing]:
+    """Put one row in the place of evaluation sets that one command fetches, where they are many."""
+    fetched = [item for item in missing if item.suites]
+    if len(fetched) <= FEW:
+        return list(missing)
+    suites = dict.fromkeys(name for item in fetched for name in item.suites)
+    row = Missing(
+        kind="evaluation",
+        name=f"{len(fetched)} sets",
+        path=", ".join(sorted({str(Path(item.path).parent) for item in fetched})),
+        how=f"`snakemake evaluation_data --config suites={','.join(suites)}`",
+    )
+    return [*(item for item in missing if not item.suites), row]
 
 
 def _size(num_bytes: int) -> str:
@@ -408,8 +478,21 @@ def _miscounted(datasets: Iterable[str]) -> Iterator[str]:
     yield from dict.fromkeys(filter(None, map(cards.miscounted, sorted(set(datasets)))))
 
 
-def _missing_evaluation(suites: Iterable[ExpandedSuite]) -> Iterator[Missing]:
+def _reference(suite: ExpandedSuite) -> str:
+    """Return the name that asks for a suite again: of one that is no suite of ours, with its file."""
+    part, at, base = suite.name.rpartition("@")
+    return f"{part}{at}{suite.file or base}"
+
+
+def _missing_evaluation(suites: Sequence[ExpandedSuite]) -> Iterator[Missing]:
     found = {card.name: card for suite in suites for card in suite.evaluation.sets.values()}
     for card in found.values():
         if not card.build and not card_files.is_there(card):
-            yield Missing(kind="evaluation", name=card.name, path=card.path, how=card_files.how_to_get(card))
+            asking = tuple(_reference(suite) for suite in suites if card.name in suite.evaluation.sets)
+            yield Missing(
+                kind="evaluation",
+                name=card.name,
+                path=card.path,
+                how=card_files.how_to_get(card),
+                suites=asking if card_files.can_be_fetched(card) else (),
+            )

@@ -149,9 +149,18 @@ def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Va
     config = resolve_config(method, merge(entry.options, changes), source).model_dump(mode="json")
 
     training = merge(suite.training, entry.training)
-    plan = validated(Training, training).model_dump()
+    plan = _training(training).model_dump()
     changes = merge(variant.training, _times(plan, variant.training_times, "training"))
     return config, merge(training, changes)
+
+
+def _training(said: Options) -> Training:
+    with located("training", Training):
+        for key in said:  # before what is missing: a misspelt key is missing too
+            check_known("key", key, Training.model_fields)
+        if "global_batch_size" not in said:
+            raise ValueError("global_batch_size is missing: write how many pairs a batch has")
+        return validated(Training, said)
 
 
 def _label(variant: Variant, values: Options) -> str:
@@ -187,7 +196,7 @@ def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
 
 def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | None, seed: int) -> SuiteRun:
     config, training = _changed(suite, method, source, variant)
-    plan = validated(Training, training)
+    plan = _training(training)
     card = _card(suite, variant)
     if plan.global_batch_size > card.pairs:
         raise ValueError(
@@ -269,7 +278,7 @@ def _check_tuning(suite: Suite, tuning: Tuning) -> None:
                 f"score: methods are compared by {', '.join(shared_sets)} (average {average!r}): judge trials by sets "
                 "that are in no average, such as validation sets"
             )
-    if validated(Training, _training_of_trials(suite, tuning)).optimizer.grad_clip_norm is not None:
+    if _training(_training_of_trials(suite, tuning)).optimizer.grad_clip_norm is not None:
         raise ValueError(
             "training.optimizer.grad_clip_norm clips methods whose losses are large and leaves the others: leave it "
             "out, or give it to the methods that it is a part of, each under its own `training`"

@@ -28,7 +28,10 @@ from engine.schema.suite import ExpandedSuite, SuiteRun
 from experiments import cards, expansion, names
 
 ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
-"""Targets, each for the suite that `--config dataset=` names."""
+"""Targets, each for the suites that `--config suites=` names; without it for `names.BASE`."""
+
+DEFAULT = "quickstart"
+"""The suite that a command is about when it names none."""
 
 TUNE = "tune"
 """Target that runs the trials of the suites that are asked for, and writes what they have chosen."""
@@ -41,10 +44,8 @@ sources_sha256 = functools.cache(artifacts.sources_sha256)  # asked for once a j
 class Config(Frozen):
     """Values of `--config`; `train` and the following lie over the cluster's settings."""
 
-    suites: str = "quickstart"
-    """Names, separated by commas."""
-    dataset: str = names.BASE
-    """The suite that the targets of ablations apply to."""
+    suites: str | None = None
+    """Names, separated by commas; None is `DEFAULT`."""
     cluster: str = cluster.LOCAL
     on_interrupt: Literal["leave", "cancel"] = "cancel"
     """What becomes of running jobs on Ctrl-C."""
@@ -115,13 +116,16 @@ class Workflow:
     def __init__(self, config: Mapping[str, Any], argv: Sequence[str] = (), cores: int = 1) -> None:
         settings, self._cluster = place_of(config)
         self._on_interrupt = settings.on_interrupt
-        chosen = settings.suites.split(",")
+        _refuse_unknown_ablations(argv)
+        chosen, bases = (
+            (default if settings.suites is None else settings.suites).split(",") for default in (DEFAULT, names.BASE)
+        )
         if TUNE in argv:
             chosen = [f"{names.TUNING}@{name}" for name in chosen]
         self.choosing = shlex.join(chosen)
         """What `TUNE` writes the files of."""
-        ablations = {target: f"{target}@{settings.dataset}" for target in ABLATIONS if target in argv}
-        asked = [*chosen, *ablations.values()]
+        ablations = {target: [f"{target}@{base}" for base in bases] for target in ABLATIONS if target in argv}
+        asked = [*chosen, *(name for applied in ablations.values() for name in applied)]
         self.suites = Known("suite", expansion.load(asked))
         self.reports = Known("report", {names.called(name): _full_names(name) for name in asked})
         """The suites that each report shows."""
@@ -130,8 +134,8 @@ class Workflow:
         self.files = [path for files in self.targets.values() for path in files]
         """All of them."""
         self._ablations = {
-            target: [path for files in self._files([name]).values() for path in files]
-            for target, name in ablations.items()
+            target: [path for files in self._files(applied).values() for path in files]
+            for target, applied in ablations.items()
         }
         runs = {run.spec.run_id: run for suite in self.suites.values() for run in suite.runs}
         self.runs = Known("run", {run_id: run.spec for run_id, run in runs.items()})
@@ -327,6 +331,13 @@ def figures(suite: str) -> list[Path]:
 def _full_names(asked: str) -> list[str]:
     """Return the full names of the suites that one name asks for."""
     return [names.split(name).name for name in names.resolve([asked])]
+
+
+def _refuse_unknown_ablations(argv: Sequence[str]) -> None:
+    for word in argv:
+        # What exists is a file or a folder that an option is given.
+        if word.startswith(names.PREFIX) and word not in ABLATIONS and not Path(word).exists():
+            raise ValueError(unknown_name("target", word, ABLATIONS) + " Name its suite with --config suites=...")
 
 
 def refuse_read_only(files: Iterable[Path]) -> None:

@@ -184,6 +184,7 @@ def test_the_command_names_missing_data_and_how_to_get_them(tmp_path, monkeypatc
     missing = {item["name"]: item for item in found["missing"]}
     assert missing["cc3m"]["how"].startswith("`snakemake fetch_cc3m` (about 89 GB) runs: hf download pixparse/cc3m-wds")
     assert missing["cars"]["kind"] == "evaluation"
+    assert missing["cars"]["suites"] == ["cc3m"]
     assert len(missing) == 39  # the workflow builds the quickstart's
     assert [suite["states"] for suite in found["suites"]] == [{"to do": 15}, {"to do": 18}]
 
@@ -192,6 +193,8 @@ def test_the_command_names_missing_data_and_how_to_get_them(tmp_path, monkeypatc
     assert "no basis" in shown
     assert "published: ViT-B-16" in shown
     assert "No basis for hours of 18 runs" in shown
+    assert re.search(r"38 sets\W+data/datacomp\W+`snakemake evaluation_data --config suites=cc3m`", shown)
+    assert "imagenet1k" not in shown
 
     (tmp_path / "data" / "cc3m").mkdir(parents=True)
     (tmp_path / "data" / "cc3m" / "00000.tar").touch()
@@ -200,6 +203,22 @@ def test_the_command_names_missing_data_and_how_to_get_them(tmp_path, monkeypatc
 
 
 # What a process needs ---------------------------------------------------------------------------------------------
+
+
+def test_few_missing_sets_are_shown_by_their_names():
+    def lack(*names):
+        return [plan.Missing(kind="evaluation", name=n, path=f"data/{n}", how="", suites=("a", n)) for n in names]
+
+    assert [row.name for row in plan._few(lack("x", "y", "z"))] == ["x", "y", "z"]
+    (row,) = plan._few(lack("w", "x", "y", "z"))
+    assert (row.name, row.path) == ("4 sets", "data")
+    assert row.how == "`snakemake evaluation_data --config suites=a,w,x,y,z`"
+
+
+def test_a_suite_of_ones_own_is_asked_for_by_its_file():
+    suite = expand("smoke")
+    own = suite.model_copy(update={"name": "ablation_updates@mine", "file": "to/mine.yaml"})
+    assert [plan._reference(each) for each in (suite, own)] == ["smoke", "ablation_updates@to/mine.yaml"]
 
 
 def test_what_a_pair_keeps_is_counted_without_a_gpu():
@@ -266,6 +285,18 @@ def test_the_largest_speaks_for_runs_that_differ_in_the_method_alone(tmp_path, m
     assert need.memory_bytes == max(needs.memory_bytes(run.spec, 1024) for run in suite.runs)
     (line,) = found.warnings
     assert line.startswith(f"{len(suite.runs)} runs: RN50 in fp16 with 1024 pairs a process takes about")
+
+
+def test_the_longest_run_takes_the_time_of_its_share_where_it_runs(planned):
+    spec = expand("dfn1b").runs[0].spec
+    hours = plan.estimate(spec, []).hours
+    alone = planned(spec)
+    # The published hours are those of GPUs.
+    assert (alone.place, alone.total.longest_hours) == ("this machine, each run on 1 process without a GPU", None)
+    there = planned(spec, cluster="example", train={"nodes": 2, "gpus_per_node": 4})
+    assert there.place == "a Slurm cluster, each run on 2 nodes x 4 GPUs"
+    assert there.total.training_hours == pytest.approx(hours)
+    assert there.total.longest_hours == pytest.approx(hours / 8)
 
 
 def test_too_few_loader_processes_are_warned_of_where_a_gpu_is_asked_for(planned):

@@ -1,9 +1,11 @@
 """The numbers in docs/reproduce.md are those of the suites and cards."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments import cards, names
 from experiments.suite import expand
@@ -34,6 +36,26 @@ def test_the_page_says_how_many_pairs_a_card_promises():
         ("dfn1b", "DFN-1B"),
     ):
         assert re.search(rf"^\| {title} \| {cards.dataset(name).pairs:,}[ |(]", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["cc3m", "cc12m"])
+def test_the_lines_of_the_page_keep_the_samples_that_the_paper_saw(tmp_path, monkeypatch, name):
+    line, decay = re.search(rf"^\| `{name}` \| `(samples_seen: \d+)` \| (\d+) \(was", PAGE, re.MULTILINE).groups()
+    card = cards.FOLDER / "datasets" / f"{name}.yaml"
+    fetched = re.search(r"pixparse/\w+-wds: ([\d,]+)", card.read_text(encoding="utf-8"))[1].replace(",", "")
+    written = {run.spec.samples_seen for run in expand(name).runs}
+
+    copied = shutil.copytree(cards.FOLDER, tmp_path / "cards", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    card, suite = copied / "datasets" / card.name, copied / "suites" / f"{name}.yaml"
+    card.write_text(re.sub(r"^pairs: \d+", f"pairs: {fetched}", card.read_text(), flags=re.MULTILINE))
+    said = yaml.safe_load(suite.read_text())
+    suite.write_text(re.sub(r"^  epochs: \d+", f"  {line}", suite.read_text(), flags=re.MULTILINE))
+    monkeypatch.setattr(cards, "FOLDER", copied)
+    specs = [run.spec for run in expand(name).runs]
+    assert {spec.samples_seen for spec in specs} == written
+    assert {spec.dataset.pairs for spec in specs} == {int(fetched)}
+    share = said["methods"]["fastclip"]["options"]["gamma_decay_epochs"] / said["training"]["epochs"]
+    assert int(decay) == round(share * specs[0].samples_seen / int(fetched))
 
 
 def test_the_page_gives_the_commands_of_the_cards():

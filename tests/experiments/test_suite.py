@@ -386,6 +386,12 @@ def test_a_variant_that_changes_nothing_is_refused(own):
         ),
         ({"methods": {"neuclip": {"options": {"num_prototypes": "many"}}}}, r"num_prototypes: .*valid integer.*'many'"),
         ({"training": {"global_batch_size": 64, "epoch": 2}}, "unknown key 'epoch'; did you mean 'epochs'"),
+        (
+            {"training": {"global_batchsize": 64, "epochs": 2}},
+            "suite 'smoke': training: unknown key 'global_batchsize'; did you mean 'global_batch_size'",
+        ),
+        ({"training": {"epochs": 2}}, "suite 'smoke': training: global_batch_size is missing: write how many"),
+        ({"training": {"global_batch_size": "a"}}, "suite 'smoke': training: global_batch_size: .*integer.*'a'"),
         ({"training": {"global_batch_size": 64}}, "give either epochs or samples_seen"),
         ({"training": {"global_batch_size": 4096, "samples_seen": 4096}}, "4096 exceeds the 1480 pairs"),
         (
@@ -402,6 +408,14 @@ def test_a_mistake_is_one_clear_error(own, changes, message):
         expand("smoke")
     assert len(str(caught.value).splitlines()) <= 2
     assert "smoke" in str(caught.value)
+
+
+def test_without_a_command_that_fetches_it_the_source_of_a_set_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = {"name": "mine", "title": "", "revision": "1", "pairs": 2, "shards": "s", "licence": "", "source": "here"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(card))
+    with pytest.raises(ValueError, match=r"To fetch it, put its shards there \(the card's source: here\)\n"):
+        cards.refuse_missing([cards.keep("mine.yaml")])
 
 
 def test_broken_yaml_names_the_file(own):

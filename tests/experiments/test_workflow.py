@@ -47,7 +47,7 @@ def test_a_suites_targets_are_all_its_files_in_every_format(smoke):
 
 
 def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_not(smoke):
-    config = {"suites": "smoke", "dataset": "smoke"}
+    config = {"suites": "smoke"}
     asked = Workflow(config, ["snakemake", "-n", "ablation_objective"])
     assert paths.report("ablation_objective@smoke") in asked.ablation("ablation_objective")
     tables = [path for path in asked.ablation("ablation_objective") if path.parent.parent.name == "tables"]
@@ -57,6 +57,37 @@ def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_no
     for target in set(ABLATIONS) - {"ablation_objective"}:
         with pytest.raises(ValueError, match=f"'{target}' is no word of the command line: use --config suites="):
             asked.ablation(target)
+
+
+@pytest.mark.parametrize(
+    ("config", "asked"),
+    [
+        ({}, ["quickstart", "ablation_objective@laptop"]),
+        ({"suites": "cc3m"}, ["cc3m", "ablation_objective@cc3m"]),
+        ({"suites": "cc3m,cc12m"}, ["cc3m", "cc12m", "ablation_objective@cc3m", "ablation_objective@cc12m"]),
+    ],
+)
+def test_the_target_of_an_ablation_is_for_the_suites_that_are_named(monkeypatch, config, asked):
+    class AskedError(Exception):
+        pass
+
+    def load(names):
+        raise AskedError(names)
+
+    monkeypatch.setattr(expansion, "load", load)
+    with pytest.raises(AskedError) as found:
+        Workflow(config, ["snakemake", "ablation_objective"])
+    assert found.value.args == (asked,)
+
+
+@pytest.mark.parametrize("word", ["ablation_restart_perod", "ablation_objective@cc3m"])
+def test_a_misspelt_ablation_is_named_with_those_that_there_are(word):
+    meant = "ablation_restart_period" if "restart" in word else "ablation_objective"
+    with pytest.raises(ValueError, match=f"unknown target '{word}'; did you mean '{meant}'.*--config suites=") as error:
+        Workflow({"suites": "smoke"}, ["snakemake", "-n", word])
+    assert all(target in str(error.value) for target in ABLATIONS)
+    Path(word).mkdir()  # what exists is given to an option, as to --directory
+    Workflow({"suites": "smoke"}, ["snakemake", "--directory", word])
 
 
 def test_to_tune_is_to_run_the_trials_of_the_suites_that_are_asked_for():
@@ -140,6 +171,7 @@ def test_a_name_that_no_suite_of_the_command_has_is_one_clear_error(smoke):
             {"suites": "smoke", "train": {"tasks_per_node": 3}},
             "global_batch_size = 64 cannot be divided among 3 processes",
         ),
+        ({"suites": ""}, "unknown suite ''"),
         ({"suites": "smok"}, "unknown suite 'smok'; did you mean 'smoke'"),
     ],
 )
@@ -160,7 +192,7 @@ def about_to_run(*jobs):
 
 
 def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
-    both = Workflow({"suites": "smoke", "dataset": "smoke"}, ["snakemake", "ablation_objective"])
+    both = Workflow({"suites": "smoke"}, ["snakemake", "ablation_objective"])
     name = "ablation_objective@smoke"
     mine = {run.spec.run_id for run in both.suites[name].runs}
     shared = next(iter(mine & {run.spec.run_id for run in both.suites["smoke"].runs}))
@@ -177,7 +209,7 @@ def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
 
 def test_at_the_end_the_suites_are_shown_that_were_drawn_and_the_reports_that_were_written():
     name = "ablation_objective@smoke"
-    both = Workflow({"suites": "smoke", "dataset": "smoke"}, ["snakemake", "ablation_objective"])
+    both = Workflow({"suites": "smoke"}, ["snakemake", "ablation_objective"])
     drawn = [job("collect", suite="smoke"), job("table", suite=name, name="ablation"), job("page", report=name)]
     assert both.made(about_to_run(*drawn)) == [paths.collected(name), paths.report(name)]
     assert both.made(about_to_run(job("index", dataset="icons_tiny"))) == []

@@ -196,7 +196,7 @@ def test_a_new_ablation_is_one_new_file_and_trains_only_what_differs_from_its_su
         "  - {}\n"
         '  - {label: "eps {eps}", options_times: {eps: 100}}\n'
     )
-    asked = ["-n", "ablation_eps", "--config", "suites=smoke", "dataset=smoke"]
+    asked = ["-n", "ablation_eps", "--config", "suites=smoke"]
     plan = snakemake(finished, *asked, checkout=checkout)
     (run,) = trained(plan)
     assert run.startswith("neuclip-")

@@ -221,12 +221,12 @@ def test_ctrl_c_ends_the_jobs_on_this_machine_and_the_next_call_goes_on_where_th
 
 @pytest.mark.slow
 def test_an_ablation_is_a_target_for_any_suite(tmp_path):
-    plan = snakemake(tmp_path, "-n", "ablation_dataset_size", "--config", "dataset=cc3m").stdout
+    plan = snakemake(tmp_path, "-n", "ablation_dataset_size", "--config", "suites=cc3m").stdout
     assert "draw the table ablation of ablation_dataset_size@cc3m" in plan
     assert "index 3 train 27" in " ".join(plan.split())
     index = str(paths.index("scenes-0.02"))
     assert "--fraction 0.02" in snakemake(tmp_path, "-np", index, "--config", "suites=ablation_dataset_size").stdout
-    wrong = snakemake(tmp_path, "-n", "ablation_updates", "--config", "dataset=cc3", check=False)
+    wrong = snakemake(tmp_path, "-n", "ablation_updates", "--config", "suites=cc3", check=False)
     assert "unknown suite 'cc3'; did you mean 'cc3m'" in wrong.stdout
 
 
