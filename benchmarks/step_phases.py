@@ -99,7 +99,7 @@ class Contestant:
         begin = cases.now(self.clock.device)
         with self.clock.phase("data"):
             batch = next(self.batches)
-        self._refuse(self.trainer.step(batch, timing=False).divergence)
+        self._refuse(self.trainer.step(batch, wants_metrics=False).divergence)
         seconds = cases.now(self.clock.device) - begin
         self.clock.seconds[STEP].append(seconds.on(self.clock.device))
 

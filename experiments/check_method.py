@@ -71,6 +71,7 @@ RULES = (
         "Metrics are detached scalar tensors, named group/name.",
         "They are kept and averaged over processes; one with a gradient keeps its graph in memory.",
         ("test_metrics_are_detached_scalars_with_a_group_in_their_name",),
+        (2,),
     ),
     Rule(
         "Random numbers come from `env.generator(purpose, step)` alone.",
@@ -82,6 +83,7 @@ RULES = (
         "No tensor holds all pairs of a batch.",
         "B x B numbers of a large batch fit on no GPU; `batch_log_partitions` takes them in chunks.",
         ("test_no_tensor_holds_all_pairs_of_a_batch",),
+        (2,),
     ),
     Rule(
         "Nothing becomes infinite or NaN in float32, for any batch and temperature; NaN may stand in a buffer from the "
@@ -115,6 +117,7 @@ RULES = (
         "Pairs beyond the batch get no gradient, are not changed, and are as many as `num_extra_pairs` says.",
         "All processes share them.",
         ("test_pairs_beyond_the_batch_get_no_gradient_and_are_not_changed",),
+        (2,),
     ),
     Rule(
         "Training goes on bit for bit from a saved state: what a step depends on is state, or follows from the step.",
@@ -155,7 +158,7 @@ class Failure(NamedTuple):
     case: str
     """What it was tried with."""
     text: str
-    """The traceback."""
+    """The traceback; without one, a sentence of the test that says what came and what is allowed."""
 
 
 def check(reference: str, *, raw: bool = False) -> tuple[bool, list[str]]:
@@ -202,28 +205,34 @@ def _failures(cases: list[ET.Element]) -> Iterator[Failure]:
 def told(failures: list[Failure], file: Path) -> list[str]:
     """Return the causes of failures, a line each: errors in the user's file, then rules that are broken without any."""
     number_of = {test: number for number, rule in enumerate(RULES, start=1) for test in rule.tests}
-    errors: dict[str, set[int]] = {}
-    broken: dict[int, list[str]] = {}
+    errors: dict[tuple[str, str], tuple[str, set[int]]] = {}
+    broken: dict[int, list[Failure]] = {}
     for failure in failures:
         number = number_of.get(failure.test, 0)
         if error := _error_in(file, failure.text):
-            errors.setdefault(error, set()).add(number)
+            # Of one place the first is told: others often differ from it in a tensor's size alone.
+            place, says = error
+            errors.setdefault(place, (says, set()))[1].add(number)
         else:
-            broken.setdefault(number, []).append(failure.case or failure.text.strip().rpartition("\n")[2])
+            broken.setdefault(number, []).append(failure)
     causes = [
-        f"{error}. It breaks {_rules(numbers - {0})}" if numbers - {0} else error for error, numbers in errors.items()
+        f"{file.name}, line {line}, in {function}: {says}"
+        + (f". It breaks {_rules(numbers - {0})}" if numbers - {0} else "")
+        for (line, function), (says, numbers) in errors.items()
     ]
-    in_errors = set().union(*errors.values())
+    in_errors = {number for _, numbers in errors.values() for number in numbers}
     explained = {number for number in broken if number in in_errors or {*broken, *in_errors} & set(_needs(number))}
     first = sorted(broken.keys() - explained)
     for number in first:
-        tried = list(dict.fromkeys(broken[number]))
+        tried = list(dict.fromkeys(each.case or each.text.strip().rpartition("\n")[2] for each in broken[number]))
         with_ = tried[0] + (f" and {len(tried) - 1} more" if len(tried) > 1 else "")
         if number == 0:
             causes.append(f"The checks could not start: {with_}")
             continue
         rule = RULES[number - 1]
-        causes.append(f"{rule.says} {rule.why} (rule {number} of {PAGE}; broken with: {with_})")
+        sentences = (each.text.strip() for each in broken[number] if "Traceback" not in each.text)
+        says = next(sentences, f"{rule.says} {rule.why}")
+        causes.append(f"{says} (rule {number} of {PAGE}; broken with: {with_})")
     lines = [f"{place}. {cause}" for place, cause in enumerate(causes[:MOST_CAUSES], start=1)]
     if len(causes) > MOST_CAUSES:
         lines.append(f"{len(causes) - MOST_CAUSES} more: mend these, and run this again")
@@ -243,12 +252,15 @@ def _rules(numbers: set[int]) -> str:
     return f"rule{'s' if len(numbers) > 1 else ''} {', '.join(map(str, sorted(numbers)))}"
 
 
-def _error_in(file: Path, text: str) -> str | None:
-    """Return where and which error a traceback shows in the user's file, or in the copy that runs execute."""
+def _error_in(file: Path, text: str) -> tuple[tuple[str, str], str] | None:
+    """Return which error a traceback shows in the user's file, or in the copy that runs execute.
+
+    Returns:
+        Line and function, and the error; None if the traceback has no line of that file.
+    """
     paths = rf"{re.escape(str(file))}|[^\"]*/methods/[0-9a-f]{{64}}\.py"
     frames = re.findall(rf'File "(?:{paths})", line (\d+), in (\w+)', text)
     if not frames:
         return None
-    line, function = frames[-1]
     shown = [each.strip() for each in text.splitlines() if re.match(r"\S*(Error|Exception)\b", each)]
-    return f"{file.name}, line {line}, in {function}: {shown[-1] if shown else 'an error'}"
+    return frames[-1], shown[-1] if shown else "an error"

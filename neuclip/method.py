@@ -96,13 +96,13 @@ class NeuCLIP(TemperatureMethod):
         """AdaGrad's learning rate; assumed, the paper does not state it. The first step after a restart moves every
         row by npn_lr * sqrt(D): keep that under about 0.3 (here 0.26 at D = 1024), or it undoes the restart."""
         rho: float | None = None
-        """Pull on the temperature, in nats. At alpha = log g the temperature's gradient is rho - KL: a budget for KL,
-        the mean divergence of an anchor's softmax p over the others from uniform. KL grows as the temperature falls,
-        and stays below log(G - 1): a rho that it cannot reach sends the temperature to its minimum. With the authors'
-        `temperature_gradient` it is rho - (KL + E_p[h]), h the exponents of g (log g = E_p[h] - KL): once pairs are
-        told apart h is negative and grows like 1 / temperature, and for no rho >= 0 does the temperature stop above its
-        minimum. So a rho that was tuned with one gradient is none for the other. None takes `RHO_SHARE` of log(G - 1),
-        for the consistent gradient; FastCLIP-v3's, tuned with the authors', is 6.5 on CC3M."""
+        """Pull on the temperature, downwards, in nats. None takes `RHO_SHARE` of log(G - 1), for ``consistent``.
+
+        ``consistent``: the temperature settles where KL = rho, with KL the mean divergence of an anchor's softmax over
+        the others from uniform. KL is below log(G - 1): a larger rho sends the temperature to its minimum.
+        ``authors``: once pairs are told apart, every rho >= 0 sends it there. So a rho that was tuned with one gradient
+        does not fit the other: FastCLIP-v3's on CC3M, 6.5, is the authors'. See docs/failure-signatures.md.
+        """
         eps: float = Field(default=1e-14, gt=0)
         """The constant inside the logarithm; a floor under alpha, so keep it far below a typical g at the smallest
         temperature. Source: FastCLIP-v3's CC3M script."""
@@ -117,7 +117,8 @@ class NeuCLIP(TemperatureMethod):
         positive: Literal["left out", "counted"] = "left out"
         """The anchor's own pair in its normalizer. Source of ``left out``: g of the paper."""
         average_gamma: float = Field(default=0.8, gt=0, le=1)
-        """``average``: weight of a pair's new estimate; FastCLIP's decays from 1 to 0.2 or 0.8."""
+        """``average``: weight of a pair's new estimate, FastCLIP's gamma, which there decays from 1 to 0.2 or 0.8.
+        Elsewhere here gamma is eps + g."""
         chunk_rows: int = Field(default=DEFAULT_CHUNK_ROWS, ge=1)
         """Anchors whose similarities are held at once: memory against speed."""
 
@@ -232,7 +233,8 @@ class NeuCLIP(TemperatureMethod):
         fresh_2B = self._alpha(features, logit_scale)
         alpha_2B = fresh_2B if stale_2B is None else stale_2B
         size = self.env.global_batch_size
-        total = unified(self._counted(log_gamma_2B, size), self._counted(alpha_2B, size), 1 / logit_scale, rho=self.rho)
+        counted_gamma_2B, counted_alpha_2B = self._counted(log_gamma_2B, size), self._counted(alpha_2B, size)
+        total = unified(counted_gamma_2B, counted_alpha_2B, 1 / logit_scale, rho=self.rho)
         if infonce is not None:
             # Its gradient in the temperature, and nothing of its value.
             total = total + infonce - infonce.detach()
@@ -247,7 +249,7 @@ class NeuCLIP(TemperatureMethod):
             # Of the global batch, since it is no mean over anchors.
             metrics["npn/gap_constant"] = _gap_of_a_constant(log_gamma_2G + positive_G * logit_scale)
             metrics["npn/floor_share"] = (math.log(config.eps) - alpha_2B).exp().mean()
-            metrics["npn/capped_share"] = (log_gamma_2B - alpha_2B > MAX_GAP).float().mean()
+            metrics["npn/capped_share"] = (counted_gamma_2B - counted_alpha_2B > MAX_GAP).float().mean()
             metrics["npn/alpha_mean"] = alpha_2B.mean()
             metrics["temperature/value"] = 1 / logit_scale
         return LossOutput(total, {"loss/contrastive": total.detach()} | metrics)
@@ -262,7 +264,7 @@ class NeuCLIP(TemperatureMethod):
             # No gradient but the temperature's.
             infonce = count_positive(fixed_2P.detach() + log_g(scale) - fixed_2P, num_pairs).mean()
             scale = scale.detach()
-        log_gamma_2P = self._counted(add_eps(log_g(self._felt(scale)), self.config.eps), num_pairs)
+        log_gamma_2P = self._counted(add_eps(log_g(self._scale_in_g(scale)), self.config.eps), num_pairs)
         total = unified(log_gamma_2P, log_gamma_2P.detach(), 1 / scale, rho=self.rho)
         return total if infonce is None else total + infonce - infonce.detach()
 
@@ -284,14 +286,14 @@ class NeuCLIP(TemperatureMethod):
             features.text_BD,
             pair_G2D[:, 0],
             pair_G2D[:, 1],
-            self._felt(logit_scale),
+            self._scale_in_g(logit_scale),
             offset=offset,
             chunk_rows=self.config.chunk_rows,
         )
         return add_eps(torch.stack(log_g), self.config.eps)
 
-    def _felt(self, logit_scale: Tensor) -> Tensor:
-        """The logit scale in g: of the same value, with twice the gradient if the options say so."""
+    def _scale_in_g(self, logit_scale: Tensor) -> Tensor:
+        """The logit scale in g: the same value, with twice the gradient if the options say so."""
         is_doubled = self.config.temperature_gradient == "authors"
         return 2 * logit_scale - logit_scale.detach() if is_doubled else logit_scale
 

@@ -120,7 +120,7 @@ def _take_steps(
         with trainer.clock.phase("data"):
             batch = next(batches)
         epoch = trainer.progress().epoch
-        metrics, votes, divergence = trainer.step(batch, functools.partial(vote, batch), timing=is_logged)
+        metrics, votes, divergence = trainer.step(batch, functools.partial(vote, batch), wants_metrics=is_logged)
         if divergence is not None:
             return divergence
         times = trainer.clock.end_step()

@@ -57,7 +57,7 @@ class StepOutcome(NamedTuple):
     """Metrics of a step, and what follows it."""
 
     metrics: dict[str, float]
-    """Means over all processes; empty if the step was not timed or does not count."""
+    """Means over all processes; empty if not wanted, or if the step does not count."""
     votes: Votes
     """Sums over all processes."""
     divergence: Divergence | None = None
@@ -76,7 +76,7 @@ class _Unseen(NamedTuple):
     """None on a CPU."""
 
 
-class _DivergedError(Exception):
+class DivergedError(Exception):
     """The step before has diverged."""
 
     def __init__(self, divergence: Divergence) -> None:
@@ -94,9 +94,9 @@ class Trainer:
         torch.backends.cudnn.benchmark = execution.cudnn_benchmark
         index_path = paths.index(spec.dataset.name)
         index = _read_index(index_path, spec.dataset)
-        # With channels innermost, convolutions are faster on CPUs and on GPUs; other layers do not change.
         introduce(spec.model)
         self.towers = build_towers(spec.model.name, seed=spec.seed)
+        # With channels innermost, convolutions are faster on CPUs and on GPUs; other layers do not change.
         self.towers.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         cache_gib = execution.cache_gib if execution.cache_decoded else 0.0
         self.dataset = PairDataset(
@@ -153,7 +153,7 @@ class Trainer:
             This process's part of the loss, and the features that it was computed from.
 
         Raises:
-            _DivergedError: If the step before has diverged: the method does not see this batch.
+            DivergedError: If the step before has diverged: the method does not see this batch.
         """
         batch = batch.to(self.device)
         num_parts = self.execution.accumulation_steps
@@ -171,7 +171,7 @@ class Trainer:
                 encoded.append(encode_first(*part))
         divergence = self.settle()
         if divergence is not None:
-            raise _DivergedError(divergence)
+            raise DivergedError(divergence)
         with self.clock.phase("method"), self._method_precision():
             image_BD, text_BD = (torch.cat(side).detach().requires_grad_() for side in zip(*encoded, strict=True))
             features = Features(image_BD, text_BD, batch.index_B, extra)
@@ -222,7 +222,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def step(self, batch: Batch, vote: Callable[[], Votes] = Votes, *, timing: bool) -> StepOutcome:
+    def step(self, batch: Batch, vote: Callable[[], Votes] = Votes, *, wants_metrics: bool) -> StepOutcome:
         """Take one optimiser step, and agree with the other processes on what comes after it.
 
         If the loss or its gradient is not finite on some process, no parameter moves on any, though the method may have
@@ -234,17 +234,17 @@ class Trainer:
         Args:
             batch: This process's rows.
             vote: Returns this process's votes; called late, so that a signal is obeyed after the step it arrived in.
-            timing: Return metrics.
+            wants_metrics: Return metrics; on a GPU this waits for the step.
 
         Raises:
             ValueError: On every process, if they logged different metrics, or too many.
         """
         progress = self.progress()
-        # Before the step moves it. Only if it is told: to take the mean of many may be much work.
-        temperature = 1 / self.method.logit_scale.detach() if timing else None
+        # Before the step moves it, and only for metrics: a mean of many temperatures may be much work.
+        temperature = 1 / self.method.logit_scale.detach() if wants_metrics else None
         try:
             output, features = self.backward(batch)
-        except _DivergedError as error:
+        except DivergedError as error:
             return StepOutcome({}, Votes(), error.divergence)
         self._note_first_indices(batch)
         lr = self.optimizer.set_learning_rates(progress.step)
@@ -258,21 +258,21 @@ class Trainer:
             loss = output.total.detach()
             flags = torch.stack([loss, ~torch.isfinite(loss), ~torch.isfinite(grad_norm)]).double()
             logged = []
-            if timing:
+            if wants_metrics:
                 logged = [
                     pack_metrics(output.metrics, self.device),
                     embedding_moments(features.image_BD, features.text_BD),
                 ]
             # One collective, and on a GPU one copy to the CPU.
             sums = self.collectives.all_reduce(torch.cat([flags, *logged]), "sum")
-            self._move(progress, is_bad=sums[1:3].any())
+            self._move_parameters(progress, is_bad=sums[1:3].any())
             own = sums[:0] if temperature is None else torch.stack([temperature, grad_norm]).double()
-            self._unseen = _Unseen(progress.step, batch.index_B, *self._tell(torch.cat([sums, own])))
+            self._unseen = _Unseen(progress.step, batch.index_B, *self._start_copy_to_cpu(torch.cat([sums, own])))
             self.step_number += 1
             told = self._unseen.told
-            is_wanted = timing or votes != Votes() or self._is_due()
+            is_wanted = wants_metrics or votes != Votes() or self._is_due()
             divergence = self.settle() if is_wanted else None
-        if divergence is not None or not timing:
+        if divergence is not None or not wants_metrics:
             return StepOutcome({}, votes, divergence)
         world_size = self.collectives.world_size
         flags, sums, moments, own = torch.split(told, [len(flags), *map(len, logged), 2])
@@ -318,7 +318,7 @@ class Trainer:
         *stop, save, num_replaced = self.collectives.all_reduce(asked, "sum").tolist()
         return Votes(tuple(stop), save, num_replaced)
 
-    def _tell(self, values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    def _start_copy_to_cpu(self, values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """Begin to copy values to the CPU; returns where they will be, and when."""
         told = values.to("cpu", non_blocking=True)
         if self.device.type != "cuda":
@@ -328,11 +328,11 @@ class Trainer:
         return told, is_there
 
     def _is_due(self) -> bool:
-        """Tell if something has to be done now that the last step is."""
+        """Tell if a milestone or a measurement is due after the last step."""
         due = (self.spec.milestones, *(spec.at for spec in self.spec.measurements.values()))
         return any(self.samples_seen in at for at in due)
 
-    def _move(self, progress: Progress, *, is_bad: Tensor) -> None:
+    def _move_parameters(self, progress: Progress, *, is_bad: Tensor) -> None:
         """Move all parameters unless the step is bad: a flag on the device, equal on all processes."""
         adamw = self.optimizer.adamw
         adamw.found_inf = is_bad.float()  # type: ignore[attr-defined]

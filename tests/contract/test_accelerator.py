@@ -121,12 +121,12 @@ def test_a_step_waits_for_nothing_and_its_outcome_comes_by_one_copy_that_is_look
         for _ in range(3):
             batch = batch_of(trainer)
             waits.forget()
-            assert trainer.step(batch, timing=False).metrics == {}
+            assert trainer.step(batch, wants_metrics=False).metrics == {}
             assert +waits.places == {}
             assert waits.looks.total() == 1
         # fp16's metrics have the loss scale.
         waits.forget()
-        assert trainer.step(batch_of(trainer), timing=True).metrics
+        assert trainer.step(batch_of(trainer), wants_metrics=True).metrics
         assert waits.places.total() == (changes.get("precision") == "fp16")
         assert waits.looks.total() == 1
 

@@ -39,7 +39,7 @@ from variants import (
 from variants import train as train_on
 
 from engine import contrastive
-from engine.method import Features
+from engine.method import Features, LossOutput
 
 every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=map(label, VARIANTS))
 every_small_variant = pytest.mark.parametrize(("name", "options"), SMALL, ids=map(label, SMALL))
@@ -49,15 +49,32 @@ every_method = pytest.mark.parametrize("name", method_names())
 # Loss, gradients, metrics -------------------------------------------------------------------------------------------
 
 
+def wrong_form(output: Any) -> str | None:
+    """Say what `loss` returned if the engine cannot train on it, and what is allowed."""
+    if not isinstance(output, LossOutput):
+        came = f"a {type(output).__name__}"
+    elif not isinstance(output.total, Tensor):
+        came = f"a LossOutput whose total is a {type(output.total).__name__}"
+    elif output.total.ndim:
+        came = f"a LossOutput whose total has shape {tuple(output.total.shape)}"
+    else:
+        return None
+    return f"`loss` returned {came}: allowed is LossOutput(total, metrics) whose total is a scalar tensor"
+
+
 @every_variant
 def test_the_loss_is_a_finite_scalar_that_every_embedding_has_a_part_in(name: str, options: Options) -> None:
     method = make_method(name, **options)
     features = with_extra(method, random_features(0, dtype=torch.float32))
 
-    total = method.loss(features, progress_of(method, 0)).total
+    output = method.loss(features, progress_of(method, 0))
+    if wrong := wrong_form(output):
+        # Without a traceback: `check-method` tells it as it is.
+        pytest.fail(wrong, pytrace=False)
+    total = output.total
     total.backward()
 
-    assert (total.shape, total.dtype) == ((), torch.float32)
+    assert total.dtype == torch.float32
     assert total.isfinite()
     for side_BD in (features.image_BD, features.text_BD):
         assert side_BD.grad.isfinite().all()

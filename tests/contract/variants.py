@@ -11,7 +11,7 @@ from support.methods import method_class, method_names, resolve_config
 from support.small import random_features, train_step
 from torch import Tensor
 
-from engine.method import Method
+from engine.method import Method, TemperatureConfig
 
 Options = dict[str, Any]
 
@@ -88,11 +88,11 @@ SMALL = [variant for variant in VARIANTS if variant[1].keys() >= few(variant[0])
 
 
 def at_temperature(name: str, options: Options, which: str) -> Options:
-    """Let a method start at its ``minimum`` or ``maximum`` temperature, if it has such options."""
-    config = resolve_config(name, options)
-    if not hasattr(config, "temperature"):
+    """Let a method start at its ``minimum`` or ``maximum`` temperature, if its options have such bounds."""
+    temperature = getattr(resolve_config(name, options), "temperature", None)
+    if not isinstance(temperature, TemperatureConfig):
         return options
-    return options | {"temperature": options.get("temperature", {}) | {"init": getattr(config.temperature, which)}}
+    return options | {"temperature": options.get("temperature", {}) | {"init": getattr(temperature, which)}}
 
 
 def train(method: Method, steps: range) -> list[dict[str, Tensor]]:

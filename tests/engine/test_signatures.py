@@ -239,12 +239,12 @@ def test_a_run_that_was_interrupted_finds_the_same(root, monkeypatch):
     os.rename(paths.run(whole.run_id), root / "whole")
     honest = Trainer.step
 
-    def stop_once(self, batch, ask, *, timing):
+    def stop_once(self, batch, ask, *, wants_metrics):
         if self.step_number == 43:
             raise KeyboardInterrupt
         # Saved long before the end: lines are logged beyond it.
         is_time_to_save = self.step_number == 12
-        return honest(self, batch, lambda: ask()._replace(save=is_time_to_save), timing=timing)
+        return honest(self, batch, lambda: ask()._replace(save=is_time_to_save), wants_metrics=wants_metrics)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", stop_once)

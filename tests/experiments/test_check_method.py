@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")
 METHOD = re.findall(r"^```\w*\n(.*?)^```", DOC, re.DOTALL | re.MULTILINE)[0]
 FILE = Path("/home/me/dcl.py")
+TRACEBACK = "Traceback (most recent call last):\n    assert total.isfinite()\nAssertionError: assert False"
 
 
 def functions_of_the_contract() -> set[str]:
@@ -40,7 +41,7 @@ def test_the_page_lists_the_rules_with_their_reasons():
     assert PAGE == "docs/add-a-method.md#rules"
 
 
-def failures(number: int, *cases: str, text: str = "AssertionError") -> list[Failure]:
+def failures(number: int, *cases: str, text: str = TRACEBACK) -> list[Failure]:
     return [Failure(test, case, text) for test in RULES[number - 1].tests for case in cases]
 
 
@@ -60,6 +61,23 @@ def test_an_error_in_the_file_is_one_cause_however_many_rules_it_breaks():
     lines = told([*failures(2, "dcl", text=text), *failures(12, "dcl", text=copy), *of_a_process], FILE)
     assert lines[0] == "1. dcl.py, line 12, in loss: NameError: name 'y' is not defined. It breaks rules 2, 12"
     assert lines[1:] == [f"Perhaps for the same reason rule 14 of {PAGE}", "--pytest shows all that was tried"]
+
+
+def test_an_error_in_one_line_is_one_cause_whatever_sizes_it_names():
+    text = f'  File "{FILE}", line 12, in loss\n    x + y\nRuntimeError: size 8 must match size 9\n'
+    found = [*failures(2, "dcl", text=text), *failures(6, "dcl", text=text.replace("8", "128").replace("9", "129"))]
+    elsewhere = failures(11, "dcl", text=text.replace("line 12", "line 13"))
+    assert told([*found, *elsewhere], FILE)[:-1] == [
+        "1. dcl.py, line 12, in loss: RuntimeError: size 8 must match size 9. It breaks rules 2, 6",
+        "2. dcl.py, line 13, in loss: RuntimeError: size 8 must match size 9. It breaks rule 11",
+    ]
+
+
+def test_what_a_check_says_itself_is_told_in_place_of_its_rule():
+    said = failures(2, "dcl", text="`loss` returned a Tensor: allowed is LossOutput(total, metrics)")
+    lines = told([*said, *failures(4, "dcl"), *failures(6, "dcl"), *failures(11, "dcl")], FILE)
+    assert lines[0] == f"1. {said[0].text} (rule 2 of {PAGE}; broken with: dcl)"
+    assert lines[1:-1] == [f"Perhaps for the same reason rules 4, 6, 11 of {PAGE}"]
 
 
 def test_many_causes_are_told_a_few_at_a_time():
@@ -94,6 +112,38 @@ def test_a_method_with_two_faults_is_told_both_in_twenty_lines(tmp_path):
     assert len(numbered) == 2
     assert numbered[0].startswith("1. Metrics are detached scalar tensors, named group/name.")
     assert numbered[1].startswith("2. Random numbers come from `env.generator(purpose, step)` alone.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        (("return LossOutput(total, {", "return (total, {"), "a tuple"),
+        ((".mean() / 2", " / 2"), "a LossOutput whose total has shape (8,)"),
+        (("LossOutput(total,", "LossOutput(0.0,"), "a LossOutput whose total is a float"),
+    ],
+)
+def test_a_loss_of_another_form_is_one_cause_that_says_what_came(tmp_path, monkeypatch, change, came):
+    tests = ["the_loss_is_a_finite_scalar_that_every_embedding_has_a_part_in", "no_tensor_holds_all_pairs_of_a_batch"]
+    tests += ["metrics_are_detached_scalars_with_a_group_in_their_name"]
+    monkeypatch.setattr(check_method, "CONTRACT", [f"contract/test_methods.py::test_{test}" for test in tests])
+    keeps_all, lines = check_method.check(f"{edited(tmp_path, change)}:DCL")
+    assert not keeps_all
+    assert lines[1].startswith(f"1. `loss` returned {came}: allowed is LossOutput(total, metrics) whose total is a sc")
+    assert not any(line.startswith("2. ") for line in lines)
+
+
+@pytest.mark.slow
+def test_a_temperature_that_is_a_number_is_no_fault(tmp_path, monkeypatch):
+    file = edited(
+        tmp_path,
+        ("temperature: TemperatureConfig = TemperatureConfig()", "temperature: float = 0.07"),
+        ("env, config.temperature)", "env, TemperatureConfig(init=config.temperature, learnable=False))"),
+    )
+    only = "contract/test_methods.py::test_everything_stays_finite_in_float32"
+    monkeypatch.setattr(check_method, "CONTRACT", [only])
+    keeps_all, lines = check_method.check(f"{file}:DCL")
+    assert keeps_all, lines
 
 
 @pytest.mark.slow

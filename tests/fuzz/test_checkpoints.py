@@ -141,7 +141,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Traine
 
         batches = _batches(trainer)
         for _ in range(2):
-            trainer.step(next(batches), timing=True)
+            trainer.step(next(batches), wants_metrics=True)
         trainer.save()
         yield root, trainer
 

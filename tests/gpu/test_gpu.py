@@ -50,7 +50,7 @@ def batches(trainer, steps):
 def losses(device, method, accumulation=1, precision="fp32"):
     spec, steps = toy.run_spec(method, steps=20, precision=precision), 20
     trainer = Trainer(spec, Execution(accumulation_steps=accumulation), device, Collectives())
-    return [trainer.step(batch, timing=True).metrics["loss/total"] for batch in batches(trainer, steps)]
+    return [trainer.step(batch, wants_metrics=True).metrics["loss/total"] for batch in batches(trainer, steps)]
 
 
 @every_method
@@ -59,10 +59,10 @@ def test_plain_steps_never_wait_for_the_gpu(root, no_waits, method, changes):
     trainer = Trainer(toy.run_spec(method, steps=20, **changes), Execution(), GPU, Collectives())
     rest = batches(trainer, 19)
     for _ in range(8):  # the record's first positions are read in the first of them
-        trainer.step(next(rest), timing=False)
+        trainer.step(next(rest), wants_metrics=False)
     no_waits()
     for batch in rest:
-        assert trainer.step(batch, timing=False).divergence is None
+        assert trainer.step(batch, wants_metrics=False).divergence is None
 
 
 @every_method
@@ -96,7 +96,7 @@ def test_as_a_cuda_graph_the_network_is_trained_to_the_same_bits(root, options):
     found = []
     for is_on in (False, True):
         trainer = Trainer(spec, Execution(method_graphs=is_on), GPU, Collectives())
-        logged = [trainer.step(batch, timing=True).metrics["npn/gap_after"] for batch in batches(trainer, 12)]
+        logged = [trainer.step(batch, wants_metrics=True).metrics["npn/gap_after"] for batch in batches(trainer, 12)]
         found.append((logged, trainer.method.normalizer.weights.cpu(), trainer.method.normalizer.accumulator.cpu()))
     (logged, *state), (again, *same_state) = found
     assert again == logged

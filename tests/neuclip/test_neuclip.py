@@ -437,6 +437,18 @@ def test_the_floor_share_tells_prototypes_that_eps_has_cut_off_from_their_gradie
         assert low <= metrics["npn/floor_share"] <= high
 
 
+@pytest.mark.parametrize(("positive", "share"), [("left out", 1.0), ("counted", 0.0)])
+def test_the_capped_share_is_of_the_weights_that_the_loss_has(positive: str, share: float) -> None:
+    options = {"num_prototypes": 8, "num_updates": 0, "eps": 1e-100, "positive": positive}
+    method = make_method("neuclip", dtype=torch.float64, **options)
+    # All pairs are near each other and prototypes are opposite: alpha is far below log g, and both far below the pair.
+    near_BD = normalize(1 + torch.rand(8, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    features = features_of(near_BD, near_BD)
+    start_from(method, -near_BD.expand(2, 8, -1), 0.01)
+    metrics = method.loss(features, progress_of(method, 1)).metrics
+    assert metrics["npn/capped_share"] == share
+
+
 def test_metrics_are_detached_scalars_of_the_documented_names() -> None:
     always = {"loss/contrastive", "temperature/value"}
     always |= {"npn/objective_after", "npn/gap_after", "npn/gap_constant"}

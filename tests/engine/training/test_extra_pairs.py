@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_bit_for_bit_and_tells_what_the_pairs_cost(root, nu
 
 def test_a_measurement_brings_fresh_pairs_of_its_own(root):
     trainer = make_trainer(options=EXACT | {"num_prototypes": 64})
-    trainer.step(next(iter(batches(trainer))), timing=False)
+    trainer.step(next(iter(batches(trainer))), wants_metrics=False)
     before = copy.deepcopy(trainer.towers.state_dict())
     error, _ = measure_normalizer_error(trainer)
     assert error.num_without_estimate == 0

@@ -172,7 +172,7 @@ def test_a_measurement_changes_no_state(root, method):
     trainer = make_trainer(method, model={"name": "tiny-resnet"})
     trainer.step_number = 0
     for batch in batches(trainer, 2):
-        trainer.step(batch, timing=False)
+        trainer.step(batch, wants_metrics=False)
     parts = (trainer.towers, trainer.method)
     before = copy.deepcopy([part.state_dict() for part in parts])
     learned = [[p.requires_grad for p in part.parameters()] for part in parts]

@@ -117,7 +117,7 @@ def test_the_gradient_is_clipped_at_its_norm_over_all_parameters(root, precision
     trainer.scaler = plain.scaler
     given = []
     trainer.optimizer.adamw.register_step_pre_hook(lambda *_: given.append(gradient(trainer)))
-    metrics = trainer.step(batch, timing=True).metrics
+    metrics = trainer.step(batch, wants_metrics=True).metrics
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-6)
     expected = whole * min(1.0, limit / norm)
     torch.testing.assert_close(given[0], expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
@@ -167,7 +167,7 @@ def test_an_overflow_in_half_precision_skips_the_step_and_halves_the_scale(root)
         return output
 
     trainer.backward = overflow
-    assert trainer.step(next(iter(batches(trainer))), timing=True).divergence is None
+    assert trainer.step(next(iter(batches(trainer))), wants_metrics=True).divergence is None
     assert all(torch.equal(p, old) for p, old in zip(trainer.towers.parameters(), before, strict=True))
     assert trainer.scaler.get_scale() == scale / 2
 
@@ -248,7 +248,7 @@ def _skip_where_one_is_broken(collectives, broken):
     trainer.method.loss = loss
     seen = []
     for batch in loader_of(trainer, 5):
-        divergence = trainer.step(batch, timing=False).divergence or trainer.settle()
+        divergence = trainer.step(batch, wants_metrics=False).divergence or trainer.settle()
         seen.append([trainer.num_skipped, trainer.scaler.get_scale(), divergence.reason if divergence else ""])
     return {"seen": seen, "weights": [p.detach() for p in trainer.towers.parameters()]}
 
@@ -271,7 +271,7 @@ def test_the_outcome_of_a_step_is_looked_at_in_it_only_if_something_was_asked_fo
     looked = []
     trainer._count_skipped = lambda *, is_skipped: looked.append(trainer.step_number)
     for batch in batches(trainer, 2):
-        trainer.step(batch, lambda: votes, timing=False)
+        trainer.step(batch, lambda: votes, wants_metrics=False)
     # The step that one step is looked at in, and the next.
     assert looked == ([1] if votes == Votes() else [1, 2])
 
@@ -318,9 +318,9 @@ def test_metrics_travel_with_what_processes_agree_on_and_only_when_they_are_logg
     collectives = Counting()
     trainer = Trainer(toy.run_spec("openclip"), Execution(), CPU, collectives)
     sizes = []
-    for batch, timing in zip(batches(trainer, 2), (False, True), strict=True):
+    for batch, is_logged in zip(batches(trainer, 2), (False, True), strict=True):
         collectives.sizes = []
-        assert bool(trainer.step(batch, timing=timing).metrics) == timing
+        assert bool(trainer.step(batch, wants_metrics=is_logged).metrics) == is_logged
         sizes.append(collectives.sizes)
     plain, logged = sizes
     # The temperature's gradient, the votes, and the outcome.
@@ -350,7 +350,7 @@ def _log_metrics(collectives, names):
     honest, own = trainer.method.loss, {name: torch.tensor(float(collectives.rank)) for name in names[collectives.rank]}
     trainer.method.loss = lambda *args: LossOutput(honest(*args).total, own)
     try:
-        metrics = trainer.step(next(iter(loader_of(trainer, 1))), timing=True).metrics
+        metrics = trainer.step(next(iter(loader_of(trainer, 1))), wants_metrics=True).metrics
     except ValueError as error:
         return str(error)
     return str({name: metrics[name] for name in sorted(own)})
@@ -382,7 +382,7 @@ def test_with_gradient_checkpointing_a_run_has_the_same_numbers(root, accumulati
         trainer = make_trainer(execution, model={"name": "dropout-vit"})
         runs = []
         trainer.towers.clip.transformer.resblocks[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(0))
-        metrics = [trainer.step(batch, timing=True).metrics for batch in batches(trainer, 3)]
+        metrics = [trainer.step(batch, wants_metrics=True).metrics for batch in batches(trainer, 3)]
         finals.append((metrics, [p.detach() for p in trainer.towers.parameters()], len(runs)))
     (plain, weights, passes), (again, same, more) = finals
     assert (again, passes < more) == (plain, True)
@@ -412,7 +412,7 @@ def test_compiled_encoders_train_as_plain_ones_do(root):
         trainer.backward(next(iter(loader)))
         gradients.append(gradient(trainer))
         trainer.optimizer.adamw.zero_grad()
-        losses.append([trainer.step(batch, timing=True).metrics["loss/total"] for batch in loader])
+        losses.append([trainer.step(batch, wants_metrics=True).metrics["loss/total"] for batch in loader])
     # Fused kernels round otherwise.
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5 * float(gradients[0].abs().max()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

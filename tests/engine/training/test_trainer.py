@@ -58,7 +58,7 @@ def test_averaged_weights_are_the_recursion_over_all_steps(root):
     trainer = Trainer(spec, Execution(), CPU, Collectives())
     expected = {}
     for batch in batches(trainer, 5):
-        trainer.step(batch, timing=False)
+        trainer.step(batch, wants_metrics=False)
         for name, value in trainer.towers.clip.named_parameters():
             now = value.detach().double()
             expected[name] = decay * expected[name] + (1 - decay) * now if name in expected else now
@@ -323,7 +323,7 @@ def test_what_was_resumed_does_not_lie_in_the_checkpoint_s_file(root, method):
     first, second = (Trainer(spec, Execution(), CPU, Collectives()) for _ in range(2))
     loader = batches(first, 4)
     for batch in (next(iter(loader)), *loader):
-        first.step(batch, timing=False)
+        first.step(batch, wants_metrics=False)
     first.settle()
     first.save()
     (file,) = paths.checkpoints(spec.run_id).glob("*.pt")
@@ -336,7 +336,7 @@ def test_what_was_resumed_does_not_lie_in_the_checkpoint_s_file(root, method):
     ]
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
     batch = next(iter(batches(first, 1)))
-    assert first.step(batch, timing=True).metrics == second.step(batch, timing=True).metrics
+    assert first.step(batch, wants_metrics=True).metrics == second.step(batch, wants_metrics=True).metrics
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -344,7 +344,7 @@ def test_what_resuming_takes_is_no_part_of_a_gpu_s_peak(root):
     device = torch.device("cuda", 0)
     spec = toy.run_spec("fastclip")
     trainer = Trainer(spec, Execution(), device, Collectives())
-    trainer.step(next(iter(batches(trainer, 1))), timing=False)
+    trainer.step(next(iter(batches(trainer, 1))), wants_metrics=False)
     trainer.settle()
     trainer.save()
     resumed = Trainer(spec, Execution(), device, Collectives())
@@ -377,6 +377,6 @@ def test_tf32_is_allowed_where_the_method_computes_and_nowhere_else(root, monkey
         return output
 
     monkeypatch.setattr(trainer.method, "loss", loss)
-    trainer.step(next(iter(batches(trainer, 1))), timing=False)
+    trainer.step(next(iter(batches(trainer, 1))), wants_metrics=False)
     assert seen == {"encode": False, "loss": method_tf32, "gradient": method_tf32, "after_step": method_tf32}
     assert not torch.backends.cuda.matmul.allow_tf32
