@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     distributed.stop()
     if os.environ.get("RANK", "0") != "0":
         return  # The first process says it for all.
-    sys.stderr.write(f"{record.run_id}: {record.status} after {record.samples_seen:,} samples\n")
+    why = f", in step {record.divergence.step}: {record.divergence.reason}" if record.divergence else ""
+    sys.stderr.write(f"{record.run_id}: {record.status} after {record.samples_seen:,} samples{why}\n")
     if record.num_replaced:
         sys.stderr.write(
             f"warning: {record.num_replaced:,} of {record.samples_seen:,} samples could not be decoded and were "
