@@ -9,14 +9,15 @@ from typing import Any
 
 
 def table(lines: Iterable[str]) -> str:
-    """Return a Markdown table of the faults that struck, and the number of rounds."""
+    """Return a Markdown table of the faults that struck, and how many rounds there were."""
     notes = [json.loads(line) for line in lines]
     struck = [note for note in notes if note["what"] == "fault" and note["has_struck"]]
     rows = [row(name, [note for note in struck if note["family"] == name]) for name in {n["family"]: 0 for n in struck}]
     rounds = [note for note in notes if note["what"] == "round"]
     broken = sum(not note["is_kept"] for note in rounds)
     head = "| struck | here | on Slurm | how |\n| --- | --: | --: | --- |\n"
-    return f"{head}{''.join(sorted(rows))}{row('all', struck)}\n{len(rounds)} rounds; {broken} broke a promise.\n"
+    total = f"{len(struck):,} faults in {len(rounds)} rounds; {broken} broke a promise."
+    return f"{head}{''.join(sorted(rows))}{row('all', struck)}\n{total}\n"
 
 
 def row(name: str, notes: list[dict[str, Any]]) -> str:
