@@ -270,7 +270,8 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_is_recorded_once(
     assert (len(record.attempts), set(record.milestones)) == (1, {"48"})
     steps = [json.loads(line)["step"] for line in paths.metrics(spec.run_id).read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5]
-    said = [(root / f"log-{rank}.txt").read_text().count(": diverged after 80 samples, in step 5: ") for rank in range(2)]
+    end = ": diverged after 80 samples, in step 5: "
+    said = [(root / f"log-{rank}.txt").read_text().count(end) for rank in range(2)]
     assert said == [1, 0]
     assert server.run(root, path, world_size=2) == [0, 0]
     assert read_record(spec) == record
