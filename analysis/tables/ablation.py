@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis import cells, reference, stats, style
 from analysis import frame as tidy
+from analysis import reference, stats, style
 from analysis.table import Cell, Row, Table
 
 SUITES = ("ablation_*", "icons", "laptop", "one_gpu")
@@ -27,7 +27,7 @@ def build(frame: pd.DataFrame) -> Table:
                 values = one[one["name"] == score.name]
                 of_variant = values.loc[values["variant"] == variant, "value"]
                 shown.append(Cell(100 * of_variant.mean(), 100 * stats.half_width(of_variant), int(of_variant.count())))
-                shown.append(_difference(values, variant))
+                shown.append(_changes(values).get(variant, Cell(None)))
             runs = one[one["variant"] == variant]
             diverged = runs.loc[runs["status"] == "diverged", "run_id"].nunique()
             counts = (Cell(runs["run_id"].nunique(), form="d"), Cell(diverged, form="d"))
@@ -38,15 +38,25 @@ def build(frame: pd.DataFrame) -> Table:
         header=("Setting", "Variant", *titles, "Runs", "Diverged"),
         rows=tuple(rows),
         num_keys=2,
-        notes=("Change: variant minus main run of the same method in points, paired by seed.",),
+        notes=(
+            "Change: variant minus main run of the same method in points, paired by seed. * differs: paired t test "
+            f"from {stats.MIN_PAIRS_TO_TEST} seeds on, level {stats.SIGNIFICANCE}, Holm-corrected over the variants of "
+            "a method in a column.",
+        ),
         reference=reference.table("ablation"),
     )
 
 
-def _difference(values: pd.DataFrame, variant: str) -> Cell:
-    """Compare a variant with the main run of its method, seed by seed."""
-    if not variant:
-        return Cell(None)
-    by_seed = values.pivot(index="seed", columns="variant", values="value").reindex(columns=["", variant])
-    change = 100 * (by_seed[variant] - by_seed[""]).dropna()
-    return cells.mean(change, "+.1f")
+def _changes(values: pd.DataFrame) -> dict[str, Cell]:
+    """Compare every variant of a method with its main run, seed by seed."""
+    tests = stats.paired_differences(values.assign(method=values["variant"]), first="").to_dict("index")
+    return {
+        str(variant): Cell(
+            -100 * test["mean"],
+            100 * test["half_width"],
+            int(test["n"]),
+            "+.1f",
+            mark="*" if test["p_holm"] < stats.SIGNIFICANCE else "",
+        )
+        for variant, test in tests.items()
+    }

@@ -329,7 +329,23 @@ def test_the_ablation_compares_a_variant_with_its_main_run_by_seed() -> None:
     table = build_table(frame, "ablation")
     assert [row[0] for row in table.rows] == ["NeuCLIP", "NeuCLIP, period=20"]
     change = row(table, "NeuCLIP, period=20")["Average, change"]
-    assert (change.value, change.n) == (pytest.approx(-1.0), 2)
+    assert (change.value, change.n, change.mark) == (pytest.approx(-1.0), 2, "")
+
+
+def test_a_variant_that_differs_is_marked_after_correction_over_variants() -> None:
+    seeds = (0, 1, 2)
+    variants = {
+        name: [synthetic.run_spec("neuclip", seed, config={"period": period}) for seed in seeds]
+        for name, period in {"far": 1, "near": 2}.items()
+    }
+    frame = collect(synthetic.write_suite(synthetic.main_specs(), variants=variants))
+    # Changes of -1, -1.2, -1.4 points: t = 10.4, p = 0.0091, twice that after correction. Of 0, 1, -1: none.
+    for name, changes in {"far": (1.0, 1.2, 1.4), "near": (0.0, -1.0, 1.0)}.items():
+        for seed, change in zip(seeds, changes, strict=True):
+            frame.loc[(frame["variant"] == name) & (frame["seed"] == seed), "value"] -= change / 100
+    table = build_table(frame, "ablation")
+    marks = {name: row(table, f"NeuCLIP, {name}")["Average, change"].mark for name in variants}
+    assert marks == {"far": "*", "near": ""}
 
 
 @pytest.mark.parametrize("name", artifacts.tables())
