@@ -101,7 +101,6 @@ def notes(frame: pd.DataFrame, column: str) -> tuple[str, ...]:
     return (
         *shown,
         f"* {style.method(tidy.main_method(frame)).name} is better than this baseline, † worse: paired t test over "
-        "seeds from "
-        f"{stats.MIN_PAIRS_TO_TEST} pairs on, level {stats.SIGNIFICANCE}, Holm-corrected over the baselines of a "
-        f"{column}.",
+        f"seeds from {stats.MIN_PAIRS_TO_TEST} pairs on, level {stats.SIGNIFICANCE}, Holm-corrected over the baselines "
+        f"of a {column}.",
     )

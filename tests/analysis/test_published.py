@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from support.checkout import ROOT
 
+from analysis import stats
 from analysis.__main__ import main
-from analysis.frame import digest, read
+from analysis.frame import digest, final_scores, read
 
 RESULTS = ROOT / "docs" / "results"
 FRAMES = sorted(RESULTS.glob("*.parquet"))
@@ -62,3 +64,40 @@ def test_results_of_ones_own_are_compared_with_what_is_committed(capsys: pytest.
     counts = capsys.readouterr().out.split("##")[0]
     assert "equal: every pair of seeds, to the last bit" in counts
     assert counts.count("\n- ") == 1
+
+
+def averages(suite: str, column: str = "method") -> pd.DataFrame:
+    """Final averages at the small batch in percent, by seed and method or variant."""
+    rows = final_scores(read(RESULTS / f"{suite}.parquet"))
+    rows = rows[(rows["name"] == "Average") & (rows["global_batch_size"] == 32)]
+    return 100 * rows.pivot(index="seed", columns=column, values="value")
+
+
+def test_what_the_pages_say_of_seeds_and_no_table_has_follows_from_the_rows() -> None:
+    page, statistics = ((ROOT / "docs" / name).read_text() for name in ("results/README.md", "statistics.md"))
+    of = averages("laptop_ten_seeds")
+    later = (of["neuclip"] - of["openclip"]).loc[5:]
+    assert f"Of the five that followed, NeuCLIP is {later.mean():.1f} ± {stats.half_width(later):.1f} points" in page
+    halves = [f"{of.loc[seeds, 'neuclip'].mean():.1f}" for seeds in (slice(0, 4), slice(5, 9))]
+    assert "NeuCLIP scores {}; with the next five it scores {}.".format(*halves) in page
+    widths = of.agg(stats.half_width)
+    ratios = widths["neuclip"] / widths.drop("neuclip")
+    assert f"interval is {ratios.min():.1f} to {ratios.max():.1f} times as wide" in page
+    correlations = of.corr()["openclip"]
+    assert f"no correlation over seeds ({correlations['neuclip']:.2f})" in page
+    assert f"FastCLIP's by {correlations['fastclip']:.2f}" in statistics
+
+
+def test_the_p_of_ablations_follow_from_the_rows() -> None:
+    page = (RESULTS / "README.md").read_text()
+    for name, variants in {
+        "objective": ["separate regression"],
+        "architecture": ["MLP"],
+        "updates": ["simultaneous", "one joint step"],
+    }.items():
+        suite = f"ablation_{name}@laptop"
+        of = averages(suite, "variant")
+        p = stats.holm(pd.Series({each: stats.paired_t_test(of[each] - of[""]) for each in variants}))
+        shown = ", ".join(f"{p[each]:.3f}" for each in variants)
+        (row,) = [line for line in page.splitlines() if f"({suite}/ablation.md)" in line and "It pays" in line]
+        assert f" | {shown} | " in row

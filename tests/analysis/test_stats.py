@@ -76,3 +76,12 @@ def test_the_order_of_rows_does_not_matter() -> None:
     first = stats.paired_differences(frame, first="neuclip").sort_index()
     second = stats.paired_differences(frame[::-1], first="neuclip").sort_index()
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_five_seeds_and_five_more_where_they_do_not_decide_err_as_often_as_the_page_says() -> None:
+    from scipy.stats import ttest_1samp
+
+    differences = np.random.default_rng(0).standard_normal((200_000, 10))
+    first, both = (ttest_1samp(differences[:, :n], 0, axis=1).pvalue for n in (5, 10))
+    errors = {level: ((first < level) | (both < level)).mean() for level in (0.05, 0.028)}
+    assert errors == pytest.approx({0.05: 0.087, 0.028: 0.050}, abs=0.0015)

@@ -43,7 +43,7 @@ def test_on_a_terminal_a_bar_shows_loss_temperature_rate_and_time_left(root):
     assert facts
     # The terminal is left as it was: a bar that is wiped out, a visible cursor, and the last line.
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
-    assert re.search(r"step 120/120  100 %  loss .*  1,920 samples in 0:\d\d:\d\d, [\d,]+/s in all$", lines[-2])
+    assert re.search(r"step 120/120  100 %  loss .*  1,920 samples in 0:00:\d\d, [\d,]+/s in all$", lines[-2])
 
 
 def test_ctrl_c_on_a_terminal_saves_and_leaves_a_visible_cursor(root):
