@@ -160,9 +160,11 @@ def explain_validation_error(where: str, error: ValidationError, model: type[Bas
                     owner = _model_in(field.annotation)
             fields = getattr(owner, "model_fields", {}).items()
             message = unknown_name("key", str(last), [field.alias or name for name, field in fields])
+        elif item["type"] == "missing":
+            message = "this key is missing, and it has no default"
         else:
             message = item["msg"].removeprefix("Value error, ")
-            message += "" if item["type"] in {"missing", "value_error"} else f" (got {_REPR.repr(item['input'])})"
+            message += "" if item["type"] == "value_error" else f" (got {_REPR.repr(item['input'])})"
         place = ".".join(_REPR.repr(part)[1:-1] if isinstance(part, str) else str(part) for part in item["loc"])
         lines.append(f"{where}: {place}: {message}" if place else f"{where}: {message}")
     more = [f"{where}: {len(lines) - MAX_PROBLEMS} more"] if len(lines) > MAX_PROBLEMS else []
