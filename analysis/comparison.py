@@ -118,11 +118,13 @@ def _load(folder: Path) -> pd.DataFrame:
     frames = []
     for file in files:
         frame = tidy.read(file)
-        finished = frame[frame["kind"] == "cost"].drop_duplicates("run_id").set_index("run_id")["status"]
+        diverged = (
+            (frame["status"] == "diverged").groupby(frame["run_id"]).any()
+        )  # `publish` keeps not every kind of row
         errors = tidy.with_mean_error(frame[(frame["kind"] == "normalizer") & frame["is_final"]])
         costs = frame[(frame["kind"] == "cost") & frame["name"].isin(COSTS)]
         rows = pd.concat([tidy.final_scores(frame), errors[errors["name"] == "mse"], costs])
-        frames.append(rows.assign(finished=rows["run_id"].map(finished)))
+        frames.append(rows.assign(finished=rows["run_id"].map(diverged).map({True: "diverged", False: "finished"})))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -13,11 +13,12 @@ RESULTS = [path for path in (ROOT / "docs" / "results").rglob("*.md") if path !=
 OTHERS = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").rglob("*.yaml"), ROOT / "pyproject.toml"]
 
 NUMBER = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?![\w-])")
+ITALICS = re.compile(r"(?<![\w\\])_|_(?!\w)")
 
 
 def numbers(text: str) -> set[str]:
-    """Find numbers, such as 63.9, 1,200 and 32; not those that are parts of names."""
-    return set(NUMBER.findall(text))
+    """Find numbers, such as 63.9, 1,200 and 32, also in italics; not those that are parts of names."""
+    return set(NUMBER.findall(ITALICS.sub(" ", text)))
 
 
 def prose(page: str) -> str:

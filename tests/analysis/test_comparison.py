@@ -138,6 +138,13 @@ def test_a_run_that_diverged_on_one_side_is_named() -> None:
     assert (row["method"], row["seed"], row["status_a"], row["status_b"]) == ("siglip", 1, "finished", "diverged")
 
 
+def test_published_scores_have_the_runs_that_they_are_of() -> None:
+    folders(lambda frame: frame[frame["kind"].isin(["average", "eval"])])
+    found = compare(A, B)
+    assert found.missing.empty
+    assert set(found.differences["kind"]) == {"average", "eval"}
+
+
 def test_versions_that_differ_are_named_from_the_records() -> None:
     folders()
     for path in B.glob("runs/*/record.json"):

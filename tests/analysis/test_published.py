@@ -66,26 +66,65 @@ def test_results_of_ones_own_are_compared_with_what_is_committed(capsys: pytest.
     assert counts.count("\n- ") == 1
 
 
-def averages(suite: str, column: str = "method") -> pd.DataFrame:
+def averages(suite: str, column: str = "method", score: str = "Average") -> pd.DataFrame:
     """Final averages at the small batch in percent, by seed and method or variant."""
     rows = final_scores(read(RESULTS / f"{suite}.parquet"))
-    rows = rows[(rows["name"] == "Average") & (rows["global_batch_size"] == 32)]
+    rows = rows[(rows["name"] == score) & (rows["global_batch_size"] == 32)]
     return 100 * rows.pivot(index="seed", columns=column, values="value")
+
+
+def test_the_hypotheses_that_were_fixed_before_are_tested_together() -> None:
+    page = (RESULTS / "README.md").read_text()
+    of = averages("laptop_confirmation")
+    assert list(of.index) == list(range(10, 30))
+    p = stats.holm(pd.Series({each: stats.paired_t_test(of[each] - of["openclip"]) for each in ("neuclip", "amorlip")}))
+    assert p["amorlip"] < 0.001
+    lead = {each: f"{(of[each] - of['openclip']).mean():.1f}" for each in p.index}
+    assert f"NeuCLIP by {lead['neuclip']} ± 2.7 points (p {p['neuclip']:.3f})" in page
+    assert f"AmorLIP by {lead['amorlip']} ± 1.2 (p below 0.001)" in page
+    assert (of["amorlip"] > of["openclip"]).all()
+
+
+def test_what_the_pages_say_of_swapped_captions_follows_from_the_rows() -> None:
+    page = (RESULTS / "README.md").read_text()
+    swapped, retrieval = (
+        averages("laptop_confirmation", score=name) for name in ("Swapped Captions", "Scenes & Variants")
+    )
+    fails = swapped["neuclip"] < 70
+    assert fails.sum() == 6
+    low, high = swapped["neuclip"][fails], swapped["neuclip"][~fails]
+    text = f"in {low.min():.0f} to {low.max():.0f} % of cases, where guessing gives 50, and in all others in"
+    assert f"{text} {high.min():.0f} % and more" in page.replace("\n", " ")
+    assert (
+        f"OpenCLIP's lowest seed has {swapped['openclip'].min():.0f} %, AmorLIP's {swapped['amorlip'].min():.0f} %"
+        in page
+    )
+    scores = retrieval[fails].mean()
+    text = (
+        f"(retrieval {scores['neuclip']:.0f} % on average, OpenCLIP's {scores['openclip']:.0f} % with the same seeds)"
+    )
+    assert text in page.replace("\n", " ")
+    all_sets = averages("laptop_confirmation")
+    others = (13 * all_sets - 3 * swapped) / 10
+    lead, to_amorlip = (others["neuclip"] - others[each] for each in ("openclip", "amorlip"))
+    assert f"ten sets NeuCLIP is {lead.mean():.1f} ± {stats.half_width(lead):.1f} points" in page.replace("\n", " ")
+    assert f"({to_amorlip.mean():.1f} ± {stats.half_width(to_amorlip):.1f}); this split was made" in page
+    for scores, text in (
+        (all_sets, "interval over the twenty seeds is {:.1f} times as wide as OpenCLIP's and {:.1f} times as wide as"),
+        (others, "without them it is {:.1f} and {:.1f} times as wide"),
+    ):
+        widths = scores.agg(stats.half_width)
+        ratios = (widths["neuclip"] / widths[each] for each in ("openclip", "amorlip"))
+        assert text.format(*ratios) in page.replace("\n  ", " ")
 
 
 def test_what_the_pages_say_of_seeds_and_no_table_has_follows_from_the_rows() -> None:
     page, statistics = ((ROOT / "docs" / name).read_text() for name in ("results/README.md", "statistics.md"))
-    of = averages("laptop_ten_seeds")
-    later = (of["neuclip"] - of["openclip"]).loc[5:]
-    assert f"Of the five that followed, NeuCLIP is {later.mean():.1f} ± {stats.half_width(later):.1f} points" in page
-    halves = [f"{of.loc[seeds, 'neuclip'].mean():.1f}" for seeds in (slice(0, 4), slice(5, 9))]
-    assert "NeuCLIP scores {}; with the next five it scores {}.".format(*halves) in page
-    widths = of.agg(stats.half_width)
-    ratios = widths["neuclip"] / widths.drop("neuclip")
-    assert f"interval is {ratios.min():.1f} to {ratios.max():.1f} times as wide" in page
-    correlations = of.corr()["openclip"]
-    assert f"no correlation over seeds ({correlations['neuclip']:.2f})" in page
-    assert f"FastCLIP's by {correlations['fastclip']:.2f}" in statistics
+    ten, twenty = averages("laptop_ten_seeds"), averages("laptop_confirmation")
+    assert f"which NeuCLIP scores {ten.loc[:4, 'neuclip'].mean():.1f}, so" in page.replace("\n  ", " ")
+    fresh, first = twenty.corr()["openclip"], ten.corr()["openclip"]
+    assert f"AmorLIP's by {fresh['amorlip']:.2f} and with NeuCLIP's by {fresh['neuclip']:.2f}" in statistics
+    assert f"(first ten seeds: {first['neuclip']:.2f})" in statistics
 
 
 def test_the_p_of_ablations_follow_from_the_rows() -> None:
