@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from analysis import drawing, headroom, style
 from analysis import frame as tidy
 
-SUITES = ("quickstart", "laptop", "*_ten_seeds", "one_gpu", "*headroom*")
+SUITES = ("quickstart", "laptop", "*_ten_seeds", "*_confirmation", "one_gpu", "*headroom*")
 KINDS = ("average",)
 ROW_IN = 0.2
 
@@ -33,12 +33,19 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         values = []
         for y, one in enumerate(contenders):
             low, value, high = (100 * bound for bound in (one.closed.low, one.closed.value, one.closed.high))
-            is_known = math.isfinite(low)
+            if math.isinf(low):
+                drawing.row_number(axes, y, "?", one.method)
+                continue
             drawing.interval(axes, y, value, math.nan, one.method)
-            if is_known:
-                look = style.method(one.method)
-                axes.plot([low, high], [y, y], color=look.color, alpha=0.25, linewidth=4.5, solid_capstyle="butt")
-            drawing.row_number(axes, y, f"{value:z.0f} %" + ("" if is_known else " ?"), one.method)
+            axes.plot(
+                [low, high],
+                [y, y],
+                color=style.method(one.method).color,
+                alpha=0.25,
+                linewidth=4.5,
+                solid_capstyle="butt",
+            )
+            drawing.row_number(axes, y, f"{value:z.0f} %", one.method)
             values.append(value)
         for mark in (0, 100):
             axes.axvline(mark, color=style.INK, linewidth=0.8, zorder=1)
@@ -51,6 +58,6 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         f"Share of {baseline}'s gap from the batch (0) to the large batch (100 %), at equal samples.",
         shown.left_out,
         over_seeds="Marker: ratio of means, paired by seed; bar: its 95 % interval (Fieller, cut at the edge); "
-        "?: the gap itself is within noise.",
+        "?: the gap itself is within noise, so there is no share.",
     )
     return figure

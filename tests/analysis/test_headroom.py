@@ -105,3 +105,12 @@ def test_the_figure_has_a_panel_for_each_average() -> None:
     labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert labels[0].replace("\n", " ") == AT_LARGE
     assert labels[-1] == "OpenCLIP"
+
+
+def test_where_the_gap_is_within_noise_the_figure_draws_no_share() -> None:
+    frame = frame_with_gap(8)
+    large = frame["global_batch_size"] == frame["global_batch_size"].max()
+    noise = frame["seed"].map({0: 0.3, 1: -0.3}).fillna(0.0)
+    drawn = build_figure(frame.assign(value=frame["value"] + noise.where(large, 0.0)), "headroom", 5.5)
+    numbers = [text.get_text() for text in drawn.axes[0].texts]
+    assert (numbers[0], numbers[-1], set(numbers[1:-1])) == ("100 %", "0 %", {"?"})
