@@ -118,9 +118,8 @@ def _load(folder: Path) -> pd.DataFrame:
     frames = []
     for file in files:
         frame = tidy.read(file)
-        diverged = (
-            (frame["status"] == "diverged").groupby(frame["run_id"]).any()
-        )  # `publish` keeps not every kind of row
+        # From rows of any kind: `publish` keeps only those that a table needs.
+        diverged = (frame["status"] == "diverged").groupby(frame["run_id"]).any()
         errors = tidy.with_mean_error(frame[(frame["kind"] == "normalizer") & frame["is_final"]])
         costs = frame[(frame["kind"] == "cost") & frame["name"].isin(COSTS)]
         rows = pd.concat([tidy.final_scores(frame), errors[errors["name"] == "mse"], costs])

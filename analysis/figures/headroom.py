@@ -33,18 +33,12 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         values = []
         for y, one in enumerate(contenders):
             low, value, high = (100 * bound for bound in (one.closed.low, one.closed.value, one.closed.high))
-            if math.isinf(low):
+            if math.isnan(value) or math.isinf(low):
                 drawing.row_number(axes, y, "?", one.method)
                 continue
             drawing.interval(axes, y, value, math.nan, one.method)
-            axes.plot(
-                [low, high],
-                [y, y],
-                color=style.method(one.method).color,
-                alpha=0.25,
-                linewidth=4.5,
-                solid_capstyle="butt",
-            )
+            look = style.method(one.method)
+            axes.plot([low, high], [y, y], color=look.color, alpha=0.25, linewidth=4.5, solid_capstyle="butt")
             drawing.row_number(axes, y, f"{value:z.0f} %", one.method)
             values.append(value)
         for mark in (0, 100):
@@ -58,6 +52,6 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         f"Share of {baseline}'s gap from the batch (0) to the large batch (100 %), at equal samples.",
         shown.left_out,
         over_seeds="Marker: ratio of means, paired by seed; bar: its 95 % interval (Fieller, cut at the edge); "
-        "?: the gap itself is within noise, so there is no share.",
+        "?: no share, as the gap itself is within noise or there is no score.",
     )
     return figure

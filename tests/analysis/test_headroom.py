@@ -114,3 +114,11 @@ def test_where_the_gap_is_within_noise_the_figure_draws_no_share() -> None:
     drawn = build_figure(frame.assign(value=frame["value"] + noise.where(large, 0.0)), "headroom", 5.5)
     numbers = [text.get_text() for text in drawn.axes[0].texts]
     assert (numbers[0], numbers[-1], set(numbers[1:-1])) == ("100 %", "0 %", {"?"})
+
+
+def test_a_method_without_a_score_has_no_share_in_the_figure() -> None:
+    frame = frame_with_gap(8)
+    frame = frame.assign(value=frame["value"].where(frame["method"] != "siglip"))
+    numbers = [text.get_text() for text in build_figure(frame, "headroom", 5.5).axes[0].texts]
+    assert numbers.count("?") == 1
+    assert not any("nan" in number for number in numbers)
