@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from analysis import drawing, headroom, style
 from analysis import frame as tidy
 
-SUITES = ("quickstart", "laptop", "*_ten_seeds", "*_confirmation", "one_gpu", "*headroom*")
+SUITES = ("quickstart", "laptop", "laptop_hard", "*_ten_seeds", "*_confirmation", "one_gpu", "*headroom*")
 KINDS = ("average",)
 ROW_IN = 0.2
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from analysis import drawing, headroom, style, time_to_target
 from analysis import frame as tidy
 
-SUITES = ("laptop", "*_ten_seeds", "*headroom*")
+SUITES = ("laptop", "laptop_hard", "*_ten_seeds", "*headroom*")
 KINDS = ("validation", "cost")
 LINE_IN = 2.0
 

@@ -11,7 +11,7 @@ from analysis import frame as tidy
 from analysis.table import Cell, Row, Table, three_digits
 from analysis.time_to_target import Contender, Times, Workload
 
-SUITES = ("laptop", "*_ten_seeds", "*headroom*")
+SUITES = ("laptop", "laptop_hard", "*_ten_seeds", "*headroom*")
 KINDS = ("validation", "cost")
 
 
