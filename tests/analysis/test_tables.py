@@ -152,6 +152,45 @@ def test_the_gain_over_training_is_the_last_difference_minus_the_first(frame: pd
     assert build_table(frame[frame["is_final"]], "gain_over_training").rows == ()
 
 
+def test_quality_by_size_compares_with_the_same_size_and_with_the_largest(frame: pd.DataFrame) -> None:
+    # With twice the batch OpenCLIP gains 5, 5.1 and 5.2 points, all others 2.
+    gain = (0.05 + 0.001 * frame["seed"]).where(frame["method"] == "openclip", 0.02)
+    larger = frame.assign(global_batch_size=128, run_id="larger-" + frame["run_id"], value=frame["value"] + gain)
+    table = build_table(pd.concat([larger, frame]), "quality_by_size")
+    assert [line[0] for line in table.rows] == 5 * ["batch 64"] + 5 * ["batch 128"]
+    small, large = (row(table, f"batch {size}", "NeuCLIP") for size in (64, 128))
+    assert (small["Minus OpenCLIP"].text(), small["Minus OpenCLIP"].mark) == ("+10.0 ± 1.7", "*")
+    assert large["Minus OpenCLIP"].value == pytest.approx(6.9)
+    assert large["Average"].value == pytest.approx(
+        row(build_table(frame, "main_results"), "NeuCLIP")["Average"].value + 2
+    )
+    # 3 points less, 3.1 and 3.2: standard deviation 0.1, half-width 4.302653 * 0.1 / sqrt(3).
+    assert (large["Growth"].text(), large["Growth"].mark) == ("-3.1 ± 0.2", "*")
+    assert small["Growth"].value is None
+    assert small["Minus OpenCLIP at the largest"].value == pytest.approx(4.9)
+    assert row(table, "batch 64", "OpenCLIP")["Minus OpenCLIP at the largest"].text() == "-5.1 ± 0.2"
+    assert row(table, "batch 128", "OpenCLIP")["Minus OpenCLIP at the largest"].value is None
+    # SigLIP has two seeds, too few to test.
+    assert row(table, "batch 128", "SigLIP")["Growth"].mark == ""
+    assert build_table(frame, "quality_by_size").rows == ()
+
+
+def test_quality_by_size_takes_one_setting_at_a_time(frame: pd.DataFrame) -> None:
+    parts = [
+        frame.assign(
+            dataset=f"icons-{pairs}",
+            dataset_pairs=pairs,
+            global_batch_size=size,
+            run_id=f"{pairs}-{size}-" + frame["run_id"],
+        )
+        for pairs in (1000, 10000)
+        for size in (64, 128)
+    ]
+    labels = {line[0] for line in build_table(pd.concat(parts), "quality_by_size").rows}
+    assert len(labels) == 8
+    assert "batch 64, 10,000 pairs" in labels
+
+
 def test_the_normalizer_table_averages_both_sides(frame: pd.DataFrame) -> None:
     cells = row(build_table(frame, "normalizer_error"), "OpenCLIP")
     # Sides 0.6 * (1 + 0.1 seed) and 1.2: means 0.9, 0.93, 0.96.

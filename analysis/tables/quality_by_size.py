@@ -1,0 +1,97 @@
+"""Every method at every batch or data size, beside OpenCLIP at the same size and at the largest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis import frame as tidy
+from analysis import headroom, stats, style
+from analysis.table import Cell, Row, Table
+
+KINDS = ("average",)
+SUITES = ("ablation_batch_size*", "ablation_dataset_size*")
+SIZES = {
+    "global_batch_size": ("batch {}", ["dataset", "model"]),
+    "dataset_pairs": ("{:,} pairs", ["global_batch_size", "model"]),
+}
+"""What varies: how one size is written, and what has to be the same beside it."""
+
+
+def build(frame: pd.DataFrame) -> Table:
+    """Build one row per size and method, from the first average of main runs."""
+    frame = tidy.main_runs(tidy.final_scores(frame))
+    first = tidy.scores(frame)[:1]
+    frame = frame[frame["name"].isin([score.name for score in first])]
+    rows: list[Row] = []
+    for size, (form, fixed) in SIZES.items():
+        for setting, part in frame.groupby(fixed):
+            shared = [style.setting(*pair) for pair in zip(fixed, setting, strict=True) if frame[pair[0]].nunique() > 1]
+            if part[size].nunique() > 1:
+                rows += _rows(part.pivot(index="seed", columns=[size, "method"], values="value"), [*shared, form])
+    title, name = first[0].title if first else "Average", style.method(headroom.BASELINE).name
+    return Table(
+        title=f"{title} in % by size, and differences to {name} in points, mean ± half-width of the 95 % "
+        "interval over paired seeds",
+        header=("Size", "Method", title, f"Minus {name}", "Growth", f"Minus {name} at the largest"),
+        rows=tuple(rows),
+        num_keys=2,
+        notes=(
+            f"Minus {name}: at the same size. Growth: that difference, less the one at the smallest size. * differs "
+            f"from 0: paired t test from {stats.MIN_PAIRS_TO_TEST} seeds on, level {stats.SIGNIFICANCE}, "
+            "Holm-corrected over the methods of a size in a column.",
+        )
+        if rows
+        else (f"Neither batch nor data size varies in {name}'s runs.",),
+    )
+
+
+def _rows(of: pd.DataFrame, label: list[str]) -> list[Row]:
+    """Build the rows of one setting from its scores: a row per seed, columns (size, method)."""
+    baseline = headroom.BASELINE
+    sizes = sorted(size for size, method in of if method == baseline)
+    if len(sizes) < 2:
+        return []
+    smallest, largest = sizes[0], sizes[-1]
+    lead = {(size, method): of[size, method] - of[size, baseline] for size, method in of if size in sizes}
+    rows: list[Row] = []
+    for size in sizes:
+        methods = style.ordered([method for at, method in of if at == size])
+        same = _tests({method: lead[size, method] for method in methods if method != baseline})
+        growth = {} if size == smallest else _growth(lead, smallest, size)
+        to_largest = {method: of[size, method] - of[largest, baseline] for method in methods}
+        if size == largest:
+            del to_largest[baseline]
+        columns = (same, _tests(growth), _tests(to_largest))
+        for method in methods:
+            scores = of[size, method].dropna()
+            mean = Cell(100 * scores.mean(), 100 * stats.half_width(scores), len(scores))
+            tests = [column.get(method, Cell(None)) for column in columns]
+            rows.append((", ".join(label).format(size), style.method(method).name, mean, *tests))
+    return rows
+
+
+def _growth(lead: Mapping[tuple[Any, str], pd.Series], first: Any, last: Any) -> dict[str, pd.Series]:
+    """Subtract the leads at the first size from those at the last, of methods that have both."""
+    return {
+        method: lead[last, method] - lead[first, method]
+        for size, method in lead
+        if size == last and (first, method) in lead and method != headroom.BASELINE
+    }
+
+
+def _tests(differences: Mapping[str, pd.Series]) -> dict[str, Cell]:
+    """Return each method's mean difference in points, marked where it is beyond noise."""
+    p = stats.holm(pd.Series({method: stats.paired_t_test(values.dropna()) for method, values in differences.items()}))
+    return {
+        method: Cell(
+            100 * values.mean(),
+            100 * stats.half_width(values),
+            int(values.count()),
+            "+.1f",
+            mark="*" if p[method] < stats.SIGNIFICANCE else "",
+        )
+        for method, values in differences.items()
+    }
