@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
@@ -22,7 +21,14 @@ SIZES = {
 
 def build(frame: pd.DataFrame) -> Table:
     """Build one row per size and method, from the first average of main runs."""
-    frame = tidy.main_runs(tidy.final_scores(frame))
+    return tabulate(tidy.main_runs(tidy.final_scores(frame)))
+
+
+def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = ()) -> Table:
+    """Build the table of final scores that have one run for each setting, size, method and seed.
+
+    `which` says in the title which runs they are, `notes` more of them.
+    """
     first = tidy.scores(frame)[:1]
     frame = frame[frame["name"].isin([score.name for score in first])]
     rows: list[Row] = []
@@ -30,26 +36,27 @@ def build(frame: pd.DataFrame) -> Table:
         for setting, part in frame.groupby(fixed):
             shared = [style.setting(*pair) for pair in zip(fixed, setting, strict=True) if frame[pair[0]].nunique() > 1]
             if part[size].nunique() > 1:
-                rows += _rows(part.pivot(index="seed", columns=[size, "method"], values="value"), [*shared, form])
-    title, name = first[0].title if first else "Average", style.method(headroom.BASELINE).name
+                by_seed = part.pivot(index="seed", columns=[size, "method"], values="value")
+                of = {(int(column[0]), str(column[1])): by_seed[column] for column in by_seed.columns}
+                rows += _rows(of, [*shared, form])
+    score, name = first[0].title if first else "Average", style.method(headroom.BASELINE).name
+    found = (
+        f"Minus {name}: at the same size. Growth: that difference, less the one at the smallest size. * differs "
+        f"from 0: paired t test from {stats.MIN_PAIRS_TO_TEST} seeds on, level {stats.SIGNIFICANCE}, "
+        "Holm-corrected over the methods of a size in a column."
+    )
     return Table(
-        title=f"{title} in % by size, and differences to {name} in points, mean ± half-width of the 95 % "
-        "interval over paired seeds",
-        header=("Size", "Method", title, f"Minus {name}", "Growth", f"Minus {name} at the largest"),
+        title=f"{score} in % by size{which}, and differences to {name} in points, mean ± half-width of "
+        "the 95 % interval over paired seeds",
+        header=("Size", "Method", score, f"Minus {name}", "Growth", f"Minus {name} at the largest"),
         rows=tuple(rows),
         num_keys=2,
-        notes=(
-            f"Minus {name}: at the same size. Growth: that difference, less the one at the smallest size. * differs "
-            f"from 0: paired t test from {stats.MIN_PAIRS_TO_TEST} seeds on, level {stats.SIGNIFICANCE}, "
-            "Holm-corrected over the methods of a size in a column.",
-        )
-        if rows
-        else (f"Neither batch nor data size varies in {name}'s runs.",),
+        notes=(*notes, found) if rows else (f"Neither batch nor data size varies in {name}'s runs.",),
     )
 
 
-def _rows(of: pd.DataFrame, label: list[str]) -> list[Row]:
-    """Build the rows of one setting from its scores: a row per seed, columns (size, method)."""
+def _rows(of: Mapping[tuple[int, str], pd.Series], label: list[str]) -> list[Row]:
+    """Build the rows of one setting from its scores by seed, one series per size and method."""
     baseline = headroom.BASELINE
     sizes = sorted(size for size, method in of if method == baseline)
     if len(sizes) < 2:
@@ -73,7 +80,7 @@ def _rows(of: pd.DataFrame, label: list[str]) -> list[Row]:
     return rows
 
 
-def _growth(lead: Mapping[tuple[Any, str], pd.Series], first: Any, last: Any) -> dict[str, pd.Series]:
+def _growth(lead: Mapping[tuple[int, str], pd.Series], first: int, last: int) -> dict[str, pd.Series]:
     """Subtract the leads at the first size from those at the last, of methods that have both."""
     return {
         method: lead[last, method] - lead[first, method]

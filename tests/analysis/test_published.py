@@ -144,3 +144,25 @@ def test_the_p_of_ablations_follow_from_the_rows() -> None:
         shown = ", ".join(f"{p[each]:.3f}" for each in variants)
         (row,) = [line for line in page.splitlines() if f"({suite}/ablation.md)" in line and "It pays" in line]
         assert f" | {shown} | " in row
+
+
+def test_no_restart_period_is_beyond_noise_worse_than_the_main_runs() -> None:
+    of = averages("ablation_restart_period@laptop", "variant")
+    p = stats.holm(pd.Series({each: stats.paired_t_test(of[each] - of[""]) for each in of if each}))
+    assert len(p) == 4
+    assert (p > 0.1).all()
+
+
+def test_what_the_page_says_of_another_machine_follows_from_the_rows() -> None:
+    page = prose("results/README.md")
+    here, ours = (
+        averages("ablation_batch_size_scaled_lr@laptop"),
+        averages("ablation_restart_period@laptop", "variant")[""],
+    )
+    there = averages("laptop_ten_seeds")
+    moved = ours - there["neuclip"]
+    assert moved.count() == 5
+    others = (here - there).drop(columns="neuclip").abs().max()
+    assert f"by up to {moved.abs().max():.1f} points" in page
+    assert f"and their mean from {there.loc[:4, 'neuclip'].mean():.1f} to {ours.mean():.1f}" in page
+    assert f"no other method's by more than {others.max():.1f} (three seeds)" in page

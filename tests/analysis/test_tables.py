@@ -175,6 +175,27 @@ def test_quality_by_size_compares_with_the_same_size_and_with_the_largest(frame:
     assert build_table(frame, "quality_by_size").rows == ()
 
 
+def test_the_best_by_size_is_chosen_on_validation_sets(frame: pd.DataFrame) -> None:
+    frame = frame[(frame["kind"] == "average") & frame["is_final"]]
+    runs = pd.concat([frame, frame[frame["name"] == "Average"].assign(kind="validation", name="Validation")])
+
+    def version(size: int, variant: str, validation: dict[str, float]) -> pd.DataFrame:
+        """Runs whose validation scores differ by so much for each method; averages are a point lower in variants."""
+        lower = runs["method"].map(validation).fillna(0.0).where(runs["kind"] == "validation", -0.01 * bool(variant))
+        return runs.assign(
+            global_batch_size=size,
+            variant=variant,
+            run_id=f"{size}{variant}" + runs["run_id"],
+            value=runs["value"] + lower,
+        )
+
+    half = version(64, "half", {"openclip": -0.1, "neuclip": 0.1, "fastclip": -0.1, "siglip": -0.1, "amorlip": -0.1})
+    table = build_table(pd.concat([version(64, "", {}), half, version(128, "", {})]), "best_by_size")
+    assert row(table, "batch 64", "NeuCLIP")["Minus OpenCLIP"].value == pytest.approx(9.0)
+    assert row(table, "batch 128", "NeuCLIP")["Minus OpenCLIP"].value == pytest.approx(10.0)
+    assert "by the mean over seeds: NeuCLIP, half at a batch of 64. All others: the main run." in table.notes[0]
+
+
 def test_quality_by_size_takes_one_setting_at_a_time(frame: pd.DataFrame) -> None:
     parts = [
         frame.assign(
