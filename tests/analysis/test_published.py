@@ -166,3 +166,13 @@ def test_what_the_page_says_of_another_machine_follows_from_the_rows() -> None:
     assert f"by up to {moved.abs().max():.1f} points" in page
     assert f"and their mean from {there.loc[:4, 'neuclip'].mean():.1f} to {ours.mean():.1f}" in page
     assert f"no other method's by more than {others.max():.1f} (three seeds)" in page
+
+
+def test_what_the_page_says_of_16_pairs_follows_from_the_rows() -> None:
+    rows = final_scores(read(RESULTS / "ablation_batch_size_lr@laptop.parquet"))
+    rows = rows[(rows["name"] == "Average") & (rows["global_batch_size"] == 16)]
+    of = rows.pivot(index="seed", columns=["method", "variant"], values="value")
+    lead = of["neuclip", "half the learning rate"] - of["openclip", ""]
+    assert lead.count() == 3
+    assert (lead > 0).all()
+    assert stats.paired_t_test(lead) > 0.028
