@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 
 from analysis import frame as tidy
@@ -18,7 +20,8 @@ def build(frame: pd.DataFrame) -> Table:
     finals = frame[frame["is_final"] & frame["is_main"]]
     place = ["dataset", "model", "global_batch_size", "method"]
     validation = finals[finals["kind"] == "validation"]
-    means = validation.groupby([*place, "variant"])["value"].mean().dropna()
+    # A variant of which a run diverged is never chosen, as in tuning.
+    means = validation.groupby([*place, "variant"])["value"].agg(lambda values: values.mean(skipna=False)).dropna()
     chosen = means.index[means.groupby(place).rank(ascending=False, method="first") == 1]
     scores = tidy.final_scores(finals)
     is_chosen = pd.MultiIndex.from_frame(scores[[*place, "variant"]]).isin(chosen)
@@ -27,6 +30,9 @@ def build(frame: pd.DataFrame) -> Table:
         for _, _, size, method, variant in sorted(chosen, key=lambda one: one[2:])
         if variant
     ]
+    if validation.empty:
+        nothing = "No validation scores: every set is in an average, or the frame is of an earlier version."
+        return dataclasses.replace(quality_by_size.tabulate(scores[:0]), notes=(nothing,))
     found = (
         f"Chosen by the mean over seeds: {'; '.join(named)}. All others: the main run."
         if named

@@ -38,7 +38,7 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
             if part[size].nunique() > 1:
                 by_seed = part.pivot(index="seed", columns=[size, "method"], values="value")
                 of = {(int(column[0]), str(column[1])): by_seed[column] for column in by_seed.columns}
-                rows += _rows(of, [*shared, form])
+                rows += _rows(of, shared, form)
     score, name = first[0].title if first else "Average", style.method(headroom.BASELINE).name
     found = (
         f"Minus {name}: at the same size. Growth: that difference, less the one at the smallest size. * differs "
@@ -55,8 +55,8 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
     )
 
 
-def _rows(of: Mapping[tuple[int, str], pd.Series], label: list[str]) -> list[Row]:
-    """Build the rows of one setting from its scores by seed, one series per size and method."""
+def _rows(of: Mapping[tuple[int, str], pd.Series], setting: list[str], form: str) -> list[Row]:
+    """Build the rows of one setting from its scores by seed, one series per size and method; sizes are OpenCLIP's."""
     baseline = headroom.BASELINE
     sizes = sorted(size for size, method in of if method == baseline)
     if len(sizes) < 2:
@@ -67,26 +67,17 @@ def _rows(of: Mapping[tuple[int, str], pd.Series], label: list[str]) -> list[Row
     for size in sizes:
         methods = style.ordered([method for at, method in of if at == size])
         same = _tests({method: lead[size, method] for method in methods if method != baseline})
-        growth = {} if size == smallest else _growth(lead, smallest, size)
+        growth = {method: lead[size, method] - lead[smallest, method] for method in same if (smallest, method) in lead}
         to_largest = {method: of[size, method] - of[largest, baseline] for method in methods}
         if size == largest:
             del to_largest[baseline]
-        columns = (same, _tests(growth), _tests(to_largest))
+        columns = (same, {} if size == smallest else _tests(growth), _tests(to_largest))
         for method in methods:
             scores = of[size, method].dropna()
             mean = Cell(100 * scores.mean(), 100 * stats.half_width(scores), len(scores))
             tests = [column.get(method, Cell(None)) for column in columns]
-            rows.append((", ".join(label).format(size), style.method(method).name, mean, *tests))
+            rows.append((", ".join([*setting, form.format(size)]), style.method(method).name, mean, *tests))
     return rows
-
-
-def _growth(lead: Mapping[tuple[int, str], pd.Series], first: int, last: int) -> dict[str, pd.Series]:
-    """Subtract the leads at the first size from those at the last, of methods that have both."""
-    return {
-        method: lead[last, method] - lead[first, method]
-        for size, method in lead
-        if size == last and (first, method) in lead and method != headroom.BASELINE
-    }
 
 
 def _tests(differences: Mapping[str, pd.Series]) -> dict[str, Cell]:
