@@ -145,6 +145,18 @@ def main_runs(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["variant"] == ""]
 
 
+def best_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Select each method's best variant, or its main run, in every setting: by the mean over seeds on validation sets.
+
+    A variant of which a run diverged is never chosen, as in tuning. Without validation scores, nothing is selected.
+    """
+    place = [*SETTING, "method"]
+    validation = frame[(frame["kind"] == "validation") & frame["is_final"] & frame["is_main"]]
+    means = validation.groupby([*place, "variant"])["value"].agg(lambda values: values.mean(skipna=False)).dropna()
+    best = means.index[means.groupby(place).rank(ascending=False, method="first") == 1]
+    return frame[pd.MultiIndex.from_frame(frame[[*place, "variant"]]).isin(best)]
+
+
 def methods(frame: pd.DataFrame) -> list[str]:
     """List the methods in the frame, in the order to show."""
     return style.ordered(frame["method"].unique())

@@ -38,7 +38,8 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
             if part[size].nunique() > 1:
                 by_seed = part.pivot(index="seed", columns=[size, "method"], values="value")
                 of = {(int(column[0]), str(column[1])): by_seed[column] for column in by_seed.columns}
-                rows += _rows(of, shared, form)
+                labels = part.groupby([size, "method"])["variant"].first().map(str).to_dict()
+                rows += _rows(of, labels, shared, form)
     score, name = first[0].title if first else "Average", style.method(headroom.BASELINE).name
     found = (
         f"Minus {name}: at the same size. Growth: that difference, less the one at the smallest size. * differs "
@@ -55,7 +56,9 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
     )
 
 
-def _rows(of: Mapping[tuple[int, str], pd.Series], setting: list[str], form: str) -> list[Row]:
+def _rows(
+    of: Mapping[tuple[int, str], pd.Series], variants: Mapping[tuple[int, str], str], setting: list[str], form: str
+) -> list[Row]:
     """Build the rows of one setting from its scores by seed, one series per size and method; sizes are OpenCLIP's."""
     baseline = headroom.BASELINE
     sizes = sorted(size for size, method in of if method == baseline)
@@ -76,7 +79,8 @@ def _rows(of: Mapping[tuple[int, str], pd.Series], setting: list[str], form: str
             scores = of[size, method].dropna()
             mean = Cell(100 * scores.mean(), 100 * stats.half_width(scores), len(scores))
             tests = [column.get(method, Cell(None)) for column in columns]
-            rows.append((", ".join([*setting, form.format(size)]), style.method(method).name, mean, *tests))
+            label = style.variant(method, variants[size, method])
+            rows.append((", ".join([*setting, form.format(size)]), label, mean, *tests))
     return rows
 
 

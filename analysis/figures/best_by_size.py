@@ -1,0 +1,47 @@
+"""Scores against batch size, each method at its best on validation sets, and differences to OpenCLIP at each size."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import drawing, headroom, style
+from analysis import frame as tidy
+
+KINDS = ("average", "validation")
+SUITES = ("ablation_batch_size_lr*",)
+LINE_IN = 2.2
+
+
+def build(frame: pd.DataFrame, width: float) -> Figure:
+    """Draw the first average and the differences, a panel each; a line of panels for each data set and model."""
+    best = tidy.final_scores(tidy.best_runs(frame))
+    baseline = style.method(headroom.BASELINE).name
+    panels = []
+    for score in tidy.scores(best)[:1]:
+        rows = best[best["name"] == score.name].assign(value=lambda r: 100 * r["value"])
+        for _, part in rows.groupby(["dataset_pairs", "dataset", "model"]):
+            if part["global_batch_size"].nunique() > 1:
+                panels += [(f"{score.title}, %", part), (f"Minus {baseline}, points", _minus_baseline(part))]
+    if not panels:
+        return drawing.nothing("No best by size: no batch size varies, or no set is for validation alone.", width)
+    shown = drawing.arrange(panels, width, panel_in=2.2, line_in=LINE_IN, what="panels")
+    figure, all_axes = shown.draw()
+    for axes, (title, rows) in zip(all_axes, shown.panels, strict=True):
+        for method in tidy.methods(rows):
+            drawing.curve(axes, rows[rows["method"] == method], method, x="global_batch_size", marked=True)
+        drawing.title(axes, title, shown.panel_in)
+        axes.set_xscale("log", base=2)
+        drawing.size_axis(axes, rows["global_batch_size"], "Global batch size")
+        axes.minorticks_off()
+    drawing.legend(figure, drawing.method_handles(best))
+    chosen = "Each method has the variant, or the main run, that is best on validation sets."
+    drawing.caption(figure, best, chosen, shown.left_out, over_seeds=drawing.MEAN_AND_BAND)
+    return figure
+
+
+def _minus_baseline(rows: pd.DataFrame) -> pd.DataFrame:
+    """Subtract the baseline's score at the same batch size, seed by seed."""
+    pair = ["global_batch_size", "seed"]
+    scores = rows[rows["method"] == headroom.BASELINE].set_index(pair)["value"]
+    return rows.assign(value=rows["value"] - scores.reindex(pd.MultiIndex.from_frame(rows[pair])).to_numpy())
