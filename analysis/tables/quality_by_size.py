@@ -38,8 +38,9 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
             if part[size].nunique() > 1:
                 by_seed = part.pivot(index="seed", columns=[size, "method"], values="value")
                 of = {(int(column[0]), str(column[1])): by_seed[column] for column in by_seed.columns}
-                labels = part.groupby([size, "method"])["variant"].first().map(str).to_dict()
-                rows += _rows(of, labels, shared, form)
+                named = part[[size, "method", "variant"]].itertuples(index=False, name=None)
+                variants = {(int(at), str(method)): str(variant) for at, method, variant in named}
+                rows += _rows(of, variants, shared, form)
     score, name = first[0].title if first else "Average", style.method(headroom.BASELINE).name
     found = (
         f"Minus {name}: at the same size. Growth: that difference, less the one at the smallest size. * differs "

@@ -290,6 +290,22 @@ def test_quality_by_batch_size_has_equal_samples_and_equal_steps_with_the_shared
         assert line(axes, "NeuCLIP")[:, 0] == pytest.approx([32, 64, 128])
 
 
+def test_the_best_by_size_is_drawn_beside_what_it_is_ahead_of_openclip(frame: pd.DataFrame) -> None:
+    averages = frame[(frame["kind"] == "average") & frame["is_final"] & (frame["name"] == "Average")]
+    runs = pd.concat([averages, averages.assign(kind="validation", name="Validation")])
+    larger = runs.assign(global_batch_size=128, run_id="larger-" + runs["run_id"], value=runs["value"] + 0.01)
+    better = runs.assign(variant="half", run_id="half-" + runs["run_id"], value=runs["value"] + 0.02)
+    better = better[better["method"] == "neuclip"]
+    figure = build_figure(pd.concat([runs, larger, better]), "best_by_size")
+    scores, ahead = figure.get_axes()
+    drawn = line(scores, "NeuCLIP")
+    assert drawn[:, 0] == pytest.approx([64, 128])
+    assert drawn[0, 1] - drawn[1, 1] == pytest.approx(1)
+    assert line(ahead, "OpenCLIP")[:, 1] == pytest.approx([0, 0])
+    assert line(ahead, "NeuCLIP")[:, 1] == pytest.approx([12, 10])
+    assert texts(build_figure(averages, "best_by_size")).startswith("No best by size")
+
+
 def many_sets(num_settings: int = 1) -> pd.DataFrame:
     cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(20)}
     averages = {f"Average {i}": list(cards) for i in range(5)}

@@ -10,7 +10,7 @@ from support.checkout import ROOT
 
 from analysis import stats
 from analysis.__main__ import main
-from analysis.frame import digest, final_scores, read
+from analysis.frame import best_runs, digest, final_scores, read
 
 RESULTS = ROOT / "docs" / "results"
 FRAMES = sorted(RESULTS.glob("*.parquet"))
@@ -169,15 +169,27 @@ def test_what_the_page_says_of_another_machine_follows_from_the_rows() -> None:
 
 
 def test_what_the_page_says_of_chosen_learning_rates_follows_from_the_rows() -> None:
-    rows = final_scores(read(RESULTS / "ablation_batch_size_lr@laptop.parquet"))
-    rows = rows[rows["name"] == "Average"]
-    of = rows.pivot(index="seed", columns=["global_batch_size", "method", "variant"], values="value")
-    lead = of[16, "neuclip", "half the learning rate"] - of[16, "openclip", ""]
-    assert lead.count() == 3
-    assert (lead > 0).all()
-    assert stats.paired_t_test(lead) > 0.028
-    # At 32 pairs both methods are behind OpenCLIP's best at 256: Holm over the two.
-    large = of[256, "openclip", "twice the learning rate"]
-    behind = {each: large - of[32, each, ""] for each in ("neuclip", "openclip")}
-    assert (behind["neuclip"] > 0).all()
-    assert stats.holm(pd.Series({each: stats.paired_t_test(gap) for each, gap in behind.items()}))["neuclip"] < 0.028
+    best = final_scores(best_runs(read(RESULTS / "ablation_batch_size_lr@laptop.parquet")))
+
+    def by_size_and_method(score: str) -> pd.DataFrame:
+        return best[best["name"] == score].pivot(index="seed", columns=["global_batch_size", "method"], values="value")
+
+    of, swapped = by_size_and_method("Average"), by_size_and_method("Swapped Captions")
+    assert len(of) == 3
+    chosen = best.groupby(["method", "global_batch_size"])["variant"].first()
+    assert set(chosen["amorlip"]) == {""}
+    assert set(chosen["neuclip"]) == {"half the learning rate"}
+    assert set(chosen["openclip"].loc[32:]) == {"twice the learning rate"}
+    for size in (16, 32, 64, 256):
+        assert of[size].mean().idxmax() == "neuclip"
+    for size in (32, 64, 256):
+        assert (of[size, "neuclip"] > of[size, "amorlip"]).all()
+        assert stats.paired_t_test(of[size, "neuclip"] - of[size, "amorlip"]) > 0.028
+    lead = {size: of[size, "neuclip"] - of[size, "openclip"] for size in (16, 32, 64, 256)}
+    assert all(stats.paired_t_test(lead[size]) < 0.028 for size in (32, 64))
+    assert (lead[32] > lead[256]).all()
+    assert stats.paired_t_test(lead[32] - lead[256]) > 0.028
+    assert stats.paired_t_test(of[64, "neuclip"] - of[256, "openclip"]) < 0.028
+    assert stats.paired_t_test(of[16, "neuclip"] - of[256, "openclip"]) < 0.028
+    for other in ("openclip", "amorlip"):
+        assert (swapped[32, "neuclip"] > swapped[32, other]).all()
