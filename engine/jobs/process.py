@@ -10,6 +10,7 @@ import fcntl
 import gc
 import importlib
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -91,6 +92,14 @@ class ModuleJob:
         return submitit.helpers.DelayedSubmission(self)
 
 
+def rendezvous_port(job_id: str) -> int:
+    """Return the port at which the processes of a job meet; all get the same one.
+
+    From 32768 on, where submitit looks too, Linux lends ports to outgoing connections: one of those may hold it.
+    """
+    return random.Random(job_id).randrange(10_000, 32_768)
+
+
 class _Process:
     """One process of a job: prepares it, and ends it in the way that its scheduler understands."""
 
@@ -106,6 +115,7 @@ class _Process:
         # The submitting shell may have been part of another distributed job.
         for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             os.environ.pop(name, None)
+        os.environ["MASTER_PORT"] = str(rendezvous_port(environment.job_id))
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         os.environ["NEUCLIP_JOB_ID"] = environment.job_id
         # Modules that save between steps put their own handlers in place of these.

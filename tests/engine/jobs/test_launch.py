@@ -17,7 +17,7 @@ from engine import paths
 from engine.jobs import scheduler
 from engine.jobs.cluster import Cluster, Request, configure, resolve
 from engine.jobs.launcher import explain, slurm_parameters
-from engine.jobs.process import Ending, ending_path
+from engine.jobs.process import Ending, ending_path, rendezvous_port
 from engine.launch import main
 from engine.schema.run import Execution
 from engine.training.loop import train
@@ -342,3 +342,11 @@ def test_gres_stands_in_for_gpus_per_node_only_where_a_job_wants_gpus():
     wanted = slurm_parameters(cluster, Request(gpus_per_node=4))
     assert (wanted["slurm_gres"], wanted["gpus_per_node"], wanted["tasks_per_node"]) == ("gpu:h100:4", None, 4)
     assert slurm_parameters(cluster, Request())["slurm_gres"] is None
+
+
+def test_processes_meet_at_a_port_that_no_connection_is_lent():
+    ports = [rendezvous_port(str(job_id)) for job_id in range(1000)]
+    assert min(ports) > 1023
+    assert max(ports) < 32768
+    assert len(set(ports)) > 950
+    assert ports[7] == rendezvous_port("7")
