@@ -260,6 +260,15 @@ def log_axis(axes: Axes, name: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def against_size(axes: Axes, rows: pd.DataFrame, size: str, label: str) -> None:
+    """Draw every method's curve against batch or data size, the column `size`, on a logarithmic axis."""
+    for method in tidy.methods(rows):
+        curve(axes, rows[rows["method"] == method], method, x=size, marked=True)
+    axes.set_xscale("log", base=2 if size == "global_batch_size" else 10)
+    size_axis(axes, rows[size], label)
+    axes.minorticks_off()
+
+
 def size_axis(axes: Axes, values: pd.Series, label: str) -> None:
     """Mark each size on a logarithmic x axis, in k, M and G."""
     sizes = sorted(values.unique())

@@ -28,12 +28,8 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     shown = drawing.arrange(panels, width, panel_in=2.2, line_in=LINE_IN, what="panels")
     figure, all_axes = shown.draw()
     for axes, (title, rows) in zip(all_axes, shown.panels, strict=True):
-        for method in tidy.methods(rows):
-            drawing.curve(axes, rows[rows["method"] == method], method, x="global_batch_size", marked=True)
+        drawing.against_size(axes, rows, "global_batch_size", "Global batch size")
         drawing.title(axes, title, shown.panel_in)
-        axes.set_xscale("log", base=2)
-        drawing.size_axis(axes, rows["global_batch_size"], "Global batch size")
-        axes.minorticks_off()
     drawing.legend(figure, drawing.method_handles(best))
     chosen = "Each method has the variant, or the main run, that is best on validation sets."
     drawing.caption(figure, best, chosen, shown.left_out, over_seeds=drawing.MEAN_AND_BAND)

@@ -34,12 +34,8 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     shown = drawing.arrange(panels, width, panel_in=2.2, line_in=LINE_IN, what="panels")
     figure, all_axes = shown.draw(sharey=True, ylabel=f"{shown.panels[0][1]}, %")
     for axes, (title, _, size, label, rows) in zip(all_axes, shown.panels, strict=True):
-        for method in tidy.methods(rows):
-            drawing.curve(axes, rows[rows["method"] == method], method, x=size, marked=True)
+        drawing.against_size(axes, rows, size, label)
         drawing.title(axes, title, shown.panel_in)
-        axes.set_xscale("log", base=2 if size == "global_batch_size" else 10)
-        drawing.size_axis(axes, rows[size], label)
-        axes.minorticks_off()
     drawing.legend(figure, drawing.method_handles(frame))
     drawing.caption(figure, frame, shown.left_out, over_seeds=drawing.MEAN_AND_BAND)
     return figure

@@ -95,7 +95,8 @@ class ModuleJob:
 def rendezvous_port(job_id: str) -> int:
     """Return the port at which the processes of a job meet; all get the same one.
 
-    From 32768 on, where submitit looks too, Linux lends ports to outgoing connections: one of those may hold it.
+    It lies below those that Linux by default lends to outgoing connections, 32768 to 60999, among which submitit looks
+    too: a connection that held it would end the job.
     """
     return random.Random(job_id).randrange(10_000, 32_768)
 

@@ -182,14 +182,16 @@ def test_what_the_page_says_of_chosen_learning_rates_follows_from_the_rows() -> 
     assert set(chosen["openclip"].loc[32:]) == {"twice the learning rate"}
     for size in (16, 32, 64, 256):
         assert of[size].mean().idxmax() == "neuclip"
-    for size in (32, 64, 256):
-        assert (of[size, "neuclip"] > of[size, "amorlip"]).all()
-        assert stats.paired_t_test(of[size, "neuclip"] - of[size, "amorlip"]) > 0.028
-    lead = {size: of[size, "neuclip"] - of[size, "openclip"] for size in (16, 32, 64, 256)}
-    assert all(stats.paired_t_test(lead[size]) < 0.028 for size in (32, 64))
+    ours, openclip, amorlip = (of.xs(each, axis=1, level="method") for each in ("neuclip", "openclip", "amorlip"))
+    lead, over_amorlip, to_largest = ours - openclip, ours - amorlip, ours.sub(openclip[256], axis=0)
+    # Three seeds point somewhere; over the four sizes nothing is beyond noise.
+    for differences in (lead, over_amorlip, to_largest):
+        assert (stats.holm(differences.agg(stats.paired_t_test)) > 0.028).all()
+    assert (lead[[16, 32, 64]] > 0).all(axis=None)
     assert (lead[32] > lead[256]).all()
     assert stats.paired_t_test(lead[32] - lead[256]) > 0.028
-    assert stats.paired_t_test(of[64, "neuclip"] - of[256, "openclip"]) < 0.028
-    assert stats.paired_t_test(of[16, "neuclip"] - of[256, "openclip"]) < 0.028
+    assert (over_amorlip[[32, 64, 256]] > 0).all(axis=None)
+    assert (to_largest[64] > 0).all()
+    assert (to_largest[16] < 0).all()
     for other in ("openclip", "amorlip"):
         assert (swapped[32, "neuclip"] > swapped[32, other]).all()
