@@ -13,7 +13,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,10 @@ def tenths(values: list[float]) -> tuple[float, float]:
     return statistics.median(warm[:size]), statistics.median(values[-size:])
 
 
-def halves(values: list[int]) -> tuple[float, float]:
-    """Medians over the third and over the last quarter: the second half, by when all is warm."""
+def halves(values: list[int], of: Callable[[list[int]], float] = statistics.median) -> tuple[float, float]:
+    """One number over the third and over the last quarter: the second half, by when all is warm."""
     quarter = max(1, len(values) // 4)
-    return statistics.median(values[-2 * quarter : -quarter]), statistics.median(values[-quarter:])
+    return of(values[-2 * quarter : -quarter]), of(values[-quarter:])
 
 
 def test_memory_handles_and_the_log_s_lines_do_not_grow(undisturbed):
@@ -165,7 +165,8 @@ def test_memory_handles_and_the_log_s_lines_do_not_grow(undisturbed):
         before, after = halves(getattr(usage, name))
         tell(f"{name}: {before / 2**20:.1f} MiB in the third quarter, {after / 2**20:.1f} MiB in the last")
         assert after - before < ALLOWED_BYTES, f"{name} grows"
-    before, after = halves(usage.handles)
+    # The fewest: a batch on its way from a loader, or a checkpoint being written, is open for a moment.
+    before, after = halves(usage.handles, min)
     tell(f"open files: {before:g}, then {after:g}; children {sorted(set(usage.children))}")
     assert after <= before
     assert set(usage.children) == {WORKERS}
