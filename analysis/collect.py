@@ -20,7 +20,7 @@ from engine import files, paths
 from engine.schema.base import ModelT, canonical_json, fingerprint, parse
 from engine.schema.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
 from engine.schema.record import GradientError, NormalizerError, Provenance, Record
-from engine.schema.suite import ExpandedSuite, SuiteRun
+from engine.schema.suite import ExpandedSuite, Side, SuiteRun
 
 MAX_CURVE_POINTS = 400
 """Longer logs are averaged in bins. A figure shows no more points, and every n-th step would alias with restarts."""
@@ -80,6 +80,7 @@ def collect(of: Path | ExpandedSuite) -> pd.DataFrame:
             *_cost_rows(record),
             *_option_rows(run),
             *_setting_rows(run),
+            *_hypothesis_rows(suite, run),
             *_signature_rows(record),
         ):
             rows.append({**shared, "is_final": row["samples_seen"] == run.spec.samples_seen, **row})
@@ -309,6 +310,16 @@ def _setting_rows(run: SuiteRun) -> Iterator[Row]:
             "metric": setting.range,
             "value": math.nan if setting.place is None else setting.place,
         }
+
+
+def _hypothesis_rows(suite: ExpandedSuite, run: SuiteRun) -> Iterator[Row]:
+    """Give the sign that a run has in the difference of each hypothesis, numbered in the suite's order."""
+    here = Side(method=run.spec.method.name, global_batch_size=run.spec.global_batch_size)
+    for number, hypothesis in enumerate(suite.hypotheses, start=1):
+        for side, sign in ((hypothesis.higher, 1), (hypothesis.lower, -1)):
+            if here == side and not run.variant:
+                end = run.spec.samples_seen
+                yield {"kind": "hypothesis", "samples_seen": end, "name": str(number), "value": sign}
 
 
 def _signature_rows(record: Record) -> Iterator[Row]:

@@ -33,7 +33,8 @@ COLUMNS = {
     "device": "str",  # likewise, with the number of processes if there are several
     # eval | average | validation (mean of the sets that no average has) | sampling (interval over a set's samples) |
     # train | normalizer | log_normalizer (of one anchor each) | gradient | cost | option (of the method: a number in
-    # `value`, or a text in `title`) | setting (of a trial: its place in its range) | signature
+    # `value`, or a text in `title`) | setting (of a trial: its place in its range) | hypothesis (the run's sign in the
+    # difference of a hypothesis, 1 or -1) | signature
     "kind": "str",
     "samples_seen": "int64",
     "is_final": "bool",  # at the end of training, not at an earlier milestone or step

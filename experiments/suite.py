@@ -22,7 +22,7 @@ from engine.schema.base import check_known, fingerprint, gathered, located, unkn
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import DatasetSpec, MethodSource, MethodSpec, ModelSpec, RunSpec
 from engine.schema.suite import DEFAULTS, ExpandedSuite, SuiteRun
-from experiments import cards, names
+from experiments import cards, hypotheses, names
 from experiments.suite_file import Ablation, Factors, MethodEntry, Options, Suite, Training, Variant
 from experiments.tuning import SCORE, Tuned, Tuning, described, nested, points, trial
 
@@ -468,11 +468,13 @@ def expand(name: str) -> ExpandedSuite:
                 spec = run.spec
                 raise ValueError(f"variant {run.variant!r} of {spec.method.name} with seed {spec.seed} occurs twice")
         _refuse_one_name(runs.values())
+        fixed = () if asked.part else hypotheses.resolve(suite, asked.name, runs.values())
     return ExpandedSuite(
         name=asked.name,
         title=suite.title,
         runs=tuple(runs[run_id] for run_id in sorted(runs)),
         evaluation=evaluation,
         file=None if asked.is_ours else str(asked.file),
+        hypotheses=fixed,
         digests=digests,
     )

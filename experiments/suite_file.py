@@ -118,6 +118,9 @@ class Suite(Frozen):
     suite, or one with the same data set, model, training and options."""
     over_training: bool = True
     """Evaluate all milestones; False: the end of training alone."""
+    hypotheses: tuple[str, ...] = ()
+    """What is claimed before the first run is trained, such as ``neuclip > openclip@256``; see
+    `experiments.hypotheses`."""
 
     @model_validator(mode="after")
     def _check(self) -> Suite:

@@ -41,6 +41,20 @@ class SuiteRun(Frozen):
         return self.spec.milestones if self.over_training else self.spec.milestones[-1:]
 
 
+class Side(Frozen):
+    """The main runs of a method at one batch size: one side of a hypothesis."""
+
+    method: str
+    global_batch_size: int = Field(ge=1)
+
+
+class Hypothesis(Frozen):
+    """What is claimed before a suite is trained: the first average of one side is higher, seed by seed."""
+
+    higher: Side
+    lower: Side
+
+
 class ExpandedSuite(Sealed):
     """A suite with its runs, sorted by id."""
 
@@ -50,5 +64,6 @@ class ExpandedSuite(Sealed):
     evaluation: Evaluation
     file: str | None = None
     """The suite's file as it was named, where that is none of this repository."""
+    hypotheses: tuple[Hypothesis, ...] = Field(default=(), exclude_if=lambda fixed: not fixed)
     digests: dict[str, str] = Field(default_factory=dict)
     """Of a tuning: by method, the digest of what the suite says of its trials."""

@@ -70,6 +70,7 @@ def everything() -> Path:
         averages={"Average": list(cards)},
         variants=variants,
         diverged=(("siglip", 1),),
+        hypotheses=(("neuclip@64", "openclip@64"), ("neuclip@64", "openclip@256")),
     )
     content = json.loads(suite.read_text())
     for run in content["runs"]:

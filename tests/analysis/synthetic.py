@@ -137,6 +137,7 @@ def write_suite(
     averages: dict[str, list[str]] = AVERAGES,
     diverged: tuple[tuple[str, int], ...] = (),
     variants: dict[str, list[dict[str, Any]]] | None = None,
+    hypotheses: tuple[tuple[str, str], ...] = (),
 ) -> Path:
     """Write a suite and all its results below the working directory; return the suite's file.
 
@@ -147,6 +148,7 @@ def write_suite(
         averages: Averages over them.
         diverged: (method, seed) of runs that stopped at three quarters: the last milestone was never reached.
         variants: Further runs by the label of their variant.
+        hypotheses: (higher, lower), by ``method@batch``.
     """
     runs = []
     labelled = [("", spec) for spec in specs] + [(v, spec) for v, more in (variants or {}).items() for spec in more]
@@ -156,7 +158,15 @@ def write_suite(
         write_run(spec, cards, is_diverged=(spec.method.name, spec.seed) in diverged)
     sets = {key: {"name": key, **ABOUT, **card} for key, card in cards.items()}
     evaluation = {"name": "two", "sets": sets, "averages": averages}
-    write_json(paths.suite(name), {"name": name, "title": "A suite", "runs": runs, "evaluation": evaluation})
+    suite = {"name": name, "title": "A suite", "runs": runs, "evaluation": evaluation}
+    suite["hypotheses"] = [
+        {
+            which: {"method": method, "global_batch_size": int(batch)}
+            for which, (method, batch) in zip(("higher", "lower"), (side.split("@") for side in pair), strict=True)
+        }
+        for pair in hypotheses
+    ]
+    write_json(paths.suite(name), suite)
     return paths.suite(name)
 
 
