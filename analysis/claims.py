@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 import pandas as pd
 
-from analysis import artifacts, stats, style
+from analysis import artifacts, hypotheses, stats, style
 from analysis import frame as tidy
 
 
@@ -22,7 +22,8 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
             that have the table `across_sets`. In other suites, sets are few or share pictures.
 
     Returns:
-        Sentences: by setting over seeds, over sets and of variants, then diverged runs and holes. Never empty.
+        Sentences: of hypotheses; by setting over seeds, over sets and of variants; of diverged runs and holes. Never
+        empty.
     """
     final = tidy.final_scores(frame)
     scores = tidy.scores(final)
@@ -35,14 +36,31 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
     sets = final[(final["kind"] == "eval") & final["name"].isin(compared)]
     methods = tidy.methods(tidy.main_runs(final))
     main_method = tidy.main_method(tidy.main_runs(final))
-    sentences: list[str] = []
+    tested = hypotheses.tested(frame)
+    sentences = [_hypothesis(one, title, len(tested)) for one in tested]
     for label, rows in tidy.settings(of_score):
         main = tidy.main_runs(rows)
-        found = list(_over_seeds(main, title, methods, main_method)) if len(main) else []
+        # Who claims something before is held to that: the same pair would have another correction below.
+        is_open = len(main) > 0 and not tested
+        found = list(_over_seeds(main, title, methods, main_method)) if is_open else []
         found += _over_sets(tidy.main_runs(sets[sets["run_id"].isin(rows["run_id"])]), main_method)
         found += _variants(rows, title)
         sentences += [f"{label}: {sentence}" if label else sentence for sentence in found]
     return (*sentences, *_lost(frame))
+
+
+def _hypothesis(one: hypotheses.Tested, title: str, number: int) -> str:
+    """Say what came of a claim that the suite made before its first run."""
+    difference = one.difference.dropna()
+    mean, half_width = 100 * float(difference.mean()), 100 * stats.half_width(difference)
+    how = f"n = {len(difference)} seeds"
+    if not math.isnan(one.p):
+        how = (
+            f"95 % interval {mean - half_width:z.1f} to {mean + half_width:z.1f}, {how}, paired t test, Holm-corrected "
+            f"over {number} hypotheses {style.p_value(one.p)}"
+        )
+    by = f"{mean:+z.1f} points" if len(difference) else "no score"
+    return f"Hypothesis, {one.verdict}: {one.higher}, above {one.lower}, on {title}: {by} ({how})."
 
 
 def _over_seeds(rows: pd.DataFrame, title: str, methods: list[str], main_method: str) -> Iterator[str]:

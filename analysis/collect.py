@@ -20,7 +20,7 @@ from engine import files, paths
 from engine.schema.base import ModelT, canonical_json, fingerprint, parse
 from engine.schema.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
 from engine.schema.record import GradientError, NormalizerError, Provenance, Record
-from engine.schema.suite import ExpandedSuite, Side, SuiteRun
+from engine.schema.suite import ExpandedSuite, SuiteRun
 
 MAX_CURVE_POINTS = 400
 """Longer logs are averaged in bins. A figure shows no more points, and every n-th step would alias with restarts."""
@@ -314,12 +314,10 @@ def _setting_rows(run: SuiteRun) -> Iterator[Row]:
 
 def _hypothesis_rows(suite: ExpandedSuite, run: SuiteRun) -> Iterator[Row]:
     """Give the sign that a run has in the difference of each hypothesis, numbered in the suite's order."""
-    here = Side(method=run.spec.method.name, global_batch_size=run.spec.global_batch_size)
     for number, hypothesis in enumerate(suite.hypotheses, start=1):
         for side, sign in ((hypothesis.higher, 1), (hypothesis.lower, -1)):
-            if here == side and not run.variant:
-                end = run.spec.samples_seen
-                yield {"kind": "hypothesis", "samples_seen": end, "name": str(number), "value": sign}
+            if side.has(run):
+                yield from _rows("hypothesis", run.spec.samples_seen, {str(number): sign})
 
 
 def _signature_rows(record: Record) -> Iterator[Row]:

@@ -141,6 +141,12 @@ def describe(frame: pd.DataFrame) -> str:
     return ", ".join([*shared, seeds])
 
 
+def diverged_as_guessing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give scores that a diverged run lacks the value of guessing: it leaves a model that can do no better."""
+    is_lost = frame["is_main"] & (frame["status"] == "diverged") & frame["value"].isna()
+    return frame.assign(value=frame["value"].where(~is_lost, frame["chance"]))
+
+
 def main_runs(frame: pd.DataFrame) -> pd.DataFrame:
     """Leave out the variants of an ablation."""
     return frame[frame["variant"] == ""]

@@ -97,7 +97,8 @@ def _table(ours: pd.DataFrame, found: list[Entry], rules: Track) -> Table:
     ours = ours[(ours["dataset"] == rules.dataset) & (ours["model"] == rules.model) & ours["seed"].isin(rules.seeds)]
     batches = (rules.global_batch_size, ours["global_batch_size"].max())
     ours = ours[ours["global_batch_size"].isin(batches)]
-    frame = _counted(pd.concat([ours, *(entry.rows.assign(method=entry.name) for entry in found)], ignore_index=True))
+    together = pd.concat([ours, *(entry.rows.assign(method=entry.name) for entry in found)], ignore_index=True)
+    frame = tidy.diverged_as_guessing(together)
     gaps, workloads = headroom.gaps(frame), time_to_target.workloads(frame)
     if not gaps:
         raise ValueError(
@@ -135,12 +136,6 @@ def _table(ours: pd.DataFrame, found: list[Entry], rules: Track) -> Table:
         num_keys=3,
         notes=_notes(rules),
     )
-
-
-def _counted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give scores that a diverged run lacks the value of guessing: it leaves a model that can do no better."""
-    is_lost = frame["is_main"] & (frame["status"] == "diverged") & frame["value"].isna()
-    return frame.assign(value=frame["value"].where(~is_lost, frame["chance"]))
 
 
 def _numbers(runs: pd.DataFrame, one: headroom.Contender, ratio: Cell) -> tuple[Cell, ...]:

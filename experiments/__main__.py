@@ -49,6 +49,7 @@ def _list(console: Console, args: argparse.Namespace) -> None:
     title = Column("title", ratio=1) if asked else Column("title", ratio=1, no_wrap=True, overflow="ellipsis")
     table = Table(*(Column(name, no_wrap=True) for name in ("suite", "runs", "done")), title, expand=True)
     runs = Table(Column("run", no_wrap=True), "variant", "state")
+    claims: list[str] = []
     found: list[dict[str, Any]] = []
     for name in names.resolve(asked or [*names.suites(), *names.tunings(), "ablations"]):
         try:
@@ -65,13 +66,17 @@ def _list(console: Console, args: argparse.Namespace) -> None:
         for row in rows:
             runs.add_row(*row)
         listed = [dict(zip(("run_id", "variant", "state"), row, strict=True)) for row in rows]
-        found.append({"name": name, "title": suite.title, "datasets": datasets, "runs": listed})
+        claimed = list(map(str, suite.hypotheses))
+        claims.extend(f"{shown} claims {one}" for one in claimed)
+        found.append({"name": name, "title": suite.title, "datasets": datasets, "hypotheses": claimed, "runs": listed})
     if args.json:
         print(json.dumps(found, indent=1))
         return
     console.print(table)
     if asked:
         console.print(runs)
+        for claim in claims:
+            console.print(claim)
     else:
         console.print(f"Any ablation applies to any suite: {names.PREFIX}WHAT@SUITE; ablations@SUITE is all of them.")
 

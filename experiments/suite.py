@@ -21,7 +21,7 @@ from engine.registry import build_method, keep, method_class, method_names, reso
 from engine.schema.base import check_known, fingerprint, gathered, located, unknown_name, validated
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import DatasetSpec, MethodSource, MethodSpec, ModelSpec, RunSpec
-from engine.schema.suite import DEFAULTS, ExpandedSuite, SuiteRun
+from engine.schema.suite import DEFAULTS, ExpandedSuite, Hypothesis, SuiteRun
 from experiments import cards, hypotheses, names
 from experiments.suite_file import Ablation, Factors, MethodEntry, Options, Suite, Training, Variant
 from experiments.tuning import SCORE, Tuned, Tuning, described, nested, points, trial
@@ -468,13 +468,16 @@ def expand(name: str) -> ExpandedSuite:
                 spec = run.spec
                 raise ValueError(f"variant {run.variant!r} of {spec.method.name} with seed {spec.seed} occurs twice")
         _refuse_one_name(runs.values())
-        fixed = () if asked.part else hypotheses.resolve(suite, asked.name, runs.values())
+        claimed: tuple[Hypothesis, ...] = ()
+        if asked.part is None and suite.hypotheses:
+            batch = _training(suite.training).global_batch_size if "global_batch_size" in suite.training else None
+            claimed = hypotheses.resolve(suite.hypotheses, asked.name, batch, runs.values())
     return ExpandedSuite(
         name=asked.name,
         title=suite.title,
         runs=tuple(runs[run_id] for run_id in sorted(runs)),
         evaluation=evaluation,
         file=None if asked.is_ours else str(asked.file),
-        hypotheses=fixed,
+        hypotheses=claimed,
         digests=digests,
     )

@@ -16,8 +16,8 @@ from analysis import artifacts, rendering
 from analysis.table import Table
 from engine import paths
 
-FIRST = ("main_results", "results_by_method")
-"""The table and the figure that come first."""
+FIRST = ("hypotheses", "main_results", "results_by_method")
+"""The tables and the figure that come first."""
 MAX_ALT_LETTERS = 700
 
 

@@ -47,12 +47,23 @@ class Side(Frozen):
     method: str
     global_batch_size: int = Field(ge=1)
 
+    def has(self, run: SuiteRun) -> bool:
+        """Tell whether a run is one of them."""
+        here = (run.spec.method.name, run.spec.global_batch_size)
+        return not run.variant and here == (self.method, self.global_batch_size)
+
+    def __str__(self) -> str:
+        return f"{self.method}@{self.global_batch_size}"
+
 
 class Hypothesis(Frozen):
     """What is claimed before a suite is trained: the first average of one side is higher, seed by seed."""
 
     higher: Side
     lower: Side
+
+    def __str__(self) -> str:
+        return f"{self.higher} > {self.lower}"
 
 
 class ExpandedSuite(Sealed):

@@ -25,6 +25,7 @@ def summary(group: str) -> str:
             continue
         suite = expand(name)
         lines += ["", f"{name}: {suite.title}", f"{len(suite.runs)} runs, evaluated on {suite.evaluation.name}"]
+        lines += [f"  claims {one}" for one in suite.hypotheses]
         ids: dict[tuple[str, ...], list[str]] = {}
         for run in sorted(suite.runs, key=lambda run: run.spec.seed):
             spec = run.spec

@@ -295,7 +295,7 @@ def test_a_suite_asks_for_errors_of_gradients_by_shares_of_the_training(own):
         assert (asked.population, asked.num_rounds) == (256, 8)
 
 
-def test_hard_scenes_are_trained_on_with_what_laptop_chose():
+def test_hard_scenes_are_trained_on_with_the_settings_of_the_easy_ones():
     easy, hard = (
         {
             (spec.method.name, spec.global_batch_size): (spec.method.config, spec.optimizer.lr)

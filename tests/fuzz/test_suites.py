@@ -40,7 +40,7 @@ SUITE: dict[str, Any] = {
     "dataset": "squares.yaml",
     "model": "small.json",
     "evaluation": "tests.yaml",
-    "seeds": [0, 1],
+    "seeds": [0, 1, 2],
     "training": {
         "global_batch_size": 16,
         "epochs": 2,
@@ -62,6 +62,7 @@ SUITE: dict[str, Any] = {
     ],
     "ablations": ["num_*"],
     "over_training": False,
+    "hypotheses": ["dcl > openclip", "dcl@16 > fastclip"],
 }
 TUNING: dict[str, Any] = {
     "trials": 3,
@@ -70,7 +71,8 @@ TUNING: dict[str, Any] = {
     "space": {"training.optimizer.lr": {"low": 1.0e-4, "high": 1.0e-2, "scale": "log"}},
     "methods": {"fastclip": {"options.rho": {"choices": [1.0, 2.0, 3.0]}}},
 }
-NAME = "mine/study.yaml"
+FILE = "study_confirmation.yaml"
+NAME = f"mine/{FILE}"
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def agree(suite: ExpandedSuite, text: str | bytes) -> None:
     said = yaml.safe_load(text)
     assert suite.title == said["title"]
     assert not controls(suite.title)
-    assert suite.name == "study"
+    assert suite.name == "study_confirmation"
     main = {(run.spec.method.name, run.spec.seed): run.spec for run in suite.runs if run.variant == ""}
     expected = set()
     plain: dict[str, Any] = {"methods": None, "seeds": None, "label": ""}
@@ -159,7 +161,7 @@ def test_the_suite_as_it_is_has_the_runs_that_are_expected(mine, judge):
     suite = judged(judge, dumped(SUITE))
     assert isinstance(suite, ExpandedSuite), suite
     agree(suite, dumped(SUITE))
-    assert len(suite.runs) == 3 * 2 + 2 + 1
+    assert len(suite.runs) == 3 * 3 + 3 + 1
 
 
 def but(*place: Any, to: Any) -> dict[str, Any]:
@@ -238,31 +240,31 @@ def test_a_changed_tuning_tries_what_it_says_or_is_refused(mine, judge, tuning):
 FORMS = {
     "a key twice": (dumped(SUITE) + "seeds: [5]\n", "seeds"),
     "a key of a mapping twice": (dumped(SUITE).replace("epochs: 2", "epochs: 2\n  epochs: 3"), "epochs"),
-    "a tab": (dumped(SUITE).replace("  epochs", "\tepochs"), "study.yaml"),
-    "a circle": (dumped(SUITE) + "ablations: &a [*a]\n", "study.yaml"),
-    "a circle of mappings": (dumped(SUITE).replace("training:", "training: &t\n  optimizer: *t\nx:"), "study.yaml"),
+    "a tab": (dumped(SUITE).replace("  epochs", "\tepochs"), FILE),
+    "a circle": (dumped(SUITE) + "ablations: &a [*a]\n", FILE),
+    "a circle of mappings": (dumped(SUITE).replace("training:", "training: &t\n  optimizer: *t\nx:"), FILE),
     "a billion laughs": (
         "a: &a [x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
         + dumped(SUITE),
-        "study.yaml",
+        FILE,
     ),
-    "deep": ("x: " + "[" * 5000 + "]" * 5000 + "\n" + dumped(SUITE), "study.yaml"),
-    "very deep": ("x: " + "{a: " * 200_000, "study.yaml"),
-    "no date": (dumped(SUITE).replace("Squares of my own", "2024-99-99"), "study.yaml"),
+    "deep": ("x: " + "[" * 5000 + "]" * 5000 + "\n" + dumped(SUITE), FILE),
+    "very deep": ("x: " + "{a: " * 200_000, FILE),
+    "no date": (dumped(SUITE).replace("Squares of my own", "2024-99-99"), FILE),
     "a date": (dumped(SUITE).replace("Squares of my own", "2024-09-09"), "title"),
-    "no truth": (dumped(SUITE) + "x: !!bool x\n", "study.yaml"),
-    "no number": (dumped(SUITE) + "x: !!int x\n", "study.yaml"),
-    "an empty number": (dumped(SUITE) + "x: !!int ''\n", "study.yaml"),
-    "no time": (dumped(SUITE) + "x: !!timestamp x\n", "study.yaml"),
-    "an object": (dumped(SUITE) + "x: !!python/object/apply:os.system [id]\n", "study.yaml"),
-    "a number of many digits": (dumped(SUITE).replace("epochs: 2", f"epochs: {'9' * 5000}"), "study.yaml"),
-    "keys that are lists": (dumped(SUITE) + "? [a, b]\n: 1\n", "study.yaml"),
-    "keys that are numbers": (dumped(SUITE) + "1: 1\n", "study.yaml"),
-    "two documents": (dumped(SUITE) + "---\n" + dumped(SUITE), "study.yaml"),
-    "no document": ("", "study.yaml"),
-    "a number": ("5", "study.yaml"),
-    "UTF-16": (dumped(SUITE).encode("utf-16"), "study.yaml"),
+    "no truth": (dumped(SUITE) + "x: !!bool x\n", FILE),
+    "no number": (dumped(SUITE) + "x: !!int x\n", FILE),
+    "an empty number": (dumped(SUITE) + "x: !!int ''\n", FILE),
+    "no time": (dumped(SUITE) + "x: !!timestamp x\n", FILE),
+    "an object": (dumped(SUITE) + "x: !!python/object/apply:os.system [id]\n", FILE),
+    "a number of many digits": (dumped(SUITE).replace("epochs: 2", f"epochs: {'9' * 5000}"), FILE),
+    "keys that are lists": (dumped(SUITE) + "? [a, b]\n: 1\n", FILE),
+    "keys that are numbers": (dumped(SUITE) + "1: 1\n", FILE),
+    "two documents": (dumped(SUITE) + "---\n" + dumped(SUITE), FILE),
+    "no document": ("", FILE),
+    "a number": ("5", FILE),
+    "UTF-16": (dumped(SUITE).encode("utf-16"), FILE),
 }
 
 
@@ -275,7 +277,7 @@ def test_a_form_that_says_nothing_certain_is_refused(mine, judge, form):
 
 
 MEANT = {
-    "an anchor": dumped(SUITE).replace("seeds:\n- 0\n- 1", "seeds: &seeds [0, 1]"),
+    "an anchor": dumped(SUITE).replace("seeds:\n- 0\n- 1\n- 2", "seeds: &seeds [0, 1, 2]"),
     "merged keys": dumped(SUITE).replace("  optimizer:\n", "  optimizer:\n    <<: {lr: 1.0, eps: 1.0e-7}\n", 1),
     "numbers as YAML 1.1 reads them": dumped(SUITE)
     .replace("lr: 0.002", "lr: 2e-3")
