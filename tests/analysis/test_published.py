@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 from support.checkout import ROOT
 
-from analysis import stats
+from analysis import hypotheses, stats
 from analysis.__main__ import main
 from analysis.frame import best_runs, digest, final_scores, read
+from experiments.suite import expand
 
 RESULTS = ROOT / "docs" / "results"
+CONFIRMATIONS = ("laptop_confirmation", "laptop_second_confirmation")
 FRAMES = sorted(RESULTS.glob("*.parquet"))
 
 
@@ -66,10 +68,10 @@ def test_results_of_ones_own_are_compared_with_what_is_committed(capsys: pytest.
     assert counts.count("\n- ") == 1
 
 
-def averages(suite: str, column: str = "method", score: str = "Average") -> pd.DataFrame:
-    """Final averages at the small batch in percent, by seed and method or variant."""
+def averages(suite: str, column: str = "method", score: str = "Average", batch: int = 32) -> pd.DataFrame:
+    """Final averages at one batch size in percent, by seed and method or variant."""
     rows = final_scores(read(RESULTS / f"{suite}.parquet"))
-    rows = rows[(rows["name"] == score) & (rows["global_batch_size"] == 32)]
+    rows = rows[(rows["name"] == score) & (rows["global_batch_size"] == batch)]
     return 100 * rows.pivot(index="seed", columns=column, values="value")
 
 
@@ -83,44 +85,60 @@ def shown(differences: pd.Series) -> str:
     return f"{differences.mean():.1f} ± {stats.half_width(differences):.1f}"
 
 
-def test_the_hypotheses_that_were_fixed_before_are_tested_together() -> None:
-    of = averages("laptop_confirmation")
-    assert list(of.index) == list(range(10, 30))
-    lead = {each: of[each] - of["openclip"] for each in ("neuclip", "amorlip")}
-    p = stats.holm(pd.Series({each: stats.paired_t_test(difference) for each, difference in lead.items()}))
-    assert p["amorlip"] < 0.001
-    assert (lead["amorlip"] > 0).all()
+def test_all_five_hypotheses_hold_as_the_pages_say() -> None:
+    first, second = (hypotheses.tested(read(RESULTS / f"{name}.parquet")) for name in CONFIRMATIONS)
+    assert [one.verdict for one in second] == 5 * ["holds"]
+    assert all(one.p < 0.001 for one in second)
+    assert [len(one.scores) for one in second] == [20, 20, 10, 10, 10]
     page = prose("results/README.md")
-    assert f"NeuCLIP by {shown(lead['neuclip'])} points (p {p['neuclip']:.3f})" in page
-    assert f"AmorLIP by {shown(lead['amorlip'])} (p below 0.001)" in page
+    for one in second:
+        high, low = (100 * one.scores[side].mean() for side in ("higher", "lower"))
+        assert f"| {high:.1f} to {low:.1f} | {shown(100 * one.difference)} | {len(one.scores)} |" in page
+    assert f"put it {shown(100 * first[0].difference)} points above OpenCLIP (p {first[0].p:.3f})" in page
+    assert f"in the first confirmation ({shown(100 * first[1].difference)}, a hypothesis there)" in page
 
 
-def test_what_the_page_says_of_swapped_captions_follows_from_the_rows() -> None:
+def test_neuclip_is_ahead_of_every_method_on_every_average() -> None:
+    for score, level in {
+        "Average": 0.001,
+        "Scenes & Variants": 0.001,
+        "Zero-shot": 0.001,
+        "Swapped Captions": 0.005,
+    }.items():
+        of = averages(CONFIRMATIONS[1], score=score)
+        lead = {other: (of["neuclip"] - of[other]).dropna() for other in ("openclip", "amorlip", "fastclip", "siglip")}
+        p = stats.holm(pd.Series({other: stats.paired_t_test(difference) for other, difference in lead.items()}))
+        assert (p < level).all()
+        assert all(difference.mean() > 0 for difference in lead.values())
+    of = averages(CONFIRMATIONS[1])
+    assert (of["amorlip"] > of["openclip"]).all()
+    assert stats.paired_t_test((of["siglip"] - of["openclip"]).dropna()) > 0.05
+
+
+def test_with_32_pairs_neuclip_cannot_be_told_from_openclip_with_256() -> None:
+    small, large = (averages(CONFIRMATIONS[1], batch=batch) for batch in (32, 256))
+    assert stats.paired_t_test(small["neuclip"] - large["openclip"]) > 0.05
     page = prose("results/README.md")
-    average, swapped, retrieval = (
-        averages("laptop_confirmation", score=name) for name in ("Average", "Swapped Captions", "Scenes & Variants")
-    )
-    fails = swapped["neuclip"] < 70
-    assert fails.sum() == 6
-    low, high = swapped["neuclip"][fails], swapped["neuclip"][~fails]
-    assert f"in {low.min():.0f} to {low.max():.0f} % of cases, where guessing gives 50" in page
-    assert f"in all others in {high.min():.0f} % and more" in page
-    lowest = swapped.min()
-    assert f"OpenCLIP's lowest seed has {lowest['openclip']:.0f} %, AmorLIP's {lowest['amorlip']:.0f} %" in page
-    of_those = retrieval[fails].mean()
-    assert f"(retrieval {of_those['neuclip']:.0f} % on average, OpenCLIP's {of_those['openclip']:.0f} % with" in page
-    others = (13 * average - 3 * swapped) / 10
-    assert f"ten sets NeuCLIP is {shown(others['neuclip'] - others['openclip'])} points" in page
-    assert f"told from AmorLIP ({shown(others['neuclip'] - others['amorlip'])})" in page
-    for scores, text in (
-        (
-            average,
-            "twenty seeds is {openclip:.1f} times as wide as OpenCLIP's and {amorlip:.1f} times as wide as AmorLIP's",
-        ),
-        (others, "without them it is {openclip:.1f} and {amorlip:.1f} times as wide"),
-    ):
-        widths = scores.agg(stats.half_width)
-        assert text.format(**widths["neuclip"] / widths) in page
+    assert f"({small['neuclip'].mean():.1f} to {large['openclip'].mean():.1f}, twenty seeds)" in page
+
+
+def test_what_the_page_says_of_the_two_confirmations_follows_from_the_rows() -> None:
+    page = prose("results/README.md")
+    before, after = map(averages, CONFIRMATIONS)
+    assert f"and {shown(before['amorlip'] - before['neuclip'])} below AmorLIP" in page
+    assert (averages(CONFIRMATIONS[0], score="Swapped Captions")["neuclip"] < 63).sum() == 6
+    assert round(after["neuclip"].mean() - before["neuclip"].mean()) == 7
+    assert stats.welch_t_test(before["neuclip"], after["neuclip"]) < 0.001
+    for of in (after, before):
+        assert f"{of['openclip'].mean():.1f} ± {stats.half_width(of['openclip']):.1f}" in page
+    assert f"(other seeds; p {stats.welch_t_test(before['openclip'], after['openclip']):.3f}, Welch's test)" in page
+    assert round(after["neuclip"].mean() - before["openclip"].mean()) == 10
+    assert stats.welch_t_test(after["neuclip"], before["openclip"]) < 0.001
+    rates = [
+        {run.spec.method.name: run.spec.optimizer.lr for run in expand(name).runs if run.spec.global_batch_size == 32}
+        for name in CONFIRMATIONS
+    ]
+    assert [rates[1][name] / rates[0][name] for name in ("neuclip", "openclip", "amorlip")] == [0.5, 2, 1]
 
 
 def test_what_the_pages_say_of_seeds_and_no_table_has_follows_from_the_rows() -> None:
