@@ -95,7 +95,10 @@ def test_all_five_hypotheses_hold_as_the_pages_say() -> None:
         high, low = (100 * one.scores[side].mean() for side in ("higher", "lower"))
         assert f"| {high:.1f} to {low:.1f} | {shown(100 * one.difference)} | {len(one.scores)} |" in page
     assert f"put it {shown(100 * first[0].difference)} points above OpenCLIP (p {first[0].p:.3f})" in page
-    assert f"in the first confirmation ({shown(100 * first[1].difference)}, a hypothesis there, with OpenCLIP at its better rate)" in page
+    assert (
+        f"in the first confirmation ({shown(100 * first[1].difference)}, a hypothesis there, with OpenCLIP at its better rate)"
+        in page
+    )
 
 
 def test_neuclip_is_ahead_of_every_method_on_every_average() -> None:
@@ -194,7 +197,8 @@ def test_what_the_page_says_of_another_machine_follows_from_the_rows() -> None:
 
 
 def test_what_the_page_says_of_chosen_learning_rates_follows_from_the_rows() -> None:
-    best = final_scores(best_runs(read(RESULTS / "ablation_batch_size_lr@laptop.parquet")))
+    frame = read(RESULTS / "ablation_batch_size_lr@laptop.parquet")
+    best = final_scores(best_runs(frame))
 
     def by_size_and_method(score: str) -> pd.DataFrame:
         return best[best["name"] == score].pivot(index="seed", columns=["global_batch_size", "method"], values="value")
@@ -202,6 +206,13 @@ def test_what_the_page_says_of_chosen_learning_rates_follows_from_the_rows() -> 
     of, swapped = by_size_and_method("Average"), by_size_and_method("Swapped Captions")
     assert len(of) == 3
     chosen = best.groupby(["method", "global_batch_size"])["variant"].first()
+    rates = ["a quarter of the learning rate", "half the learning rate", "", "twice the learning rate"]
+    rates.append("four times the learning rate")
+    tried = frame.groupby(["method", "global_batch_size"])["variant"].unique()
+    for place, label in chosen.items():
+        at = rates.index(label)
+        assert set(rates[at - 1 : at + 2]) <= set(tried[place]), "a worse rate is known on both sides"
+        assert 3 <= len(tried[place]) <= 4
     assert set(chosen["amorlip"]) == {""}
     assert set(chosen["neuclip"]) == {"half the learning rate"}
     assert set(chosen["openclip"].loc[32:]) == {"twice the learning rate"}
