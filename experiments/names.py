@@ -2,7 +2,7 @@
 
 - ``NAME`` is a file of `experiments/suites/`;
 - ``ablation_WHAT@NAME`` is a file of `experiments/ablations/`, applied to that suite; without ``@NAME`` to `laptop`;
-- ``ablations@NAME`` or ``ablations`` is all of these;
+- ``ablations@NAME`` or ``ablations`` is all of these, but for those that their files leave to be asked for by name;
 - ``tuning@NAME`` is the trials of that suite's tuning.
 
 In place of ``NAME`` a suite that is not in this repository is named by its file, ``path/to/mine.yaml``; once a
@@ -38,14 +38,21 @@ class _Bundle(BaseModel):
     tuning: dict[str, JsonValue] | None = None
 
 
+class _Listed(BaseModel):
+    """Whether an ablation is one of `ablations@NAME`."""
+
+    by_name_only: bool = False
+
+
 def suites() -> list[str]:
     """Names of the suites, sorted."""
     return cards.names("suites")
 
 
 def ablations(base: str = BASE) -> list[str]:
-    """Names of all ablations of a suite, sorted."""
-    return [f"{PREFIX}{what}@{base}" for what in cards.names("ablations")]
+    """Names of a suite's ablations, sorted, but for those that are asked for by name only."""
+    files = {what: cards.FOLDER / "ablations" / f"{what}{SUFFIX}" for what in cards.names("ablations")}
+    return [f"{PREFIX}{what}@{base}" for what, file in files.items() if not cards.read_yaml(file, _Listed).by_name_only]
 
 
 def tunings() -> list[str]:

@@ -139,5 +139,7 @@ class Ablation(Frozen):
     """None: the suite's."""
     over_training: bool = False
     """Evaluate all milestones of the suite; False: the end of training alone, as most ablations need no more."""
+    by_name_only: bool = False
+    """Leave it out of `ablations@SUITE`, as it costs many runs."""
     variants: tuple[Variant, ...] = Field(min_length=1)
     """A variant that the suite's main run already is, at this scale, is that run: trained once, not listed twice."""

@@ -128,7 +128,9 @@ class Launcher:
         while scheduler.is_locked(lock):
             job = scheduler.read(self.launch.folder)
             if job is not None and job.end is None:
-                self._status(job, not_before=time.time() - self.launch.cluster.poll_sec)
+                status = scheduler.status(job, not_before=time.time() - self.launch.cluster.poll_sec)
+                if status.phase != "ended":  # how it ended the other says, once it has looked at the output
+                    self._report(job, status)
             time.sleep(_SLURM_POLL_SEC)
 
     def _earlier(self) -> Job | None:
@@ -294,6 +296,11 @@ class Launcher:
     def _status(self, job: Job, *, not_before: float) -> Status:
         """Ask for the state of a job, and say when it has changed."""
         status = scheduler.status(job, not_before=not_before)
+        self._report(job, status)
+        return status
+
+    def _report(self, job: Job, status: Status) -> None:
+        """Say the state of a job if it is another than last time."""
         has_reason = status.phase in ("pending", "unknown") and status.reason
         words = (status.word, status.node and f"on {status.node}", f"({status.reason})" if has_reason else "")
         text = " ".join(filter(None, (f"job {job.job_id}", *words)))
@@ -303,7 +310,6 @@ class Launcher:
             else:
                 self._tell(text)
         self._said = text
-        return status
 
     def _tell(self, text: str) -> None:
         """Say something in the log, and, with the job's name, on a terminal that does not show the log."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from benchmarks import cases, gpu, memory, method_step, step_phases, trainer_speed
+from benchmarks import cases, gpu, memory, method_step, planning, step_phases, trainer_speed
 from engine.registry import method_names
 
 SMALL = ["--batch", "128", "--dim", "8", "--set", "neuclip.num_prototypes=16", "neuclip.num_updates=1"]
@@ -69,6 +69,14 @@ def test_the_phases_of_a_step_are_measured_with_and_without_accumulation(
     peaks = {(row["method"], row["accumulation"]): row["peak_bytes"] for row in rows}
     assert all(peaks[name, 4]["forward"] < peaks[name, 1]["forward"] / 2 for name in ("openclip", "neuclip"))
     assert "/ openclip" in capsys.readouterr().out
+
+
+def test_a_plan_is_measured_beside_as_many_bare_jobs(tmp_path, capsys):
+    planning.main(["--suites", "smoke", "--rounds", "1", "--json", str(tmp_path / "planning.json")])
+    (row,) = json.loads((tmp_path / "planning.json").read_text())["rows"]
+    assert row["jobs"] == 26
+    assert row["ours_to_bare"][1] == row["ours_sec"][0] / row["bare_sec"][0] > 0
+    assert "/ bare" in capsys.readouterr().out
 
 
 def test_an_entry_that_fails_is_named_and_the_others_are_measured(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,8 +20,6 @@ from experiments.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
-MAX_CPU_SEC = 25
-"""It takes 12 on an idle machine, whose target is 15; beside other tests its seconds do up to half as much."""
 
 
 def snakemake(folder, *args, checkout=ROOT, returncode=0):
@@ -58,13 +55,8 @@ def files_of(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
 
 
-def cpu_sec():
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 @pytest.mark.slow
-def test_the_page_says_how_many_jobs_everything_is_and_they_are_planned_in_seconds(tmp_path):
+def test_the_page_says_how_many_jobs_everything_is(tmp_path):
     (asked,) = re.findall(r"^snakemake (-n -q rules --config suites=\S+)$", PAGE, re.MULTILINE)
     suites = asked.partition("=")[2].split(",")
     assert set(suites) >= set(cards.names("suites"))
@@ -77,15 +69,6 @@ def test_the_page_says_how_many_jobs_everything_is_and_they_are_planned_in_secon
     # What several suites share is trained once.
     expanded = [json.loads(path.read_text())["suite"] for path in (tmp_path / paths.RESULTS / "expanded").iterdir()]
     assert stated["train"] == len({fingerprint(run["spec"]) for suite in expanded for run in suite["runs"]})
-
-    # Suites are expanded by now. By the processor's time, and once more if need be: what else the machine does is to
-    # have no say.
-    def seconds():
-        before = cpu_sec()
-        snakemake(tmp_path, *asked.split())
-        return cpu_sec() - before
-
-    assert any(seconds() < MAX_CPU_SEC for _ in range(3))
 
 
 @pytest.fixture(scope="module")
