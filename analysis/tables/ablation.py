@@ -1,4 +1,4 @@
-"""Every variant beside the main run of the same method."""
+"""Every variant beside the main run of the same method, with the p of the first average's change."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ def build(frame: pd.DataFrame) -> Table:
         for method, variant in [curve for curve in curves if curve[0] in varied]:
             one = part[part["method"] == method]
             shown: list[Cell] = []
-            for score in scores:
+            for number, score in enumerate(scores):
                 values = one[one["name"] == score.name]
                 of_variant = values.loc[values["variant"] == variant, "value"]
                 shown.append(Cell(100 * of_variant.mean(), 100 * stats.half_width(of_variant), int(of_variant.count())))
-                shown.append(_changes(values).get(variant, Cell(None)))
+                change, p = _changes(values).get(variant, (Cell(None), Cell(None)))
+                shown += [change, p] if number == 0 else [change]
             runs = one[one["variant"] == variant]
             diverged = runs.loc[runs["status"] == "diverged", "run_id"].nunique()
             counts = (Cell(runs["run_id"].nunique(), form="d"), Cell(diverged, form="d"))
             rows.append((label, style.variant(method, variant), *shown, *counts))
     titles = [title for score in scores for title in (score.title, f"{score.title}, change")]
+    titles[2:2] = ["p (Holm)"] if scores else []
     return Table(
         title="Variants in %, mean ± half-width of the 95 % interval over seeds",
         header=("Setting", "Variant", *titles, "Runs", "Diverged"),
@@ -47,16 +49,19 @@ def build(frame: pd.DataFrame) -> Table:
     )
 
 
-def _changes(values: pd.DataFrame) -> dict[str, Cell]:
-    """Compare every variant of a method with its main run, seed by seed."""
+def _changes(values: pd.DataFrame) -> dict[str, tuple[Cell, Cell]]:
+    """Compare every variant of a method with its main run, seed by seed; returns each one's change and its p."""
     tests = stats.paired_differences(values.assign(method=values["variant"]), first="").to_dict("index")
     return {
-        str(variant): Cell(
-            -100 * test["mean"],
-            100 * test["half_width"],
-            int(test["n"]),
-            "+.1f",
-            mark="*" if test["p_holm"] < stats.SIGNIFICANCE else "",
+        str(variant): (
+            Cell(
+                -100 * test["mean"],
+                100 * test["half_width"],
+                int(test["n"]),
+                "+.1f",
+                mark="*" if test["p_holm"] < stats.SIGNIFICANCE else "",
+            ),
+            Cell(test["p_holm"], form=style.p_form(test["p_holm"])),
         )
         for variant, test in tests.items()
     }

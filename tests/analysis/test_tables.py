@@ -414,6 +414,9 @@ def test_a_variant_that_differs_is_marked_after_correction_over_variants() -> No
     table = build_table(frame, "ablation")
     marks = {name: row(table, f"NeuCLIP, {name}")["Average, change"].mark for name in variants}
     assert marks == {"far": "*", "near": ""}
+    p = {name: row(table, f"NeuCLIP, {name}")["p (Holm)"].value for name in variants}
+    assert p == {"far": pytest.approx(0.0182, abs=1e-4), "near": 1.0}
+    assert row(table, "NeuCLIP")["p (Holm)"].value is None
 
 
 @pytest.mark.parametrize("name", artifacts.tables())
