@@ -11,7 +11,7 @@ from analysis import headroom, stats, style
 from analysis.table import Cell, Row, Table
 
 KINDS = ("average",)
-SUITES = ("ablation_batch_size*", "ablation_dataset_size*")
+SUITES = ("laptop_hard", "ablation_batch_size*", "ablation_dataset_size*")
 SIZES = {
     "global_batch_size": ("batch {}", ["dataset", "model"]),
     "dataset_pairs": ("{:,} pairs", ["global_batch_size", "model"]),
@@ -60,7 +60,7 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
 def _rows(
     of: Mapping[tuple[int, str], pd.Series], variants: Mapping[tuple[int, str], str], setting: list[str], form: str
 ) -> list[Row]:
-    """Build the rows of one setting from its scores by seed, one series per size and method; sizes are OpenCLIP's."""
+    """Build the rows of one setting from its scores by seed, one series per size and method."""
     baseline = headroom.BASELINE
     sizes = sorted(size for size, method in of if method == baseline)
     if len(sizes) < 2:
@@ -68,9 +68,9 @@ def _rows(
     smallest, largest = sizes[0], sizes[-1]
     lead = {(size, method): of[size, method] - of[size, baseline] for size, method in of if size in sizes}
     rows: list[Row] = []
-    for size in sizes:
+    for size in sorted({size for size, _ in of}):
         methods = style.ordered([method for at, method in of if at == size])
-        same = _tests({method: lead[size, method] for method in methods if method != baseline})
+        same = _tests({method: lead[size, method] for method in methods if method != baseline and size in sizes})
         growth = {method: lead[size, method] - lead[smallest, method] for method in same if (smallest, method) in lead}
         to_largest = {method: of[size, method] - of[largest, baseline] for method in methods}
         if size == largest:

@@ -129,6 +129,29 @@ def test_with_32_pairs_neuclip_cannot_be_told_from_openclip_with_256() -> None:
     assert f"({small['neuclip'].mean():.1f} to {large['openclip'].mean():.1f}, twenty seeds)" in page
 
 
+def test_on_harder_scenes_neuclip_leads_with_32_pairs_and_trails_with_256() -> None:
+    page = prose("results/README.md")
+    small, middle, large = (averages("laptop_hard", batch=batch) for batch in (32, 64, 256))
+    lead = {other: small["neuclip"] - small[other] for other in ("openclip", "amorlip", "fastclip", "siglip")}
+    p = stats.holm(pd.Series({other: stats.paired_t_test(difference) for other, difference in lead.items()}))
+    assert (p < 0.01).all()
+    assert all(difference.mean() > 0 for difference in lead.values())
+    said = zip(("OpenCLIP", "AmorLIP", "FastCLIP", "SigLIP"), lead.values(), strict=True)
+    assert f"easier ones over {', '.join(f'{name} {shown(by)}' for name, by in said)}, five seeds" in page
+    behind = [of["neuclip"] - large["openclip"] for of in (middle, small, large)]
+    assert all(stats.paired_t_test(difference) < 0.01 for difference in behind)
+    assert f"OpenCLIP with 256: {shown(behind[0])}, with 32 pairs {shown(behind[1])}, five seeds" in page
+    assert f"| {stats.paired_t_test(behind[0]):.3f}, {stats.paired_t_test(behind[1]):.3f} | **Contradicted** |" in page
+    assert f"with 256 pairs over OpenCLIP {shown(behind[2])} |" in page
+    change = lead["openclip"] - behind[2]
+    assert f"it changes by {shown(change)}, p below 0.001" in page
+    assert stats.paired_t_test(change) < 0.001
+    assert f"OpenCLIP changes by {shown(small['openclip'] - large['openclip'])} points" in page
+    swapped = averages("laptop_hard", score="Swapped Captions")
+    for other in lead:
+        assert stats.paired_t_test(swapped["neuclip"] - swapped[other]) > 0.02
+
+
 def test_what_the_page_says_of_the_two_confirmations_follows_from_the_rows() -> None:
     page = prose("results/README.md")
     before, after = map(averages, CONFIRMATIONS)

@@ -172,6 +172,13 @@ def test_quality_by_size_compares_with_the_same_size_and_with_the_largest(frame:
     assert row(table, "batch 128", "OpenCLIP")["Minus OpenCLIP at the largest"].value is None
     # SigLIP has two seeds, too few to test.
     assert row(table, "batch 128", "SigLIP")["Growth"].mark == ""
+    # At a size that OpenCLIP lacks a method is compared with its largest alone.
+    between = frame[frame["method"] == "neuclip"].assign(
+        global_batch_size=96, run_id="between-" + frame["run_id"], value=frame["value"] + 0.01
+    )
+    alone = row(build_table(pd.concat([larger, frame, between]), "quality_by_size"), "batch 96", "NeuCLIP")
+    assert (alone["Minus OpenCLIP"].value, alone["Growth"].value) == (None, None)
+    assert alone["Minus OpenCLIP at the largest"].value == pytest.approx(5.9)
     assert build_table(frame, "quality_by_size").rows == ()
 
 
