@@ -306,7 +306,7 @@ def test_hard_scenes_are_trained_on_with_the_settings_of_the_easy_ones():
     )
     del hard["neuclip", 256]  # the second confirmation has no such run
     assert hard.keys() == easy.keys()
-    assert all(hard[key] == (config, pytest.approx(lr, rel=1e-4)) for key, (config, lr) in easy.items())
+    assert all(hard[key] == (config, pytest.approx(lr, rel=1e-12)) for key, (config, lr) in easy.items())
 
 
 def test_an_expansion_says_which_runs_ask_for_pairs_beyond_the_batch():
