@@ -78,7 +78,8 @@ def _list(console: Console, args: argparse.Namespace) -> None:
         for claim in claims:
             console.print(claim)
     else:
-        console.print(f"Any ablation applies to any suite: {names.PREFIX}WHAT@SUITE; ablations@SUITE is all of them.")
+        console.print(f"Any ablation applies to any suite: {names.PREFIX}WHAT@SUITE.")
+        console.print("ablations@SUITE is all of them, but for those that say by_name_only.")
 
 
 def _plan(console: Console, args: argparse.Namespace) -> None:
