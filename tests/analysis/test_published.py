@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -80,6 +81,10 @@ def prose(page: str) -> str:
     return " ".join((ROOT / "docs" / page).read_text().split())
 
 
+VERDICTS = prose("results/README.md")
+EVIDENCE = prose("results/evidence.md")
+
+
 def shown(differences: pd.Series) -> str:
     """Mean and half-width, as pages say them."""
     return f"{differences.mean():.1f} ± {stats.half_width(differences):.1f}"
@@ -90,28 +95,37 @@ def test_all_five_hypotheses_hold_as_the_pages_say() -> None:
     assert [one.verdict for one in second] == 5 * ["holds"]
     assert all(one.p < 0.001 for one in second)
     assert [len(one.scores) for one in second] == [20, 20, 10, 10, 10]
-    page = prose("results/README.md")
     for one in second:
         high, low = (100 * one.scores[side].mean() for side in ("higher", "lower"))
-        assert f"| {high:.1f} to {low:.1f} | {shown(100 * one.difference)} | {len(one.scores)} |" in page
-    assert f"put it {shown(100 * first[0].difference)} points above OpenCLIP (p {first[0].p:.3f})" in page
-    assert f"in the first confirmation ({shown(100 * first[1].difference)}, a hypothesis there" in page
+        assert f"| {high:.1f} to {low:.1f} | {shown(100 * one.difference)} | {len(one.scores)} |" in VERDICTS
+    assert f"with 64 pairs over OpenCLIP with 256: {shown(100 * second[-1].difference)}, on harder" in VERDICTS
+    assert f"There it was {shown(100 * first[0].difference)} points above OpenCLIP" in VERDICTS
+    assert f"put it {shown(100 * first[0].difference)} points above OpenCLIP (p {first[0].p:.3f})" in EVIDENCE
+    assert f"in the first confirmation ({shown(100 * first[1].difference)}, a hypothesis there" in EVIDENCE
 
 
 def test_neuclip_is_ahead_of_every_method_on_every_average() -> None:
+    said = {name: f"| {name} |" for name in ("OpenCLIP", "AmorLIP", "FastCLIP", "SigLIP")}
     for score, level in {
         "Average": 0.001,
         "Scenes & Variants": 0.001,
-        "Zero-shot": 0.001,
         "Swapped Captions": 0.005,
+        "Zero-shot": 0.001,
     }.items():
         of = averages(CONFIRMATIONS[1], score=score)
-        lead = {other: (of["neuclip"] - of[other]).dropna() for other in ("openclip", "amorlip", "fastclip", "siglip")}
+        lead = {other.lower(): (of["neuclip"] - of[other.lower()]).dropna() for other in said}
+        said = {other: f"{row} {shown(lead[other.lower()])} |" for other, row in said.items()}
         p = stats.holm(pd.Series({other: stats.paired_t_test(difference) for other, difference in lead.items()}))
         assert (p < level).all()
         assert all(difference.mean() > 0 for difference in lead.values())
+    assert all(row in EVIDENCE for row in said.values())
     of = averages(CONFIRMATIONS[1])
     assert (of["amorlip"] > of["openclip"]).all()
+    assert f"AmorLIP does, {shown(of['amorlip'] - of['openclip'])} over OpenCLIP" in VERDICTS
+    behind = (of["fastclip"] - of["amorlip"]).dropna()
+    assert behind.mean() < 0
+    assert stats.paired_t_test(behind) < 0.001
+    assert stats.paired_t_test((of["fastclip"] - of["openclip"]).dropna()) > 0.05
     assert stats.paired_t_test((of["siglip"] - of["openclip"]).dropna()) > 0.05
 
 
@@ -125,43 +139,47 @@ def test_with_32_pairs_neuclip_cannot_be_told_from_openclip_with_256() -> None:
     assert stats.paired_t_test(lead("Zero-shot")) < 0.001
     assert lead("Zero-shot").mean() > 0
     small, large = (averages(CONFIRMATIONS[1], batch=batch) for batch in (32, 256))
-    page = prose("results/README.md")
-    assert f"({small['neuclip'].mean():.1f} to {large['openclip'].mean():.1f}, twenty seeds)" in page
+    assert f"({small['neuclip'].mean():.1f} to {large['openclip'].mean():.1f}, twenty seeds)" in VERDICTS
 
 
 def test_on_harder_scenes_neuclip_leads_with_32_pairs_and_trails_with_256() -> None:
-    page = prose("results/README.md")
     small, middle, large = (averages("laptop_hard", batch=batch) for batch in (32, 64, 256))
     lead = {other: small["neuclip"] - small[other] for other in ("openclip", "amorlip", "fastclip", "siglip")}
     p = stats.holm(pd.Series({other: stats.paired_t_test(difference) for other, difference in lead.items()}))
     assert (p < 0.01).all()
     assert all(difference.mean() > 0 for difference in lead.values())
     said = zip(("OpenCLIP", "AmorLIP", "FastCLIP", "SigLIP"), lead.values(), strict=True)
-    assert f"easier ones over {', '.join(f'{name} {shown(by)}' for name, by in said)}, five seeds" in page
+    assert f"best of five again**: over {', '.join(f'{name} {shown(by)}' for name, by in said)}, all p" in EVIDENCE
+    assert (
+        f"by {min(by.mean() for by in lead.values()):.1f} to {max(by.mean() for by in lead.values()):.1f}" in VERDICTS
+    )
     behind = [of["neuclip"] - large["openclip"] for of in (middle, small, large)]
     assert all(stats.paired_t_test(difference) < 0.01 for difference in behind)
-    assert f"OpenCLIP with 256: {shown(behind[0])}, with 32 pairs {shown(behind[1])}, five seeds" in page
-    assert f"| {stats.paired_t_test(behind[0]):.3f}, {stats.paired_t_test(behind[1]):.3f} | **Contradicted** |" in page
-    assert f"with 256 pairs over OpenCLIP {shown(behind[2])} |" in page
+    p64, p32 = (f"p {stats.paired_t_test(difference):.3f}" for difference in behind[:2])
+    assert f"with 256 is {shown(behind[0])} ({p64}), with 32 pairs {shown(behind[1])} ({p32};" in EVIDENCE
+    assert f"on harder scenes {shown(behind[0])} |" in VERDICTS
+    assert f"with 256 pairs over OpenCLIP {shown(behind[2])} |" in VERDICTS
+    assert f"behind OpenCLIP**, by {shown(-behind[2])} points" in EVIDENCE
     change = lead["openclip"] - behind[2]
-    assert f"it changes by {shown(change)}, p below 0.001" in page
+    assert f"its lead over OpenCLIP changes by {shown(change)}, p below 0.001" in EVIDENCE
+    assert f"on harder scenes its lead changes by {shown(change)} from 256 to 32 pairs" in VERDICTS
     assert stats.paired_t_test(change) < 0.001
-    assert f"OpenCLIP changes by {shown(small['openclip'] - large['openclip'])} points" in page
+    assert f"OpenCLIP changes by {shown(small['openclip'] - large['openclip'])} points" in EVIDENCE
     swapped = averages("laptop_hard", score="Swapped Captions")
     p = stats.holm(pd.Series({other: stats.paired_t_test(swapped["neuclip"] - swapped[other]) for other in lead}))
     assert (p > 0.05).all()
 
 
 def test_what_the_page_says_of_the_two_confirmations_follows_from_the_rows() -> None:
-    page = prose("results/README.md")
     before, after = map(averages, CONFIRMATIONS)
-    assert f"and {shown(before['amorlip'] - before['neuclip'])} below AmorLIP" in page
+    for page in (VERDICTS, EVIDENCE):
+        assert f"and {shown(before['amorlip'] - before['neuclip'])} below AmorLIP" in page
     assert (averages(CONFIRMATIONS[0], score="Swapped Captions")["neuclip"] < 63).sum() == 6
     assert round(after["neuclip"].mean() - before["neuclip"].mean()) == 7
     assert stats.welch_t_test(before["neuclip"], after["neuclip"]) < 0.001
     for of in (after, before):
-        assert f"{of['openclip'].mean():.1f} ± {stats.half_width(of['openclip']):.1f}" in page
-    assert f"(other seeds; p {stats.welch_t_test(before['openclip'], after['openclip']):.3f}, Welch's test)" in page
+        assert f"{of['openclip'].mean():.1f} ± {stats.half_width(of['openclip']):.1f}" in EVIDENCE
+    assert f"(other seeds; p {stats.welch_t_test(before['openclip'], after['openclip']):.3f}, Welch's test)" in EVIDENCE
     assert round(after["neuclip"].mean() - before["openclip"].mean()) == 10
     assert stats.welch_t_test(after["neuclip"], before["openclip"]) < 0.001
     rates = [
@@ -173,31 +191,48 @@ def test_what_the_page_says_of_the_two_confirmations_follows_from_the_rows() -> 
 
 def test_what_the_pages_say_of_seeds_and_no_table_has_follows_from_the_rows() -> None:
     ten, twenty = averages("laptop_ten_seeds"), averages("laptop_confirmation")
-    assert f"with which NeuCLIP scores {ten.loc[:4, 'neuclip'].mean():.1f}, so" in prose("results/README.md")
+    assert f"with which NeuCLIP scores {ten.loc[:4, 'neuclip'].mean():.1f}, so" in EVIDENCE
     fresh, first = twenty.corr()["openclip"], ten.corr()["openclip"]
     text = f"AmorLIP's by {fresh['amorlip']:.2f} and with NeuCLIP's by {fresh['neuclip']:.2f} (first ten seeds: "
     assert f"{text}{first['neuclip']:.2f})" in prose("statistics.md")
 
 
-def test_the_p_of_ablations_follow_from_the_rows() -> None:
-    page = (RESULTS / "README.md").read_text()
-    for name, variants in {
-        "objective": ["separate regression"],
-        "architecture": ["MLP"],
-        "updates": ["simultaneous", "one joint step"],
-    }.items():
-        suite = f"ablation_{name}@laptop_best_rates"
-        of = averages(suite, "variant")
+def test_what_the_pages_say_of_ablations_follows_from_the_rows() -> None:
+    rows = {
+        "objective": {"separate regression": "separate regression"},
+        "architecture": {"MLP": "MLP"},
+        "updates": {"simultaneous": "simultaneous updates", "one joint step": "one joint step"},
+    }
+    for name, variants in rows.items():
+        of, zero_shot = (
+            averages(f"ablation_{name}@laptop_best_rates", "variant", score) for score in ("Average", "Zero-shot")
+        )
         assert len(of) == 5
         p = stats.holm(pd.Series({each: stats.paired_t_test(of[each] - of[""]) for each in variants}))
-        said = "both < 0.001" if len(p) == 2 and (p < 0.001).all() else ", ".join(f"{value:.3f}" for value in p)
-        (row,) = [line for line in page.splitlines() if f"({suite}/ablation.md)" in line and "It pays" in line]
-        assert f" | {said} | " in row
-        of = averages(suite, "variant", score="Zero-shot")
-        if name != "updates":
-            difference = of[variants[0]] - of[""]
-            assert f"zero-shot accuracy by {shown(difference)}" in row
-            assert stats.paired_t_test(difference) < 0.05
+        for variant, title in variants.items():
+            change, said = of[variant] - of[""], "< 0.001" if p[variant] < 0.001 else f"{p[variant]:.3f}"
+            assert f"{title} {shown(change)}" in VERDICTS
+            (row,) = re.findall(rf"\| {title}[^|]*\| {re.escape(shown(change))} \| {said} \| ([^|]*)\|", EVIDENCE)
+            if row.strip():
+                assert row.strip() == shown(zero_shot[variant] - zero_shot[""])
+                assert stats.paired_t_test(zero_shot[variant] - zero_shot[""]) < 0.05
+
+
+def test_no_method_is_better_with_ten_times_the_data() -> None:
+    rows = final_scores(read(RESULTS / "ablation_dataset_size@laptop_best_rates.parquet"))
+    of = 100 * rows[rows["name"] == "Average"].pivot(index="seed", columns=["method", "dataset_pairs"], values="value")
+    assert len(of) == 5
+    for method in ("neuclip", "openclip", "fastclip"):
+        few, some, many = of[method].columns
+        for fewer in (few, some):
+            gain = of[method][many] - of[method][fewer]
+            assert gain.mean() < 0 or stats.paired_t_test(gain) > 0.05
+    ours, theirs = (of[method].mean() for method in ("neuclip", "openclip"))
+    said = f"goes from {ours[few]:.1f} to {ours[many]:.1f}, OpenCLIP from {theirs[few]:.1f} to {theirs[many]:.1f}"
+    assert f"from {few:,} to {many:,} pairs at as many samples NeuCLIP {said}" in VERDICTS
+    lead = of["neuclip"] - of["openclip"]
+    assert all(stats.paired_t_test(lead[size]) < 0.01 for size in lead)
+    assert f"lead over OpenCLIP | {' | '.join(shown(lead[size]) for size in (few, some, many))} |" in EVIDENCE
 
 
 def test_no_restart_period_is_beyond_noise_worse_than_the_main_runs() -> None:
@@ -208,7 +243,6 @@ def test_no_restart_period_is_beyond_noise_worse_than_the_main_runs() -> None:
 
 
 def test_what_the_page_says_of_another_machine_follows_from_the_rows() -> None:
-    page = prose("results/README.md")
     here, ours = (
         averages("ablation_batch_size_scaled_lr@laptop"),
         averages("ablation_restart_period@laptop", "variant")[""],
@@ -217,9 +251,9 @@ def test_what_the_page_says_of_another_machine_follows_from_the_rows() -> None:
     moved = ours - there["neuclip"]
     assert moved.count() == 5
     others = (here - there).drop(columns="neuclip").abs().max()
-    assert f"by up to {moved.abs().max():.1f} points" in page
-    assert f"and their mean from {there.loc[:4, 'neuclip'].mean():.1f} to {ours.mean():.1f}" in page
-    assert f"no other method's by more than {others.max():.1f} (three seeds)" in page
+    assert f"by up to {moved.abs().max():.1f} points" in EVIDENCE
+    assert f"and their mean from {there.loc[:4, 'neuclip'].mean():.1f} to {ours.mean():.1f}" in EVIDENCE
+    assert f"no other method's by more than {others.max():.1f} (three seeds)" in EVIDENCE
 
 
 def test_what_the_page_says_of_chosen_learning_rates_follows_from_the_rows() -> None:

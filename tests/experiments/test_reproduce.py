@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
@@ -68,9 +67,3 @@ def test_the_page_gives_the_commands_of_the_cards():
     }
     known = [cards.dataset(name) for name in cards.names("datasets")]
     assert shown == {(target, f"{card.gigabytes:,.0f}") for card in known for target in card.ways}
-
-
-def test_every_link_of_the_page_leads_somewhere():
-    folder = Path(cards.FOLDER.parent, "docs")
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGE):
-        assert (folder / target).exists(), target
