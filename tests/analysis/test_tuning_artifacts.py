@@ -105,7 +105,7 @@ def test_the_expected_best_is_the_mean_over_all_draws() -> None:
 
 def test_a_tuning_has_its_own_table_and_figure_and_no_other_suite_has_them() -> None:
     for found in (artifacts.tables, artifacts.figures):
-        assert found("tuning@quickstart") == ("tuning",)
+        assert found("tuning@laptop") == ("tuning",)
         assert "tuning" not in found("quickstart")
         assert "tuning" not in found("ablation_temperature@laptop")
 
