@@ -304,3 +304,23 @@ def test_icons_tell_no_methods_apart_on_the_average() -> None:
     means = of.mean().sort_values()
     assert means.index[-1] == "neuclip"
     assert f"score {means.iloc[0]:.1f} to {means.iloc[-1]:.1f} on the average" in EVIDENCE
+
+
+def test_the_quickstart_shows_headroom_and_neuclip_ahead_with_each_seed() -> None:
+    small, large = (averages("quickstart", batch=batch) for batch in (32, 128))
+    page = prose("quickstart.md")
+    change = small["openclip"] - large["openclip"]
+    assert len(change) == 3
+    assert f"OpenCLIP changes by {shown(change)} points (p {stats.paired_t_test(change):.3f})" in page
+    assert stats.paired_t_test(change) < 0.01
+    assert (large["openclip"] > small["neuclip"]).all()
+    others = {"AmorLIP": "amorlip", "FastCLIP": "fastclip", "OpenCLIP": "openclip", "SigLIP": "siglip"}
+    lead = {name: small["neuclip"] - small[method] for name, method in others.items()}
+    assert all((by > 0).all() for by in lead.values())
+    p = pd.Series({name: stats.paired_t_test(by) for name, by in lead.items()})
+    corrected = stats.holm(p)
+    assert (corrected > 0.05).all()
+    assert list(p[p > 0.05].index) == ["OpenCLIP"]
+    for name, by in lead.items():
+        score = f"{small[others[name]].mean():.1f} ± {stats.half_width(small[others[name]]):.1f}"
+        assert f"| {name} | 32 | {score} | {shown(by)} | {corrected[name]:.3f} |" in page
