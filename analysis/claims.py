@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 import pandas as pd
 
-from analysis import artifacts, hypotheses, stats, style
+from analysis import artifacts, headroom, hypotheses, stats, style
 from analysis import frame as tidy
 
 
@@ -22,8 +22,8 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
             that have the table `across_sets`. In other suites, sets are few or share pictures.
 
     Returns:
-        Sentences: of hypotheses; by setting over seeds, over sets and of variants; of diverged runs and holes. Never
-        empty.
+        Sentences: of hypotheses; by setting over seeds, over sets and of variants; of what a larger batch is worth; of
+        diverged runs and holes. Never empty.
     """
     final = tidy.final_scores(frame)
     scores = tidy.scores(final)
@@ -38,14 +38,17 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
     main_method = tidy.main_method(tidy.main_runs(final))
     tested = hypotheses.tested(frame)
     sentences = [_hypothesis(one, title, len(tested)) for one in tested]
+    gaps = [gap for gap in headroom.gaps(frame) if gap.score.name == scores[0].name]
+    controls = {run for one in headroom.batches(of_score) for run in one.at_large["run_id"]}
     for label, rows in tidy.settings(of_score):
         main = tidy.main_runs(rows)
         # Who claims something before is held to that: the same pair would have another correction below.
-        is_open = len(main) > 0 and not tested
+        is_open = not tested and not set(main["run_id"]) <= controls
         found = list(_over_seeds(main, title, methods, main_method)) if is_open else []
         found += _over_sets(tidy.main_runs(sets[sets["run_id"].isin(rows["run_id"])]), main_method)
         found += _variants(rows, title)
         sentences += [f"{label}: {sentence}" if label else sentence for sentence in found]
+    sentences += [sentence for gap in gaps if not tested for sentence in _headroom(gap, title, main_method)]
     return (*sentences, *_lost(frame))
 
 
@@ -99,6 +102,31 @@ def _comparison(ours: str, baseline: str, title: str, test: pd.Series) -> str:
         return f"No significant difference between {both}: {mean:+z.1f} points ({how})."
     better = "better" if mean > 0 else "worse"
     return f"{ours} is {better} than {baseline} by {abs(mean):.1f} points on {title} ({how})."
+
+
+def _headroom(gap: headroom.Gap, title: str, main_method: str) -> Iterator[str]:
+    """Say what a larger batch is worth to the baseline, and how much of that the main method gets at the small one."""
+    small, *others, large = gap.contenders
+    gain = 100 * (large.scores - small.scores).dropna()
+    mean, half_width, p = gain.mean(), stats.half_width(gain), stats.paired_t_test(gain)
+    if math.isnan(p):
+        return
+    where = f"{gap.setting}: " if gap.setting else ""
+    how = (
+        f"95 % interval {mean - half_width:z.1f} to {mean + half_width:z.1f}, n = {len(gain)} seeds, paired t test "
+        f"{style.p_value(p)}"
+    )
+    if p >= stats.SIGNIFICANCE or mean < 0:
+        yield f"{where}No headroom shows on {title}: {large.label}, minus {small.label} is {mean:+z.1f} points ({how})."
+        return
+    yield f"{where}{large.label}, is better than {small.label} by {mean:.1f} points on {title} ({how})."
+    for one in others:
+        if one.method == main_method and not one.variant:
+            low, high = 100 * one.closed.low, 100 * one.closed.high
+            yield (
+                f"{where}{one.label} closes {100 * one.closed.value:z.0f} % of that gap (95 % interval {low:z.0f} to "
+                f"{high:z.0f} %, n = {one.closed.n} seeds)."
+            )
 
 
 def _over_sets(rows: pd.DataFrame, main_method: str) -> Iterator[str]:

@@ -188,3 +188,40 @@ def test_without_neuclip_a_method_of_ones_own_is_compared(frame: pd.DataFrame) -
     # Of one method there is nothing to mark.
     alone = build_table(renamed[renamed["method"] == "mine"], "main_results")
     assert not any(note.startswith("*") for note in alone.notes)
+
+
+def with_large_batch(frame: pd.DataFrame, *by_seed: float) -> pd.DataFrame:
+    """Add OpenCLIP at eight times the batch, with these averages in percent."""
+    large = frame[frame["method"] == "openclip"].copy()
+    large["value"] = large["seed"].map(dict(enumerate(by_seed))) / 100
+    large["run_id"] += "-large"
+    large["global_batch_size"] *= 8
+    return pd.concat([frame, large], ignore_index=True)
+
+
+def test_what_a_larger_batch_is_worth_is_said_and_how_much_of_it_neuclip_gets(frame: pd.DataFrame) -> None:
+    of = with_large_batch(scored(frame, neuclip=[32, 33.2, 34.4], openclip=[30, 31, 32]), 34, 35.2, 36.4)
+    # Gaps of 4, 4.2, 4.4 points: mean 4.2, half-width 0.497, t = 36.4, p = 0.00075. Gains of 2, 2.2, 2.4: 2.2 / 4.2 is
+    # 52 %, between (2.2 - 0.497) / (4.2 - 0.497) and (2.2 + 0.497) / (4.2 + 0.497).
+    assert said(of) == (
+        "batch 64: NeuCLIP is better than OpenCLIP by 2.2 points on Average (95 % interval 1.7 to 2.7, n = 3 seeds, "
+        "paired t test, Holm-corrected p = 0.003).",
+        "OpenCLIP, 8 \N{MULTIPLICATION SIGN} the batch, is better than OpenCLIP by 4.2 points on Average (95 % "
+        "interval 3.7 to 4.7, n = 3 seeds, paired t test p < 0.001).",
+        "NeuCLIP closes 52 % of that gap (95 % interval 46 to 57 %, n = 3 seeds).",
+    )
+
+
+@pytest.mark.parametrize("large", [(31, 30, 33), (20, 20.8, 22)])
+def test_where_a_larger_batch_is_no_better_no_share_is_said(frame: pd.DataFrame, large: tuple[float, ...]) -> None:
+    of = with_large_batch(scored(frame, neuclip=[32, 33.2, 34.4], openclip=[30, 31, 32]), *large)
+    last = said(of)[-1]
+    assert last.startswith(
+        "No headroom shows on Average: OpenCLIP, 8 \N{MULTIPLICATION SIGN} the batch, minus OpenCLIP is "
+    )
+    assert not any("closes" in sentence for sentence in said(of))
+
+
+def test_one_seed_at_a_larger_batch_says_nothing(frame: pd.DataFrame) -> None:
+    of = with_large_batch(scored(frame, neuclip=[32, 33.2, 34.4], openclip=[30, 31, 32]), 34)
+    assert not any("the batch" in sentence for sentence in said(of))
