@@ -38,8 +38,8 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
     main_method = tidy.main_method(tidy.main_runs(final))
     tested = hypotheses.tested(frame)
     sentences = [_hypothesis(one, title, len(tested)) for one in tested]
-    gaps = [gap for gap in headroom.gaps(frame) if gap.score.name == scores[0].name]
-    controls = {run for one in headroom.batches(of_score) for run in one.at_large["run_id"]}
+    averages = of_score[of_score["kind"] == "average"]
+    controls = {run for one in headroom.batches(averages) for run in one.at_large["run_id"]}
     for label, rows in tidy.settings(of_score):
         main = tidy.main_runs(rows)
         # Who claims something before is held to that: the same pair would have another correction below.
@@ -48,7 +48,7 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
         found += _over_sets(tidy.main_runs(sets[sets["run_id"].isin(rows["run_id"])]), main_method)
         found += _variants(rows, title)
         sentences += [f"{label}: {sentence}" if label else sentence for sentence in found]
-    sentences += [sentence for gap in gaps if not tested for sentence in _headroom(gap, title, main_method)]
+    sentences += [] if tested else _headroom(headroom.gaps(averages), title, main_method)
     return (*sentences, *_lost(frame))
 
 
@@ -104,29 +104,26 @@ def _comparison(ours: str, baseline: str, title: str, test: pd.Series) -> str:
     return f"{ours} is {better} than {baseline} by {abs(mean):.1f} points on {title} ({how})."
 
 
-def _headroom(gap: headroom.Gap, title: str, main_method: str) -> Iterator[str]:
+def _headroom(gaps: list[headroom.Gap], title: str, main_method: str) -> Iterator[str]:
     """Say what a larger batch is worth to the baseline, and how much of that the main method gets at the small one."""
-    small, *others, large = gap.contenders
-    gain = 100 * (large.scores - small.scores).dropna()
-    mean, half_width, p = gain.mean(), stats.half_width(gain), stats.paired_t_test(gain)
-    if math.isnan(p):
+    if not gaps:
         return
-    where = f"{gap.setting}: " if gap.setting else ""
-    how = (
-        f"95 % interval {mean - half_width:z.1f} to {mean + half_width:z.1f}, n = {len(gain)} seeds, paired t test "
-        f"{style.p_value(p)}"
-    )
-    if p >= stats.SIGNIFICANCE or mean < 0:
-        yield f"{where}No headroom shows on {title}: {large.label}, minus {small.label} is {mean:+z.1f} points ({how})."
-        return
-    yield f"{where}{large.label}, is better than {small.label} by {mean:.1f} points on {title} ({how})."
-    for one in others:
-        if one.method == main_method and not one.variant:
-            low, high = 100 * one.closed.low, 100 * one.closed.high
-            yield (
-                f"{where}{one.label} closes {100 * one.closed.value:z.0f} % of that gap (95 % interval {low:z.0f} to "
-                f"{high:z.0f} %, n = {one.closed.n} seeds)."
-            )
+    both = [{"large": gap.contenders[-1].scores, "small": gap.contenders[0].scores} for gap in gaps]
+    values = [pd.concat(scores, names=["method"]).rename("value").reset_index() for scores in both]
+    tests = pd.concat([stats.paired_differences(rows, first="large") for rows in values], ignore_index=True)
+    tests["p_holm"] = stats.holm(tests["p"])
+    for gap, (_, test) in zip(gaps, tests.iterrows(), strict=True):
+        small, *others, large = gap.contenders
+        where = f"{gap.setting}: " if gap.setting else ""
+        yield where + _comparison(f"{large.label},", small.label, title, test)
+        if test["p_holm"] < stats.SIGNIFICANCE and test["mean"] > 0:
+            for one in others:
+                if one.method == main_method and not one.variant:
+                    value, low, high = (100 * share for share in one.closed[:3])
+                    yield (
+                        f"{where}{one.label} closes {value:z.0f} % of that gap (95 % interval {low:z.0f} to "
+                        f"{high:z.0f} %, n = {one.closed.n} seeds)."
+                    )
 
 
 def _over_sets(rows: pd.DataFrame, main_method: str) -> Iterator[str]:

@@ -296,17 +296,42 @@ def test_a_suite_asks_for_errors_of_gradients_by_shares_of_the_training(own):
         assert (asked.population, asked.num_rounds) == (256, 8)
 
 
+def chosen_settings(name: str) -> dict[tuple[str, int], tuple[dict, float]]:
+    """A suite's options and learning rate of each method at each batch size."""
+    specs = [run.spec for run in expand(name).runs]
+    return {
+        (spec.method.name, spec.global_batch_size): (spec.method.config, pytest.approx(spec.optimizer.lr, rel=1e-12))
+        for spec in specs
+    }
+
+
+CHOSEN = "laptop_second_confirmation"
+
+
 def test_hard_scenes_are_trained_on_with_the_settings_of_the_easy_ones():
-    easy, hard = (
-        {
-            (spec.method.name, spec.global_batch_size): (spec.method.config, spec.optimizer.lr)
-            for spec in (run.spec for run in expand(name).runs)
-        }
-        for name in ("laptop_second_confirmation", "laptop_hard")
-    )
+    hard = chosen_settings("laptop_hard")
     del hard["neuclip", 256]  # the second confirmation has no such run
-    assert hard.keys() == easy.keys()
-    assert all(hard[key] == (config, pytest.approx(lr, rel=1e-12)) for key, (config, lr) in easy.items())
+    assert hard == chosen_settings(CHOSEN)
+
+
+def test_ablations_at_the_best_rates_stand_at_those_of_the_second_confirmation():
+    at_32 = {key: value for key, value in chosen_settings(CHOSEN).items() if key[1] == 32}
+    assert chosen_settings("laptop_best_rates") == at_32
+    for (config, lr), (fixed, same_lr) in zip(at_32.values(), chosen_settings("laptop_fixed").values(), strict=True):
+        assert fixed["temperature"].pop("learnable") is False
+        assert config["temperature"].pop("learnable") is True
+        assert (fixed, same_lr) == (config, lr)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_ten_seeds"])
+def test_the_quickstart_has_the_settings_of_the_second_confirmation_but_openclips_better_rate(name):
+    quick, chosen = chosen_settings(name), chosen_settings(CHOSEN)
+    openclip, at_twice = quick.pop(("openclip", 32)), chosen.pop(("openclip", 32))
+    assert openclip[0] == at_twice[0]
+    assert 2 * openclip[1].expected == at_twice[1]
+    # With the square root of the batch.
+    assert quick.pop(("openclip", 128)) == (at_twice[0], pytest.approx(2 * at_twice[1].expected, rel=1e-3))
+    assert quick == {key: value for key, value in chosen.items() if key[1] == 32}
 
 
 def test_an_expansion_says_which_runs_ask_for_pairs_beyond_the_batch():
