@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -70,6 +72,15 @@ def by_score(frame: pd.DataFrame, key: str, *, title: str, size: str = "") -> Ta
 def mean(values: pd.Series, form: str = ".1f") -> Cell:
     """Return the mean of runs with its interval."""
     return Cell(float(values.mean()), stats.half_width(values), int(values.count()), form)
+
+
+def difference(test: Mapping[Hashable, Any]) -> tuple[Cell, ...]:
+    """Show a row of `stats.paired_differences`, given in fractions: points, p, p after Holm's correction, and pairs."""
+    return (
+        Cell(100 * test["mean"], 100 * test["half_width"], form="+.1f"),
+        *(Cell(test[name], form=style.p_form(test[name])) for name in ("p", "p_holm")),
+        Cell(test["n"], form="d"),
+    )
 
 
 def percent(share: headroom.Share, *, of: str) -> Cell:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import cells, headroom, stats, style
 from analysis import frame as tidy
-from analysis import headroom, stats, style
-from analysis.table import Cell, Row, Table
+from analysis.table import Row, Table
 
 KINDS = ("average", "eval")
 
@@ -26,15 +26,7 @@ def build(frame: pd.DataFrame) -> Table:
         for score in tidy.scores(part):
             one = part[(part["kind"] == score.kind) & (part["name"] == score.name)]
             rows += [
-                (
-                    label,
-                    score.title,
-                    style.method(method).name,
-                    style.method(baseline).name,
-                    Cell(100 * test["mean"], 100 * test["half_width"], form="+.1f"),
-                    *(Cell(test[name], form=style.p_form(test[name])) for name in ("p", "p_holm")),
-                    Cell(test["n"], form="d"),
-                )
+                (label, score.title, style.method(method).name, style.method(baseline).name, *cells.difference(test))
                 for method, baseline, test in _differences(one, main_method, with_others=score.kind == "average")
             ]
     return Table(

@@ -426,6 +426,28 @@ def test_a_variant_that_differs_is_marked_after_correction_over_variants() -> No
     assert row(table, "NeuCLIP")["p (Holm)"].value is None
 
 
+def test_the_main_run_is_compared_with_variants_of_other_methods_alone() -> None:
+    seeds = (0, 1, 2)
+    variants = {
+        "fixed": [synthetic.run_spec(name, seed, config={"fixed": 1}) for name in synthetic.METHODS for seed in seeds],
+        "slow": [synthetic.run_spec("openclip", seed, config={"slow": 1}) for seed in seeds],
+    }
+    frame = collect(synthetic.write_suite(synthetic.main_specs(), variants=variants))
+    frame.loc[frame["variant"] == "fixed", "value"] += 0.01
+    for seed, change in zip(seeds, (1.4, -2.8, 1.4), strict=True):
+        frame.loc[(frame["variant"] == "slow") & (frame["seed"] == seed), "value"] += change / 100
+    table = build_table(frame, "lead_over_variants")
+    names = ["OpenCLIP, fixed", "OpenCLIP, slow", "FastCLIP, fixed", "SigLIP, fixed", "AmorLIP, fixed"]
+    assert [row[:2] for row in table.rows if row[0] == "Average"] == [("Average", name) for name in names]
+    # Differences: 9.4, 8.2, 9.4 points, so t = 22.5; of the other 9, 12, 9, so t = 10.
+    fixed, slow = (row(table, "Average", f"OpenCLIP, {name}") for name in ("fixed", "slow"))
+    assert (fixed["Difference"].value, fixed["p"].value) == (pytest.approx(9.0), pytest.approx(0.00197, abs=1e-5))
+    assert (slow["Difference"].value, slow["p"].value) == (pytest.approx(10.0), pytest.approx(0.00985, abs=1e-5))
+    # The largest of five p, but no smaller than three times the middle one, AmorLIP's 0.00442.
+    assert slow["p (Holm)"].value == pytest.approx(0.01325, abs=1e-5)
+    assert slow["Pairs"].value == 3
+
+
 @pytest.mark.parametrize("name", artifacts.tables())
 def test_a_table_without_rows_says_so(frame: pd.DataFrame, name: str) -> None:
     table = build_table(frame[:0], name)
