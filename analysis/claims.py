@@ -119,11 +119,20 @@ def _headroom(gaps: list[headroom.Gap], title: str, main_method: str) -> Iterato
         if test["p_holm"] < stats.SIGNIFICANCE and test["mean"] > 0:
             for one in others:
                 if one.method == main_method and not one.variant:
-                    value, low, high = (100 * share for share in one.closed[:3])
-                    yield (
-                        f"{where}{one.label} closes {value:z.0f} % of that gap (95 % interval {low:z.0f} to "
-                        f"{high:z.0f} %, n = {one.closed.n} seeds)."
-                    )
+                    yield where + _closed(one)
+
+
+def _closed(one: headroom.Contender) -> str:
+    """Say how much of a gap that shows a method closes, on the seeds that it shares with both sides of the gap."""
+    value, low, high, n = one.closed
+    if not math.isfinite(low):
+        return (
+            f"No statement on how much of that gap {one.label} closes: on the {n} seeds that it has there it is noise."
+        )
+    return (
+        f"{one.label} closes {100 * value:z.0f} % of that gap (95 % interval {100 * low:z.0f} to {100 * high:z.0f} %, "
+        f"n = {n} seeds)."
+    )
 
 
 def _over_sets(rows: pd.DataFrame, main_method: str) -> Iterator[str]:

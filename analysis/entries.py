@@ -53,8 +53,17 @@ class _File(BaseModel):
     tuned: str | None = None
 
 
-class _TunedBy(BaseModel):
+class _Part(BaseModel):
+    label: str = ""
     tuned: str | None = None
+
+
+class _TunedBy(_Part):
+    variants: tuple[_Part, ...] = (_Part(),)
+
+    def of_main_runs(self) -> set[str]:
+        """Name the suites whose chosen settings main runs have."""
+        return {tuned for part in self.variants if not part.label and (tuned := part.tuned or self.tuned)}
 
 
 class Track(NamedTuple):
@@ -307,23 +316,21 @@ def _shared(spec: RunSpec) -> dict[str, str]:
 
 
 def tuning_of(asked: names.Asked, evaluation: Evaluation, rules: Track) -> tuple[int, list[str]]:
-    """Return how many runs tuned a suite's methods, and what is wrong with them."""
-    by = cards.read_yaml(asked.file, _TunedBy).tuned
-    if by is None:
-        return 0, []
-    path = asked.maker(by).tuned
-    tuned = cards.read_yaml(path, Tuned)
+    """Return how many runs tuned a suite's main runs, and what is wrong with them."""
+    by = cards.read_yaml(asked.file, _TunedBy).of_main_runs()
+    found = {path: cards.read_yaml(path, Tuned) for path in sorted(asked.maker(suite).tuned for suite in by)}
     problems = []
     averaged = {name for members in evaluation.averages.values() for name in members}
-    if tested := sorted(averaged & set(tuned.score)):
-        problems.append(f"{path}: tuned on {_listed(tested)}, allowed are sets that no average has; tune on these")
-    if reused := sorted(set(tuned.seeds) & set(rules.seeds)):
-        problems.append(
-            f"{path}: tuned with seeds {_listed(reused)}, allowed are others than the suite's; tune with them"
-        )
-    if re.search(r"\+|unknown", tuned.commit):
-        problems.append(f"{path}: commit {tuned.commit}, allowed is committed code; commit it and tune again")
-    return tuned.trials * len(tuned.seeds), problems
+    for path, tuned in found.items():
+        if tested := sorted(averaged & set(tuned.score)):
+            problems.append(f"{path}: tuned on {_listed(tested)}, allowed are sets that no average has; tune on these")
+        if reused := sorted(set(tuned.seeds) & set(rules.seeds)):
+            problems.append(
+                f"{path}: tuned with seeds {_listed(reused)}, allowed are others than the suite's; tune with them"
+            )
+        if re.search(r"\+|unknown", tuned.commit):
+            problems.append(f"{path}: commit {tuned.commit}, allowed is committed code; commit it and tune again")
+    return sum(tuned.trials * len(tuned.seeds) for tuned in found.values()), problems
 
 
 def _of_tuning(trials: int, rules: Track) -> Iterator[str]:

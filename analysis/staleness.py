@@ -93,14 +93,16 @@ def incomplete(suite: str) -> dict[Path, str]:
 
 
 def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[tuple[Path, str]]:
-    forms: dict[artifacts.Form, tuple[str, ...]] = {"table": artifacts.tables(), "figure": artifacts.figures()}
-    for form, known in forms.items():
-        folder = paths.tables(suite) if form == "table" else paths.figures(suite)
+    forms: dict[artifacts.Form, tuple[Path, tuple[str, ...]]] = {
+        "table": (paths.tables(suite), artifacts.tables(suite)),
+        "figure": (paths.figures(suite), artifacts.figures(suite)),
+    }
+    for form, (folder, known) in forms.items():
         for path in sorted(folder.glob("*.json")):
             shown = files.read_json(path)
             place = path.with_suffix("")
             if path.stem not in known:
-                yield place, f"there is no {form} of this name any more; remove it"
+                yield place, f"this suite has no {form} of this name; remove it"
             elif shown["rows_sha256"] != frame.digest(rendering.select(form, path.stem, rows)):
                 yield place, "older than its records; draw it again"
             elif shown.get("code_sha256") != artifacts.sources_sha256(form, path.stem):

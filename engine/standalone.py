@@ -170,7 +170,8 @@ class StandaloneLoss(nn.Module):
 
     def _positions(self, index: Tensor | None, num_pairs: int) -> Tensor:
         if not self.index_is_for:
-            return torch.arange(num_pairs)
+            # Any numbers that differ, on all processes.
+            return torch.arange(num_pairs) + self.env.collectives.rank * num_pairs
         if index is None:
             raise ValueError(
                 f"{self.index_is_for} and needs to know which pairs these are: let the data set return each pair's "

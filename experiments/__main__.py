@@ -97,6 +97,8 @@ def _plan(console: Console, args: argparse.Namespace) -> None:
 
 def _run_id(text: str) -> str:
     """Return a run's id, which may be given as the run's folder, as a shell completes it."""
+    if not Path(text).name:
+        raise argparse.ArgumentTypeError(f"came {text!r}, allowed is a run's id or folder")
     return Path(text).name
 
 
@@ -124,7 +126,8 @@ def _explain(console: Console, args: argparse.Namespace) -> None:
     console.print(f"{record.status}; folder {paths.run(run_id)}")
     if (end := record.divergence) is not None:
         console.print(
-            f"diverged at step {end.step}: {end.reason}; temperature {end.temperature:g}, first positions of the batch "
+            f"diverged at step {end.step}: {end.reason}; temperature "
+            f"{'not finite' if end.temperature is None else f'{end.temperature:g}'}, first positions of the batch "
             f"{', '.join(map(str, end.indices))}"
         )
     for sign in record.signatures:

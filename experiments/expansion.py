@@ -25,16 +25,17 @@ from engine.schema.written import load_yaml
 from engine.versions import ROOT
 from experiments import cards, names
 
-_SOURCES = ("*/**/*.py", "experiments/*/*.yaml", "engine/models/*.json")
-_UNRELATED = ("analysis", "benchmarks", "tests")
+_SOURCES = (
+    *(f"{package}/**/*.py" for package in ("baselines", "engine", "experiments", "neuclip")),
+    "experiments/*/*.yaml",
+    "engine/models/*.json",
+)
 
 
 def sources_sha256() -> str:
     """Digest of everything in this repository that an expansion can depend on."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in _SOURCES for path in ROOT.glob(pattern)):
-        if path.relative_to(ROOT).parts[0] in _UNRELATED:
-            continue
         digest.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 

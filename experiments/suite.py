@@ -419,18 +419,18 @@ def _trials(suite: Suite, tuning: Tuning, asked: names.Asked) -> Iterator[SuiteR
 
 
 def _refuse_one_name(runs: Iterable[SuiteRun]) -> None:
-    """Refuse different runs that tables would take for one: their results would be averaged."""
-    named: set[tuple[Any, ...]] = set()
+    """Refuse runs that differ in more than the seed and that tables would take for one: they would be averaged."""
+    named: dict[tuple[str | int, ...], RunSpec] = {}
     for run in runs:
         spec = run.spec
-        name = (spec.dataset.name, spec.model.name, spec.global_batch_size, spec.method.name, run.variant, spec.seed)
-        if name in named:
+        name = (spec.dataset.name, spec.model.name, spec.global_batch_size, spec.method.name, run.variant)
+        other = named.setdefault(name, spec)
+        if spec.model_copy(update={"seed": other.seed}) != other:
             label = f"the label {run.variant!r}" if run.variant else "no label"
             raise ValueError(
-                f"different runs of {spec.method.name} with seed {spec.seed} on {spec.dataset.name} have {label}: "
-                "tables would not tell them apart; give their variants labels that differ"
+                f"runs of {spec.method.name} on {spec.dataset.name} with seeds {other.seed} and {spec.seed} differ in "
+                f"more and have {label}: tables would not tell them apart; give their variants labels that differ"
             )
-        named.add(name)
 
 
 def expand(name: str) -> ExpandedSuite:

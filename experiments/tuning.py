@@ -166,7 +166,9 @@ def points(space: Space, trials: int) -> list[Settings]:
     found: list[Settings] = []
     for shares in qmc.Halton(len(space), seed=SEED).random(MAX_DRAWS * trials):
         drawn = {name: space[name].at(share) for name, share in zip(space, shares.tolist(), strict=True)}
-        point = {name: value for name, value in drawn.items() if space[name].when.items() <= drawn.items()}
+        point: Settings = {}
+        while point != drawn:  # what is left out takes with it what depends on it
+            point, drawn = drawn, {name: drawn[name] for name in drawn if space[name].when.items() <= drawn.items()}
         if point not in found:
             found.append(point)
         if len(found) == trials:

@@ -106,6 +106,14 @@ def test_a_library_has_one_place(library):
     assert found <= ONLY_IN[library]
 
 
+@pytest.mark.parametrize("form", ["tables", "figures"])
+def test_a_table_or_figure_depends_on_no_other_file_of_its_folder(form):
+    """`analysis.artifacts.sources_sha256` covers the package's own modules and the file itself."""
+    for path in (ROOT / "analysis" / form).glob("*.py"):
+        for name in imports(path):
+            assert not name.startswith(("analysis.tables", "analysis.figures")), f"{path} imports {name}"
+
+
 def test_the_workflows_python_imports_neither_torch_nor_pandas():
     code = "import sys, experiments.workflow; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

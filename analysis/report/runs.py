@@ -139,7 +139,8 @@ def _status(record: Record | None) -> str:
     if record.divergence is None:
         return record.status
     end = record.divergence
-    return f"diverged at step {end.step}: {end.reason} (temperature {end.temperature:.4g})"
+    temperature = "not finite" if end.temperature is None else f"{end.temperature:.4g}"
+    return f"diverged at step {end.step}: {end.reason} (temperature {temperature})"
 
 
 def _curves(logged: pd.DataFrame) -> Iterator[curves.Curve]:

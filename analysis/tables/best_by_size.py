@@ -6,9 +6,9 @@ import dataclasses
 
 import pandas as pd
 
+from analysis import by_size
 from analysis import frame as tidy
 from analysis.table import Table
-from analysis.tables import quality_by_size
 
 KINDS = ("average", "validation")
 SUITES = ("ablation_batch_size_lr*",)
@@ -19,6 +19,6 @@ def build(frame: pd.DataFrame) -> Table:
     scores = tidy.final_scores(tidy.best_runs(frame))
     if scores.empty:
         nothing = "No validation scores: every set is in an average, or the frame is of an earlier version."
-        return dataclasses.replace(quality_by_size.tabulate(scores), notes=(nothing,))
+        return dataclasses.replace(by_size.tabulate(scores), notes=(nothing,))
     chosen = "Each method has the variant, or the main run, whose mean over seeds is best on validation sets."
-    return quality_by_size.tabulate(scores, which=", each method at its best on validation sets", notes=(chosen,))
+    return by_size.tabulate(scores, which=", each method at its best on validation sets", notes=(chosen,))

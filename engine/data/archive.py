@@ -14,8 +14,8 @@ from pathlib import Path
 
 WINDOW_BYTES = 2**20
 """Bytes that are read at a time: pictures are small, and file systems read long stretches fastest."""
-_DAMAGED = (tarfile.HeaderError, ValueError, OverflowError, MemoryError, RecursionError)
-"""Errors of the standard library for a damaged header, or an impossibly long name."""
+_DAMAGED = (tarfile.HeaderError, ValueError, IndexError, OverflowError, MemoryError, RecursionError)
+"""Errors of the standard library for a damaged header, an impossibly long name, or a list of holes that is cut off."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read_members(path: Path, window_bytes: int = WINDOW_BYTES) -> Iterator[Membe
             try:
                 header = tarfile.TarInfo.fromtarfile(archive)
                 # Of a size in a pax record that is no number, the standard library makes 0.
-                if int(header.pax_headers.get("size", header.size)) < 0:
+                if min(header.size, int(header.pax_headers.get("size", 0))) < 0 or archive.offset <= offset:
                     raise tarfile.HeaderError("negative size")
             except _DAMAGED:
                 if not damage:

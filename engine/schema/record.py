@@ -135,7 +135,8 @@ class Divergence(Frozen):
 
     step: int
     reason: str
-    temperature: float
+    temperature: float | None
+    """None if it was no number either: a method may move it before its loss is looked at."""
     indices: tuple[int, ...]
     """Positions of the first pairs of the batch."""
 

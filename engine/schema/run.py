@@ -109,7 +109,7 @@ class NormalizerErrorSpec(Frozen):
     """Samples seen at which to measure."""
     num_anchors: int = Field(default=2048, ge=2)
     """Pairs whose image and text side are compared."""
-    control_size: int = Field(default=1024, ge=1)
+    control_size: int = Field(default=1024, ge=2)
     """Random pairs of the control, an estimate that learns nothing."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -305,10 +306,11 @@ class Trainer:
         if reason is None:
             return None
         self.step_number = unseen.step
+        scale = float(self.method.logit_scale.detach())
         return Divergence(
             step=unseen.step,
             reason=reason,
-            temperature=1 / float(self.method.logit_scale.detach()),
+            temperature=1 / scale if scale and math.isfinite(scale) else None,
             indices=tuple(unseen.index_B[:NUM_INDICES].tolist()),
         )
 
@@ -427,13 +429,13 @@ class Trainer:
         folder = paths.checkpoints(self.spec.run_id)
         newest = checkpoint.newest_step(folder) if self.collectives.rank == 0 else None
         step = int(self.collectives.broadcast(torch.tensor(newest or 0, device=self.device)))
+        if self.collectives.rank == 0:
+            checkpoint.remove_newer(folder, step)
         if step == 0:
             return
         state = checkpoint.load_checkpoint(folder, step, keys=self._state().keys())
         if (state["fingerprint"], state["dataset_sha256"]) != (fingerprint(self.spec), self.dataset.index.sha256):
             raise ValueError(f"{folder} belongs to another spec or to other data: remove that folder")
-        if self.collectives.rank == 0:
-            checkpoint.remove_newer(folder, step)
         parts = checkpoint.load_parts(folder, step)
         with checkpoint.of_this_run(folder, step):
             self._take_over(state, parts)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import pandas as pd
@@ -229,6 +230,15 @@ def test_no_share_is_said_of_a_gap_that_does_not_show(
 ) -> None:
     *_, last = said(with_large_batch(scored(frame, neuclip=[32, 33.2, 34.4], openclip=[30, 31, 32]), *large))
     assert last.startswith(beginning)
+
+
+@pytest.mark.parametrize("diverged", [1, 2, 3])
+def test_no_share_is_said_where_neuclips_seeds_do_not_show_the_gap(frame: pd.DataFrame, diverged: int) -> None:
+    of = with_large_batch(scored(frame, neuclip=[32, 33.2, 34.4], openclip=[30, 31, 32]), 34, 37.2, 36.4)
+    of.loc[(of["method"] == "neuclip") & (of["seed"] < diverged), "value"] = math.nan
+    *_, gap, share = said(of)
+    assert " is better than OpenCLIP by " in gap
+    assert share.startswith(f"No statement on how much of that gap NeuCLIP closes: on the {3 - diverged} seeds")
 
 
 def test_p_is_corrected_for_the_number_of_small_batches(frame: pd.DataFrame) -> None:

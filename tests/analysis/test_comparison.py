@@ -87,6 +87,13 @@ def test_other_seeds_are_compared_unpaired() -> None:
     assert row["difference"] == pytest.approx(0.5)
 
 
+def test_other_seeds_without_any_spread_differ_or_do_not() -> None:
+    folders(lambda frame: frame.assign(seed=frame["seed"] + 10))
+    assert verdict(compare(A, B), "neuclip", "peak_memory_bytes")["verdict"] == "within noise"
+    folders(lambda frame: frame.assign(seed=frame["seed"] + 10, value=2 * frame["value"]))
+    assert verdict(compare(A, B), "neuclip", "peak_memory_bytes")["verdict"] == "differs"
+
+
 def test_means_are_those_of_the_pairs_only() -> None:
     folders(lambda frame: frame[(frame["method"] != "fastclip") | (frame["seed"] > 0)])
     found = compare(A, B)
@@ -167,10 +174,16 @@ def test_the_command_prints_markdown_and_json(capsys: pytest.CaptureFixture[str]
     assert content["differences"][0].keys() >= {"num_pairs", "mean_a", "mean_b", "half_width", "p_holm"}
 
 
-@pytest.mark.parametrize(("other", "complaint"), [("nowhere", "give a results folder"), ("b", "no setting in common")])
+@pytest.mark.parametrize(("other", "complaint"), [("nowhere", "give a results folder"), ("b", "no number in common")])
 def test_folders_that_do_not_compare_are_refused(
     other: str, complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders(lambda frame: frame.assign(dataset="another"), seeds=1)
     assert main(["compare", "a", other]) == 1
     assert complaint in capsys.readouterr().err
+
+
+def test_the_same_runs_without_a_common_quantity_are_refused() -> None:
+    folders(lambda frame: frame.assign(name=frame["name"] + " of another evaluation"), seeds=1)
+    with pytest.raises(ValueError, match="no number in common"):
+        compare(A, B)

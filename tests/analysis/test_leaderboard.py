@@ -347,6 +347,10 @@ def test_what_tuned_an_entry_is_read_from_its_suites_file(tmp_path: Path) -> Non
     clean = {**tuned, "seeds": [100], "score": ["scenes_validation"], "commit": "abc"}
     (tmp_path / "tuned" / "mine.yaml").write_text(yaml.safe_dump(clean))
     assert entries.tuning_of(asked, evaluation, entries.track()) == (6, [])
+    # A variant without a label is the main run, whatever the suite's own key says.
+    for variants, runs in (([{"tuned": "mine"}], 6), ([{"label": "tuned", "tuned": "mine"}, {}], 0)):
+        asked = names.split(str(own_suite(tmp_path, variants=variants)))
+        assert entries.tuning_of(asked, evaluation, entries.track()) == (runs, [])
 
 
 def test_the_committed_page_is_what_the_committed_results_draw(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_table_drawn_by_other_code_or_by_none_is_named(capsys: pytest.CaptureF
     sidecar.with_name("gone.json").write_text(json.dumps(content))
     cost, gone = check(capsys)
     assert "cost: drawn by other code" in cost
-    assert "gone: there is no table of this name" in gone
+    assert "gone: this suite has no table of this name" in gone
 
 
 def test_each_file_of_a_suite_has_its_own_reason() -> None:

@@ -105,6 +105,13 @@ def test_a_run_is_trained_again_when_it_was_moved_away_on_purpose(suite, capsys)
     assert paths.replaced(spec.run_id) == moved.with_name("2")
 
 
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_no_name_is_no_name_of_jobs_that_belong_to_no_run(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["cancel", name])
+    assert f"came {name!r}, allowed is a run's id or folder" in capsys.readouterr().err
+
+
 def test_a_run_that_is_being_trained_is_not_moved_away(suite, capsys):
     run_id = suite.runs[0].spec.run_id
     note(paths.jobs(run_id) / "train", run_id)

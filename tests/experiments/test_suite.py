@@ -399,7 +399,13 @@ def test_adding_a_seed_adds_runs_and_changes_none(own):
 
 def test_different_runs_that_tables_would_take_for_one_are_refused(own):
     change(own, variants=[{}, {"methods": ["openclip"], "training": {"optimizer": {"lr": 5e-4}}}])
-    with pytest.raises(ValueError, match="different runs of openclip with seed 0 on icons_tiny have no label"):
+    said = (
+        r"openclip on icons_tiny with seeds 0 and {} differ in more and have no label: tables would not tell them apart"
+    )
+    with pytest.raises(ValueError, match=said.format(0)):
+        expand("smoke")
+    change(own, variants=[{}, {"methods": ["openclip"], "seeds": [1], "training": {"optimizer": {"lr": 5e-4}}}])
+    with pytest.raises(ValueError, match=rf"{said.format(1)}|{said.format(0)}"):
         expand("smoke")
     change(own, variants=[{}, {"methods": ["openclip"], "training": {"global_batch_size": 16}}])
     assert {run.spec.global_batch_size for run in expand("smoke").runs if run.spec.method.name == "openclip"} > {16}
@@ -488,6 +494,19 @@ def test_expansions_are_made_once_and_again_when_a_source_changes(tmp_path, monk
     assert expansion.written() == [first["smoke"].sealed()]
     run = first["smoke"].runs[0].spec
     assert parse(RunSpec, paths.spec(run.run_id).read_text(), "spec") == run
+
+
+def test_an_expansion_depends_on_this_repositorys_code_and_on_no_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(expansion, "ROOT", tmp_path)
+    ours = tmp_path / "engine" / "training" / "step.py"
+    digests = []
+    for path in (ours, tmp_path / ".venv" / "lib" / "x.py", tmp_path / "results" / "code" / "x" / "engine" / "y.py"):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        digests.append(expansion.sources_sha256())
+    assert len(set(digests)) == 1
+    ours.write_text("changed = True\n")
+    assert expansion.sources_sha256() != digests[0]
 
 
 def test_canonical_json_refuses_what_is_not_a_number():

@@ -134,6 +134,19 @@ def test_a_setting_is_tried_only_where_it_matters():
     assert sum(not point["options.learnable"] for point in tried) == 1
 
 
+def test_what_is_left_out_takes_with_it_what_depends_on_it():
+    space = {
+        "options.learnable": Range(choices=(True, False)),
+        "options.schedule": Range(choices=("cosine", "step"), when={"options.learnable": True}),
+        "options.steps": Range(low=1, high=9, when={"options.schedule": "step"}),
+    }
+    tried = points(space, 6)
+    assert {"options.learnable": False} in tried
+    for point in tried:
+        assert ("options.schedule" in point) == point["options.learnable"]
+        assert ("options.steps" in point) == (point.get("options.schedule") == "step")
+
+
 def test_a_space_with_too_few_points_says_so():
     space = {"options.learnable": Range(choices=(True, False))}
     assert len(points(space, 2)) == 2

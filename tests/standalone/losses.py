@@ -19,6 +19,7 @@ NEUCLIP = {"num_prototypes": 12, "restart_period": 3, "num_updates": 2, "rho": 1
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "neuclip": ("neuclip", NEUCLIP),
     "neuclip full": ("neuclip", NEUCLIP | {"npn_gradient": "full", "chunk_rows": 3}),
+    "neuclip batch": ("neuclip", NEUCLIP | {"architecture": "batch"}),
     "neuclip mlp": ("neuclip", NEUCLIP | {"architecture": "mlp"}),
     "neuclip queue": ("neuclip", NEUCLIP | {"architecture": "queue"}),
     "fastclip v0": ("fastclip", {"version": "v0", "form": 2024}),

@@ -105,7 +105,11 @@ def write_pax(path, records):
     path.write_bytes(extension.tobuf() + records.ljust(512, b"\0") + member.tobuf() + bytes(1024))
 
 
-@pytest.mark.parametrize("records", [b"0 path=a\n", b"12 size=-600\n", b"9 size=x\n"])
+@pytest.mark.parametrize(
+    "records", [
+        b"0 path=a\n", b"12 size=-600\n", b"9 size=x\n", b"10 size=5\n29 GNU.sparse.realsize=-1536\n",
+    ],
+)  # fmt: skip
 def test_pax_records_with_impossible_numbers_are_damage(tmp_path, records):
     path = tmp_path / "a.tar"
     write_pax(path, records)
@@ -144,6 +148,19 @@ def test_a_sparse_member_is_no_file(tmp_path):
     members, damage = read(path)
     assert [(m.name, m.is_file) for m in members] == [("a.jpg", False), ("b.jpg", True)]
     assert damage == []
+
+
+def test_a_sparse_member_whose_list_of_holes_is_cut_off_is_damage(tmp_path):
+    path = tmp_path / "a.tar"
+    sparse = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT))
+    sparse[156:157], sparse[482] = tarfile.GNUTYPE_SPARSE, 1  # the list goes on in the next block
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = f"{sum(sparse):06o}\0 ".encode()
+    path.write_bytes(sparse)
+    assert read(path) == (
+        [],
+        ["damaged header at byte 0; 512 bytes were skipped", "no end mark: the archive may be cut off"],
+    )
 
 
 def test_a_header_for_all_that_follows_is_no_damage(tmp_path):

@@ -22,7 +22,7 @@ from support.killing import Server
 from support.spawn import run_in_processes
 
 from engine import files, paths
-from engine.distributed import ProcessGroup
+from engine.distributed import Collectives, ProcessGroup
 from engine.files import DiskFullError
 from engine.schema.run import Execution
 from engine.training.checkpoint import (
@@ -35,6 +35,7 @@ from engine.training.checkpoint import (
     save_checkpoint,
 )
 from engine.training.loop import train
+from engine.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -135,6 +136,21 @@ def test_what_was_passed_over_takes_no_other_checkpoint_s_place(tmp_path):
     remove_newer(tmp_path, 1)
     save_checkpoint(tmp_path, 3, {"step": 3})
     assert names(tmp_path) == [f"step-00000000{step}.{suffix}" for step in (1, 3) for suffix in ("json", "pt")]
+
+
+def test_a_run_without_a_checkpoint_that_verifies_begins_anew_and_keeps_its_own(tmp_path, monkeypatch):
+    toy.build(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    spec = toy.run_spec("openclip")
+    folder = paths.checkpoints(spec.run_id)
+    for step in (1000, 2000):
+        save_checkpoint(folder, step, {"step": step})
+        data(folder, step).unlink()
+    trainer = Trainer(spec, Execution(), torch.device("cpu"), Collectives())
+    trainer.resume()
+    assert trainer.step_number == 0
+    save_checkpoint(folder, 10, {"step": 10})
+    assert newest_step(folder) == 10
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_alike(tmp_path, monkeypatch, capsys):

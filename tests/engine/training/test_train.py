@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -244,6 +245,20 @@ def test_a_loss_that_is_not_finite_is_recorded_as_divergence(root, monkeypatch):
     assert record.divergence.step == 5
     assert record.samples_seen == 5 * 16
     assert set(record.milestones) == {"48"}
+
+
+def test_a_temperature_that_is_no_number_either_is_recorded_too(root, monkeypatch):
+    from baselines.fastclip import FastCLIP
+
+    honest = FastCLIP.loss
+
+    def break_down(self, features, progress):
+        spoiled = features.image_BD * (float("nan") if progress.step == 5 else 1)
+        return honest(self, dataclasses.replace(features, image_BD=spoiled), progress)
+
+    monkeypatch.setattr(FastCLIP, "loss", break_down)
+    record = train(toy.run_spec("fastclip", options={"version": "v2"}, normalizer_error=None), Execution())
+    assert (record.status, record.divergence.step, record.divergence.temperature) == ("diverged", 5, None)
 
 
 def test_a_spec_that_was_edited_is_refused(root):
