@@ -297,8 +297,8 @@ def test_a_suite_asks_for_errors_of_gradients_by_shares_of_the_training(own):
 
 
 def chosen_settings(name: str) -> dict[tuple[str, int], tuple[dict, float]]:
-    """A suite's options and learning rate of each method at each batch size."""
-    specs = [run.spec for run in expand(name).runs]
+    """The options and the learning rate of a suite's main runs, by method and batch size."""
+    specs = [run.spec for run in expand(name).runs if not run.variant]
     return {
         (spec.method.name, spec.global_batch_size): (spec.method.config, pytest.approx(spec.optimizer.lr, rel=1e-12))
         for spec in specs
@@ -316,11 +316,19 @@ def test_hard_scenes_are_trained_on_with_the_settings_of_the_easy_ones():
 
 def test_ablations_at_the_best_rates_stand_at_those_of_the_second_confirmation():
     at_32 = {key: value for key, value in chosen_settings(CHOSEN).items() if key[1] == 32}
-    assert chosen_settings("laptop_best_rates") == at_32
+    ablated = chosen_settings("ablation_dataset_size@laptop_best_rates") | chosen_settings("laptop_best_rates")
+    assert ablated == {key: at_32[key] for key in ablated}
     for (config, lr), (fixed, same_lr) in zip(at_32.values(), chosen_settings("laptop_fixed").values(), strict=True):
         assert fixed["temperature"].pop("learnable") is False
         assert config["temperature"].pop("learnable") is True
+        # This alone was tuned anew.
+        del config["temperature"]["init"], fixed["temperature"]["init"]
         assert (fixed, same_lr) == (config, lr)
+
+
+def test_a_fixed_temperature_in_a_variant_is_the_one_that_was_chosen_for_its_suite():
+    fixed = [run for run in expand("laptop_best_rates").runs if run.variant == "fixed temperature"]
+    assert {run.spec.run_id for run in fixed} == {run.spec.run_id for run in expand("laptop_fixed").runs}
 
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart_ten_seeds"])
