@@ -226,6 +226,32 @@ def test_what_the_pages_say_of_ablations_follows_from_the_rows() -> None:
                 assert (stats.holm(pd.Series(p_of_scores)) > 0.05).all()
 
 
+def test_a_fixed_temperature_brings_openclip_as_far_as_neuclip() -> None:
+    for score in AVERAGES:
+        moves, fixed = (averages("laptop_best_rates", score=score, variant=each) for each in ("", "fixed temperature"))
+        lead, left = (moves["neuclip"] - each["openclip"] for each in (moves, fixed))
+        p = stats.paired_t_test(left)
+        assert stats.paired_t_test(lead) < 0.05
+        assert (p < 0.05) == (score == "Zero-shot")
+        assert p > 0.05 / len(AVERAGES)
+        assert stats.paired_t_test(fixed["neuclip"] - moves["neuclip"]) > 0.05
+        assert shown(left) in EVIDENCE
+        if score == "Average":
+            assert (left > 0).sum() == 3
+            for page in (VERDICTS, EVIDENCE, prose("../README.md")):
+                assert shown(left) in page
+            for method, name in {"neuclip": "NeuCLIP", "openclip": "OpenCLIP"}.items():
+                change = fixed[method] - moves[method]
+                row = [shown(moves[method]), shown(fixed[method]), shown(change), f"{stats.paired_t_test(change):.3f}"]
+                assert f"| {name} | {' | '.join(row)} |" in EVIDENCE
+                assert shown(change) in VERDICTS
+            assert f"leads OpenCLIP by {shown(lead)}, with five seeds" in VERDICTS
+            assert f"It is {shown(lead)} over OpenCLIP whose temperature moves" in EVIDENCE
+            assert f"NeuCLIP is {shown(left)} above it, p {p:.3f}" in VERDICTS
+    values = {run.spec.method.config["temperature"]["init"] for run in expand("laptop_fixed").runs}
+    assert values == {0.035, 0.07, 0.1}
+
+
 def test_no_method_is_better_with_ten_times_the_data() -> None:
     rows = final_scores(read(RESULTS / "ablation_dataset_size@laptop_best_rates.parquet"))
     of = 100 * rows[rows["name"] == "Average"].pivot(index="seed", columns=["method", "dataset_pairs"], values="value")
