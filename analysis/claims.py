@@ -126,9 +126,7 @@ def _closed(one: headroom.Contender) -> str:
     """Say how much of a gap that shows a method closes, on the seeds that it shares with both sides of the gap."""
     value, low, high, n = one.closed
     if not math.isfinite(low):
-        return (
-            f"No statement on how much of that gap {one.label} closes: on the {n} seeds that it has there it is noise."
-        )
+        return f"No statement on how much of that gap {one.label} closes: over their {n} common seeds it does not show."
     return (
         f"{one.label} closes {100 * value:z.0f} % of that gap (95 % interval {100 * low:z.0f} to {100 * high:z.0f} %, "
         f"n = {n} seeds)."

@@ -54,7 +54,7 @@ def compare(a: Path, b: Path) -> Comparison:
 
     Raises:
         FileNotFoundError: If one of them has nothing collected.
-        ValueError: If they have no run in common.
+        ValueError: If they have no number in common.
     """
     frames = (_load(a), _load(b))
     differences = _differences(*frames)

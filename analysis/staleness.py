@@ -93,17 +93,19 @@ def incomplete(suite: str) -> dict[Path, str]:
 
 
 def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[tuple[Path, str]]:
-    forms: dict[artifacts.Form, tuple[Path, tuple[str, ...]]] = {
-        "table": (paths.tables(suite), artifacts.tables(suite)),
-        "figure": (paths.figures(suite), artifacts.figures(suite)),
+    forms: dict[artifacts.Form, tuple[Path, tuple[str, ...], tuple[str, ...]]] = {
+        "table": (paths.tables(suite), artifacts.tables(), artifacts.tables(suite)),
+        "figure": (paths.figures(suite), artifacts.figures(), artifacts.figures(suite)),
     }
-    for form, (folder, known) in forms.items():
+    for form, (folder, known, of_suite) in forms.items():
         for path in sorted(folder.glob("*.json")):
             shown = files.read_json(path)
             place = path.with_suffix("")
+            by_hand = f"remove it, since this suite draws none, or draw it with `python -m analysis {form}`"
+            again = "draw it again" if path.stem in of_suite else by_hand
             if path.stem not in known:
-                yield place, f"this suite has no {form} of this name; remove it"
+                yield place, f"there is no {form} of this name any more; remove it"
             elif shown["rows_sha256"] != frame.digest(rendering.select(form, path.stem, rows)):
-                yield place, "older than its records; draw it again"
+                yield place, f"older than its records; {again}"
             elif shown.get("code_sha256") != artifacts.sources_sha256(form, path.stem):
-                yield place, "drawn by other code than this checkout's; draw it again"
+                yield place, f"drawn by other code than this checkout's; {again}"

@@ -125,11 +125,7 @@ def _explain(console: Console, args: argparse.Namespace) -> None:
     record = parse(Record, files.read_text(path), str(path))
     console.print(f"{record.status}; folder {paths.run(run_id)}")
     if (end := record.divergence) is not None:
-        console.print(
-            f"diverged at step {end.step}: {end.reason}; temperature "
-            f"{'not finite' if end.temperature is None else f'{end.temperature:g}'}, first positions of the batch "
-            f"{', '.join(map(str, end.indices))}"
-        )
+        console.print(f"{end}; first positions of the batch {', '.join(map(str, end.indices))}")
     for sign in record.signatures:
         console.print(f"{sign.name} (steps {sign.first_step} to {sign.last_step}): {sign.advice}; {sign.evidence}")
 

@@ -428,8 +428,8 @@ def _refuse_one_name(runs: Iterable[SuiteRun]) -> None:
         if spec.model_copy(update={"seed": other.seed}) != other:
             label = f"the label {run.variant!r}" if run.variant else "no label"
             raise ValueError(
-                f"runs of {spec.method.name} on {spec.dataset.name} with seeds {other.seed} and {spec.seed} differ in "
-                f"more and have {label}: tables would not tell them apart; give their variants labels that differ"
+                f"runs of {spec.method.name} on {spec.dataset.name} differ in more than their seeds, {other.seed} and "
+                f"{spec.seed}, and have {label}: tables would not tell them apart; label their variants"
             )
 
 

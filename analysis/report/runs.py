@@ -136,11 +136,7 @@ def _dates(path: Path) -> tuple[float, float] | None:
 def _status(record: Record | None) -> str:
     if record is None:
         return "no record"
-    if record.divergence is None:
-        return record.status
-    end = record.divergence
-    temperature = "not finite" if end.temperature is None else f"{end.temperature:.4g}"
-    return f"diverged at step {end.step}: {end.reason} (temperature {temperature})"
+    return record.status if record.divergence is None else str(record.divergence)
 
 
 def _curves(logged: pd.DataFrame) -> Iterator[curves.Curve]:

@@ -140,6 +140,10 @@ class Divergence(Frozen):
     indices: tuple[int, ...]
     """Positions of the first pairs of the batch."""
 
+    def __str__(self) -> str:
+        temperature = "not finite" if self.temperature is None else f"{self.temperature:.4g}"
+        return f"diverged at step {self.step}: {self.reason} (temperature {temperature})"
+
 
 class Record(Sealed):
     """The result of a run. Divergence is a result; failures of code or scheduler leave no record."""

@@ -238,7 +238,9 @@ def test_no_share_is_said_where_neuclips_seeds_do_not_show_the_gap(frame: pd.Dat
     of.loc[(of["method"] == "neuclip") & (of["seed"] < diverged), "value"] = math.nan
     *_, gap, share = said(of)
     assert " is better than OpenCLIP by " in gap
-    assert share.startswith(f"No statement on how much of that gap NeuCLIP closes: on the {3 - diverged} seeds")
+    assert share.startswith(
+        f"No statement on how much of that gap NeuCLIP closes: over their {3 - diverged} common seeds"
+    )
 
 
 def test_p_is_corrected_for_the_number_of_small_batches(frame: pd.DataFrame) -> None:

@@ -226,7 +226,7 @@ def test_what_the_pages_say_of_ablations_follows_from_the_rows() -> None:
                 assert (stats.holm(pd.Series(p_of_scores)) > 0.05).all()
 
 
-def test_a_fixed_temperature_brings_openclip_as_far_as_neuclip() -> None:
+def test_openclip_at_a_fixed_temperature_cannot_be_told_from_neuclip_on_the_average() -> None:
     for score in AVERAGES:
         moves, fixed = (averages("laptop_best_rates", score=score, variant=each) for each in ("", "fixed temperature"))
         lead, left = (moves["neuclip"] - each["openclip"] for each in (moves, fixed))
@@ -248,8 +248,11 @@ def test_a_fixed_temperature_brings_openclip_as_far_as_neuclip() -> None:
             assert f"leads OpenCLIP by {shown(lead)}, with five seeds" in VERDICTS
             assert f"It is {shown(lead)} over OpenCLIP whose temperature moves" in EVIDENCE
             assert f"NeuCLIP is {shown(left)} above it, p {p:.3f}" in VERDICTS
-    values = {run.spec.method.config["temperature"]["init"] for run in expand("laptop_fixed").runs}
-    assert values == {0.035, 0.07, 0.1}
+    fixed_at = {
+        run.spec.method.name: run.spec.method.config["temperature"]["init"] for run in expand("laptop_fixed").runs
+    }
+    assert {method for method, value in fixed_at.items() if value == 0.1} == {"neuclip", "openclip", "fastclip"}
+    assert fixed_at["amorlip"] == 0.035  # the lowest
 
 
 def test_no_method_is_better_with_ten_times_the_data() -> None:

@@ -102,9 +102,12 @@ def test_a_table_drawn_by_other_code_or_by_none_is_named(capsys: pytest.CaptureF
     content = json.loads(sidecar.read_text())
     sidecar.write_text(json.dumps(content | {"code_sha256": "0" * 64}))
     sidecar.with_name("gone.json").write_text(json.dumps(content))
-    cost, gone = check(capsys)
-    assert "cost: drawn by other code" in cost
-    assert "gone: this suite has no table of this name" in gone
+    # Drawn by hand: this suite does not ask for it.
+    sidecar.with_name("hypotheses.json").write_text(json.dumps(content))
+    cost, gone, by_hand = check(capsys)
+    assert cost.endswith("cost: drawn by other code than this checkout's; draw it again")
+    assert "gone: there is no table of this name" in gone
+    assert by_hand.endswith("remove it, since this suite draws none, or draw it with `python -m analysis table`")
 
 
 def test_each_file_of_a_suite_has_its_own_reason() -> None:

@@ -37,5 +37,5 @@ def test_explain_says_why_a_run_diverged(tmp_path, monkeypatch, capsys):
     main(["explain", spec.run_id])
     *_, status, why = capsys.readouterr().out.splitlines()
     assert status == f"diverged; folder {paths.run(spec.run_id)}"
-    assert why.startswith(f"diverged at step {end.step}: the loss or its gradient is not finite; temperature ")
+    assert why.startswith(f"diverged at step {end.step}: the loss or its gradient is not finite (temperature ")
     assert why.endswith(f"first positions of the batch {', '.join(map(str, end.indices))}")

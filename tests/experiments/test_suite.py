@@ -408,13 +408,11 @@ def test_adding_a_seed_adds_runs_and_changes_none(own):
 
 def test_different_runs_that_tables_would_take_for_one_are_refused(own):
     change(own, variants=[{}, {"methods": ["openclip"], "training": {"optimizer": {"lr": 5e-4}}}])
-    said = (
-        r"openclip on icons_tiny with seeds 0 and {} differ in more and have no label: tables would not tell them apart"
-    )
+    said = "openclip on icons_tiny differ in more than their seeds, 0 and {}, and have no label: tables would not"
     with pytest.raises(ValueError, match=said.format(0)):
         expand("smoke")
     change(own, variants=[{}, {"methods": ["openclip"], "seeds": [1], "training": {"optimizer": {"lr": 5e-4}}}])
-    with pytest.raises(ValueError, match=rf"{said.format(1)}|{said.format(0)}"):
+    with pytest.raises(ValueError, match=said.format(1)):
         expand("smoke")
     change(own, variants=[{}, {"methods": ["openclip"], "training": {"global_batch_size": 16}}])
     assert {run.spec.global_batch_size for run in expand("smoke").runs if run.spec.method.name == "openclip"} > {16}
