@@ -58,6 +58,19 @@ def _libraries() -> dict[str, str | None]:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return cpu_name(info.read_text(encoding="utf-8") if info.exists() else "")
+
+
+def cpu_name(info: str) -> str:
+    """Name the processor of a ``/proc/cpuinfo``, with its generation: virtual ones of several have one name.
+
+    Generations round sums differently, so runs of two need not be equal to the bit.
+    """
+    said: dict[str, str] = {}
+    for line in info.splitlines():
+        key, _, value = line.partition(":")
+        said.setdefault(key.strip(), value.strip())
+    name = said.get("model name") or platform.processor() or platform.machine()
+    # No comma: results of several machines join their names with it.
+    generation = [f"{word} {said[key]}" for key, word in (("cpu family", "family"), ("model", "model")) if key in said]
+    return f"{name} ({' '.join(generation)})" if generation else name

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from engine.schema.run import Execution
 from engine.train import main
 from engine.training.checkpoint import newest_step
 from engine.training.loop import read_spec, train
+from engine.training.provenance import cpu_name
 from engine.training.reporting import forget_after
 from engine.training.towers import WEIGHTS_FILE
 from engine.training.trainer import Trainer
@@ -334,3 +336,12 @@ def test_a_finished_run_whose_weights_or_data_changed_is_trained_again(root):
     shard.write_bytes(shard.read_bytes().replace(b"a red square", b"a RED square"))
     toy.index(root)
     assert len(train(spec, Execution()).attempts) == 3
+
+
+def test_a_processor_is_named_with_its_generation() -> None:
+    of_cloud = (
+        "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 9\n"
+    )
+    assert cpu_name(of_cloud) == "AMD EPYC (family 26 model 2)"
+    # An ARM processor says neither.
+    assert cpu_name("processor\t: 0\nBogoMIPS\t: 50.00\n") == (platform.processor() or platform.machine())
