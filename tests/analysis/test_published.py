@@ -226,6 +226,38 @@ def test_what_the_pages_say_of_ablations_follows_from_the_rows() -> None:
                 assert (stats.holm(pd.Series(p_of_scores)) > 0.05).all()
 
 
+def test_updates_of_the_network_are_within_noise_of_five_and_none_is_worse_in_zero_shot_accuracy() -> None:
+    suite = "ablation_num_updates@laptop_best_rates"
+    runs = [run.spec.method for run in expand("laptop_best_rates").runs]
+    assert {method.config["num_updates"] for method in runs if method.name == "neuclip"} == {5}
+    titles = {"1 update": "one update of the network a step, not five", "no update": "no update, restarts alone"}
+    titles |= {f"{number} updates": f"{word} updates" for number, word in ((10, "ten"), (20, "twenty"), (50, "fifty"))}
+    of = averages(suite, "variant")
+    assert len(of) == 5
+    changes = of.sub(of[""], axis=0)[list(titles)]
+    p = stats.holm(changes.agg(stats.paired_t_test))
+    assert (p > 0.05).all()
+    cost = p["no update"]
+    for variant, title in titles.items():
+        assert f"| {title} | {shown(changes[variant])} | {p[variant]:.3f} |" in EVIDENCE
+    costs = -changes.drop(columns="no update").mean()
+    said = f"with 1, 10, 20 and 50 the average changes by -{costs.min():.1f} to -{costs.max():.1f}, all within noise"
+    assert f"have {of[''].mean():.1f}; {said}" in VERDICTS
+    p_of_scores = {}
+    for score in AVERAGES:
+        of = averages(suite, "variant", score)
+        p = stats.holm(of.sub(of[""], axis=0)[list(titles)].agg(stats.paired_t_test))
+        p_of_scores[score] = p["no update"]
+        assert (p.drop("no update") > 0.05).all()
+        assert (p["no update"] < 0.05) == (score == "Zero-shot")
+        if score == "Zero-shot":
+            change = shown(of["no update"] - of[""])
+            assert f"| {titles['no update']} | {shown(changes['no update'])} | {cost:.3f} | {change} |" in EVIDENCE
+            assert f"by {shown(changes['no update'])}, and in zero-shot accuracy by {change}, which" in VERDICTS
+            assert f"beyond noise over the five variants (p {p['no update']:.3f})" in EVIDENCE
+    assert (stats.holm(pd.Series(p_of_scores)) > 0.05).all()
+
+
 def test_openclip_at_a_fixed_temperature_cannot_be_told_from_neuclip_on_the_average() -> None:
     for score in AVERAGES:
         moves, fixed = (averages("laptop_best_rates", score=score, variant=each) for each in ("", "fixed temperature"))
@@ -290,6 +322,16 @@ def test_what_the_page_says_of_another_machine_follows_from_the_rows() -> None:
     assert f"by up to {moved.abs().max():.1f} points" in EVIDENCE
     assert f"and their mean from {there.loc[:4, 'neuclip'].mean():.1f} to {ours.mean():.1f}" in EVIDENCE
     assert f"no other method's by more than {others.max():.1f} (three seeds)" in EVIDENCE
+
+
+def test_what_the_page_says_of_three_types_of_machines_follows_from_the_rows() -> None:
+    suites = ("ablation_objective@laptop_best_rates", "laptop_best_rates", "ablation_num_updates@laptop_best_rates")
+    of = pd.DataFrame({suite: averages(suite, variant="")["neuclip"] for suite in suites})
+    assert len(of) == 5
+    assert of.notna().all(axis=None)
+    moved = (of.max(axis=1) - of.min(axis=1)).max()
+    assert f"move five other seeds by up to {moved:.1f} points" in EVIDENCE
+    assert f"their mean from {of.mean().min():.1f} to {of.mean().max():.1f}." in EVIDENCE
 
 
 def test_what_the_page_says_of_chosen_learning_rates_follows_from_the_rows() -> None:
