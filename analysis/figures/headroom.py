@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from analysis import drawing, headroom, style
 from analysis import frame as tidy
 
-SUITES = ("quickstart", "laptop", "laptop_hard", "*_ten_seeds", "*_confirmation", "one_gpu", "*headroom*")
+SUITES = (
+    "quickstart", "laptop", "laptop_hard", "*_ten_seeds", "*_confirmation", "!laptop_third*", "one_gpu",
+    "*headroom*",
+)  # fmt: skip
 KINDS = ("average",)
 ROW_IN = 0.2
 

@@ -8,7 +8,10 @@ from analysis import cells, headroom, stats, style
 from analysis import frame as tidy
 from analysis.table import Cell, Row, Table
 
-SUITES = ("quickstart", "laptop", "laptop_hard", "*_ten_seeds", "*_confirmation", "one_gpu", "*headroom*")
+SUITES = (
+    "quickstart", "laptop", "laptop_hard", "*_ten_seeds", "*_confirmation", "!laptop_third*", "one_gpu",
+    "*headroom*",
+)  # fmt: skip
 KINDS = ("average",)
 
 
