@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
             try:
                 launcher.run()
             except interrupts.Interrupted as interrupt:
-                sys.stdout.write(interrupted(launcher, args.on_interrupt))
+                with interrupts.ignored():  # a second Ctrl-C must not cut the ending of the job short
+                    sys.stdout.write(interrupted(launcher, args.on_interrupt))
                 sys.exit(128 + interrupt.number)
     except JobCancelledError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -203,7 +203,7 @@ def _needs(
     refused: Mapping[str, int],
 ) -> tuple[tuple[Need, ...], tuple[str, ...]]:
     """Return what processes of runs need there, and what will fail or mislead."""
-    alike: dict[tuple[str, str, int], list[tuple[Need, tuple[str, ...]]]] = {}
+    alike: dict[tuple[str, str, int], list[tuple[Need, RunSpec]]] = {}
     warnings = Counter(refused)
     for run in runs:
         spec = run.spec
@@ -221,15 +221,14 @@ def _needs(
             loader_processes=estimated and needs.loader_processes(spec, estimated.pairs_per_sec),
         )
         key = (need.model, need.precision, need.pairs)
-        alike.setdefault(key, []).append((need, tuple(_shortages(spec, need, request, execution))))
+        alike.setdefault(key, []).append((need, spec))
     largest = []
     for _, group in sorted(alike.items()):
         # Methods differ a little in their state: the largest speaks for all.
-        need, shortages = max(
-            group, key=lambda found: (found[0].memory_bytes or 0, found[0].loader_processes or (0, 0))
-        )
-        largest.append(need)
-        warnings.update(dict.fromkeys(shortages, len(group)))
+        most = max(group, key=lambda found: (found[0].memory_bytes or 0, found[0].loader_processes or (0, 0)))
+        largest.append(most[0])
+        for need, spec in group:
+            warnings.update(_shortages(need, most, *there[spec.run_id]))
     lines = (f"{number} run{'s' if number > 1 else ''}: {text}" for text, number in sorted(warnings.items()))
     return tuple(largest), tuple(lines)
 
@@ -248,11 +247,15 @@ def _said(place: cluster.Cluster, requests: Iterable[cluster.Request]) -> str:
     return f"{where}, each run on {' or '.join(words)}" if words else where
 
 
-def _shortages(spec: RunSpec, need: Need, request: cluster.Request, execution: Execution) -> Iterator[str]:
-    """Say what a process has too little of."""
-    too_small = [gb for gb in needs.CARDS_GB if (need.memory_bytes or 0) > gb * 1e9]
-    if too_small:
-        card = max(too_small)
+def _shortages(own: Need, most: tuple[Need, RunSpec], request: cluster.Request, execution: Execution) -> Iterator[str]:
+    """Say what a process has too little of, in the words of the one that needs most."""
+    need, spec = most
+
+    def cards_too_small(each: Need) -> list[int]:
+        return [gb for gb in needs.CARDS_GB if (each.memory_bytes or 0) > gb * 1e9]
+
+    if cards_too_small(own):
+        card = max(cards_too_small(need))
         parts = needs.num_parts(spec, need.pairs, card)
         advice = (
             f"{parts} times as many processes or accumulation_steps fit"
@@ -264,7 +267,7 @@ def _shortages(spec: RunSpec, need: Need, request: cluster.Request, execution: E
             f"{_size(need.memory_bytes or 0)}, more than a card of {card} GB has: {advice}"
         )
     wanted = need.loader_processes
-    if request.gpus_per_node and wanted is not None and execution.num_workers < wanted[0]:
+    if request.gpus_per_node and own.loader_processes and wanted and execution.num_workers < own.loader_processes[0]:
         yield (
             f"{need.model} waits for its pictures: a GPU takes as many as {wanted[0]} loader processes bring (of 256 "
             f"pixels; {wanted[1]} of 512), and execution.num_workers = {execution.num_workers}; each wants a core"

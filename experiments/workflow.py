@@ -118,7 +118,7 @@ class Workflow:
         self._on_interrupt = settings.on_interrupt
         _refuse_unknown_ablations(argv)
         chosen, bases = (
-            (default if settings.suites is None else settings.suites).split(",") for default in (DEFAULT, names.BASE)
+            _listed(default if settings.suites is None else settings.suites) for default in (DEFAULT, names.BASE)
         )
         if TUNE in argv:
             chosen = [f"{names.TUNING}@{name}" for name in chosen]
@@ -326,6 +326,13 @@ def figures(suite: str) -> list[Path]:
     """Return the files of a suite's figures."""
     folder = paths.figures(suite)
     return [folder / f"{name}{end}" for name in artifacts.figures(suite) for end in artifacts.FIGURE_SUFFIXES]
+
+
+def _listed(suites: str) -> list[str]:
+    listed = [name.strip() for name in suites.split(",") if name.strip()]
+    if not listed:
+        raise ValueError(f"--config suites={suites!r} names no suite: allowed are names, separated by commas")
+    return listed
 
 
 def _full_names(asked: str) -> list[str]:

@@ -70,4 +70,5 @@ def _described(code: int) -> str:
 
 
 if __name__ == "__main__":
-    Controller(Path(sys.argv[1])).run()
+    # Submitit starts a job six times by default. What ends its starts here is the count of them, `max_requeues`.
+    Controller(Path(sys.argv[1])).run(max_retry=sys.maxsize)

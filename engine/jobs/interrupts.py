@@ -31,7 +31,7 @@ def in_new_session(action: Callable[[], None], log: Path) -> str | None:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        message = "the submitting process was ended"
+        message = ""
         try:
             os.setsid()
             for number in INTERRUPTS:
@@ -44,7 +44,6 @@ def in_new_session(action: Callable[[], None], log: Path) -> str | None:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             action()
-            message = ""
         except BaseException as error:
             message = str(error) or type(error).__name__
         finally:
@@ -54,8 +53,9 @@ def in_new_session(action: Callable[[], None], log: Path) -> str | None:
     os.close(writing)
     with open(reading, "rb") as pipe:
         text = pipe.read().decode(errors="replace")
-        os.waitpid(pid, 0)
-    return text.strip() or None
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    # A process that was killed says nothing.
+    return f"it was ended by {signal.Signals(-code).name}" if code < 0 else text.strip() or None
 
 
 @contextlib.contextmanager
@@ -75,6 +75,17 @@ def raising() -> Iterator[None]:
     for number, handler in earlier.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ignored() -> Iterator[None]:
+    """Ignore signals in the block, and in processes that it starts."""
+    earlier = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
     try:
         yield
     finally:

@@ -100,17 +100,23 @@ class Launcher:
             JobCancelledError: If somebody ended the job.
         """
         lock = self.launch.folder / "lock"
-        self._wait_behind(lock)
+        seen = self._wait_behind(lock)
         with files.locked(lock), self._gpus:
             if self.launch.is_done():
                 return
+            noted = scheduler.read(self.launch.folder)
+            if seen is not None and noted is not None and noted.job_id == seen.job_id and noted.end is not None:
+                raise _problem(noted, noted.end)
             self.job = self._earlier()
             if self.job is not None:
                 _say(f"attached to job {self.job.job_id} ({self.job.name})")
                 self._hold(self.job.gpus)
+                is_there = self._status(self.job, not_before=time.time()).phase in ("pending", "running")
                 end = self._wait(self.job)
                 if end is None:
                     return
+                if is_there:
+                    raise _problem(self.job, end)
                 # It ended while nobody looked: its successor goes on from what it saved.
                 _say(f"job {self.job.job_id} has ended ({end}) without a result; submitting it again")
                 self._gpus.close()
@@ -119,10 +125,15 @@ class Launcher:
             _say(f"submitted job {self.job.job_id} ({self.job.name}), log {self.job.log(0, 'err')}")
             end = self._wait(self.job)
             if end is not None:
-                raise (JobCancelledError if end == scheduler.CANCELLED else JobFailedError)(explain(self.job, end))
+                raise _problem(self.job, end)
 
-    def _wait_behind(self, lock: Path) -> None:
-        """Wait while another launcher sees to this job, as that of a killed Snakemake does; tell its state."""
+    def _wait_behind(self, lock: Path) -> Job | None:
+        """Wait while another launcher sees to this job, as that of a killed Snakemake does; tell its state.
+
+        Returns:
+            The job, if it was seen before it had ended.
+        """
+        seen = None
         if scheduler.is_locked(lock):
             self._tell("another launcher sees to this, perhaps that of a Snakemake that was killed; waiting for it")
         while scheduler.is_locked(lock):
@@ -130,8 +141,10 @@ class Launcher:
             if job is not None and job.end is None:
                 status = scheduler.status(job, not_before=time.time() - self.launch.cluster.poll_sec)
                 if status.phase != "ended":  # how it ended the other says, once it has looked at the output
+                    seen = job
                     self._report(job, status)
             time.sleep(_SLURM_POLL_SEC)
+        return seen
 
     def _earlier(self) -> Job | None:
         """Return the job that an earlier launcher submitted, if it may still be there."""
@@ -372,6 +385,10 @@ def slurm_parameters(cluster: Cluster, request: Request) -> dict[str, Any]:
             *([f"--cpus-per-task={n}"] if (n := request.cpus_per_task) else []),
         ],
     }
+
+
+def _problem(job: Job, end: str) -> JobCancelledError | JobFailedError:
+    return (JobCancelledError if end == scheduler.CANCELLED else JobFailedError)(explain(job, end))
 
 
 def explain(job: Job, word: str) -> str:

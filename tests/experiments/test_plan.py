@@ -14,6 +14,7 @@ from rich.console import Console
 from support import toy
 
 from engine import files, paths
+from engine.jobs.cluster import Cluster
 from engine.schema.base import parse
 from engine.schema.record import Attempt, Provenance, Record
 from engine.schema.run import Execution, GradientErrorSpec, ModelSpec
@@ -310,6 +311,18 @@ def test_too_few_loader_processes_are_warned_of_where_a_gpu_is_asked_for(planned
     assert f"as many as {enough} loader processes" in line
     more = one | {"execution": {"num_workers": enough}}
     assert not any("waits for" in line for line in planned(spec, **more).warnings)
+
+
+def test_a_shortage_is_told_of_the_runs_that_have_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "_to_evaluate", lambda suite: set())
+    suite = expand("cc3m")
+    few = {"method": "siglip", "execution": {"num_workers": 1}}
+    place = Cluster.model_validate(
+        {"train": {"gpus_per_node": 1}, "execution": {"num_workers": 64}, "overrides": [few]}
+    )
+    (line,) = (line for line in plan.make([suite], place).warnings if "waits for" in line)
+    assert line.startswith("3 runs: RN50")
 
 
 def test_settings_that_mislead_are_warned_of(root):

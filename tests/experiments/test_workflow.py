@@ -80,6 +80,12 @@ def test_the_target_of_an_ablation_is_for_the_suites_that_are_named(monkeypatch,
     assert found.value.args == (asked,)
 
 
+def test_suites_are_listed_with_spaces_and_a_comma_at_the_end():
+    assert Workflow({"suites": " smoke, "}, ["snakemake"]).suites.keys() == {"smoke"}
+    with pytest.raises(ValueError, match=r"--config suites=' ,' names no suite: allowed are names, separated by comm"):
+        Workflow({"suites": " ,"}, ["snakemake"])
+
+
 @pytest.mark.parametrize("word", ["ablation_restart_perod", "ablation_objective@cc3m"])
 def test_a_misspelt_ablation_is_named_with_those_that_there_are(word):
     meant = "ablation_restart_period" if "restart" in word else "ablation_objective"
@@ -171,7 +177,7 @@ def test_a_name_that_no_suite_of_the_command_has_is_one_clear_error(smoke):
             {"suites": "smoke", "train": {"tasks_per_node": 3}},
             "global_batch_size = 64 cannot be divided among 3 processes",
         ),
-        ({"suites": ""}, "unknown suite ''"),
+        ({"suites": ""}, "--config suites='' names no suite"),
         ({"suites": "smok"}, "unknown suite 'smok'; did you mean 'smoke'"),
     ],
 )

@@ -16,6 +16,7 @@ from support import toy
 from engine import paths
 from engine.jobs import scheduler
 from engine.jobs.cluster import Cluster, Request, configure, resolve
+from engine.jobs.interrupts import in_new_session
 from engine.jobs.launcher import explain, slurm_parameters
 from engine.jobs.process import Ending, ending_path, rendezvous_port
 from engine.launch import main
@@ -38,6 +39,7 @@ def main(argv):
             time.sleep(0.01)
             pathlib.Path("step").write_text(str(step + 1))
             if any(seen):
+                time.sleep(float(os.environ.get("SAVING_SEC", "0")))
                 saved.write_text(str(step + 1))
                 raise Stopped.by(seen, step + 1)
     print("counted")
@@ -255,6 +257,55 @@ def test_a_cancelled_job_is_told_from_a_failed_one_and_its_successor_goes_on_whe
     assert starts() == [0, int(Path("saved").read_text())]
 
 
+def read_until(stream, words):
+    for line in stream:
+        if words in line:
+            return
+    raise AssertionError(f"the stream has ended without {words!r}")
+
+
+def test_a_job_that_is_cancelled_is_not_submitted_again_by_a_launcher_that_had_attached_to_it(root):
+    first = start(steps=100_000)
+    wait_for_step()
+    first.kill()
+    first.wait()
+    second = start(steps=100_000)
+    read_until(second.stderr, "RUNNING")
+    scheduler.cancel(FOLDER, scheduler.read(FOLDER))
+    _, said = second.communicate()
+    assert second.returncode == 75
+    assert "has no result: CANCELLED" in said
+    assert starts() == [0]
+
+
+def test_a_job_that_is_cancelled_is_not_submitted_again_by_a_launcher_that_waited_behind_another(root):
+    first = start(steps=100_000)
+    wait_for_step()
+    second = start(steps=100_000)
+    read_until(second.stderr, "RUNNING")
+    scheduler.cancel(FOLDER, scheduler.read(FOLDER))
+    for launcher in (first, second):
+        _, said = launcher.communicate()
+        assert launcher.returncode == 75
+        assert "has no result: CANCELLED" in said
+    assert starts() == [0]
+
+
+def test_a_second_interrupt_does_not_cut_the_ending_of_a_job_short(root, monkeypatch):
+    monkeypatch.setenv("SAVING_SEC", "3")
+    launcher = start("--on-interrupt", "cancel", steps=100_000)
+    wait_for_step()
+    for _ in range(2):
+        os.killpg(launcher.pid, signal.SIGINT)
+        time.sleep(1)
+    said, log = launcher.communicate()
+    assert launcher.returncode == 128 + signal.SIGINT
+    assert "(count) was cancelled" in said
+    assert "Traceback" not in log
+    assert scheduler.status(scheduler.read(FOLDER), not_before=0).phase == "ended"
+    assert Path("saved").exists()
+
+
 def test_a_job_that_did_not_end_by_itself_when_it_was_cancelled_has_not_failed(root):
     launcher = start(steps=100_000)
     wait_for_step()
@@ -277,6 +328,27 @@ def test_a_job_that_is_warned_of_its_time_limit_saves_and_is_started_again(root)
     assert launcher.wait() == 0
     assert starts() == [0, int(Path("saved").read_text())]
     assert scheduler.read(FOLDER).job_id == job.job_id
+
+
+@pytest.mark.slow
+def test_a_job_starts_as_often_as_its_settings_allow(root):
+    launcher = start(steps=100_000)
+    for number in range(1, 9):  # submitit by itself stops after six
+        wait_until(lambda number=number: Path("starts").exists() and len(starts()) == number)
+        (job,) = children(int(scheduler.read(FOLDER).job_id))
+        before = Path("saved").read_text() if number > 1 else "0"
+        wait_for_step(int(before) + 1)
+        os.kill(job, signal.SIGUSR2)
+    wait_until(lambda: len(starts()) == 9)
+    scheduler.cancel(FOLDER, scheduler.read(FOLDER))
+    assert launcher.wait() == 75
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_submission_that_was_killed_is_no_success(tmp_path, number):
+    problem = in_new_session(lambda: os.kill(os.getpid(), number), tmp_path / "log")
+    assert problem == f"it was ended by {number.name}"
+    assert in_new_session(lambda: None, tmp_path / "log") is None
 
 
 def test_a_job_that_was_killed_is_noticed_and_reported(root):
