@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import pandas as pd
 
+from analysis import cells, headroom, stats, style
 from analysis import frame as tidy
-from analysis import headroom, stats, style
 from analysis.table import Cell, Row, Table
 
 SIZES = {
@@ -33,7 +33,8 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
                 of = {(int(column[0]), str(column[1])): by_seed[column] for column in by_seed.columns}
                 named = part[[size, "method", "variant"]].itertuples(index=False, name=None)
                 variants = {(int(at), str(method)): str(variant) for at, method, variant in named}
-                rows += _rows(of, variants, shared, form)
+                lost = part.groupby([size, "method"])[["value", "status"]].apply(cells.lost).to_dict()
+                rows += _rows(of, variants, lost, shared, form)
     score, name = first[0].title if first else "Average", style.method(headroom.BASELINE).name
     found = (
         f"Minus {name}: at the same size. Growth: that difference, less the one at the smallest size. * differs "
@@ -51,7 +52,11 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
 
 
 def _rows(
-    of: Mapping[tuple[int, str], pd.Series], variants: Mapping[tuple[int, str], str], setting: list[str], form: str
+    of: Mapping[tuple[int, str], pd.Series],
+    variants: Mapping[tuple[int, str], str],
+    lost: Mapping[Hashable, str],
+    setting: list[str],
+    form: str,
 ) -> list[Row]:
     """Build the rows of one setting from its scores by seed, one series per size and method."""
     baseline = headroom.BASELINE
@@ -71,7 +76,7 @@ def _rows(
         columns = (same, {} if size == smallest else _tests(growth), _tests(to_largest))
         for method in methods:
             scores = of[size, method].dropna()
-            mean = Cell(100 * scores.mean(), 100 * stats.half_width(scores), len(scores))
+            mean = Cell(100 * scores.mean(), 100 * stats.half_width(scores), len(scores), remark=lost[size, method])
             tests = [column.get(method, Cell(None)) for column in columns]
             label = style.variant(method, variants[size, method])
             rows.append((", ".join([*setting, form.format(size)]), label, mean, *tests))

@@ -24,9 +24,7 @@ def by_method(rows: pd.DataFrame, main_method: str) -> dict[str, Cell]:
     printed = (100 * summary["mean"]).round(1)
     places = sorted(printed.dropna().unique(), reverse=True)
     cells = {}
-    for method, runs, n, mean, half_width in summary.itertuples(name=None):
-        statuses = rows.loc[rows["method"] == method, "status"].unique()
-        why = statuses[0] if len(statuses) == 1 else "absent"
+    for method, _, n, mean, half_width in summary.itertuples(name=None):
         place = places.index(printed[method]) if len(summary) > 1 and n else None
         is_marked = method in tests.index and tests["p_holm"][method] < stats.SIGNIFICANCE
         cells[str(method)] = Cell(
@@ -35,9 +33,15 @@ def by_method(rows: pd.DataFrame, main_method: str) -> dict[str, Cell]:
             n,
             emphasis="best" if place == 0 else "second" if place == 1 else "",
             mark="" if not is_marked else "*" if tests["mean"][method] > 0 else "†",
-            remark="" if n == runs else f"(n = {n})" if n else why,
+            remark=lost(rows[rows["method"] == method]),
         )
     return cells
+
+
+def lost(rows: pd.DataFrame) -> str:
+    """Say of a mean over runs, a row each, how many it is of; "" if it is of all, and why if it is of none."""
+    n, statuses = int(rows["value"].count()), rows["status"].unique()
+    return "" if n == len(rows) else f"(n = {n})" if n else str(statuses[0]) if len(statuses) == 1 else "absent"
 
 
 def by_score(frame: pd.DataFrame, key: str, *, title: str, size: str = "") -> Table:

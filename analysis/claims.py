@@ -187,7 +187,8 @@ def _lost(frame: pd.DataFrame) -> Iterator[str]:
             lost = rows["run_id"].isin(diverged).sum()
             if lost:
                 counts.append(f"{style.variant(method, variant)} {lost} of {len(rows)}")
-        yield f"Diverged, and in no mean of scores: {len(diverged)} of {len(runs)} runs ({'; '.join(counts)})."
+        where = "in no mean of scores" + (", but as guessing in hypotheses" if hypotheses.tested(frame) else "")
+        yield f"Diverged, and {where}: {len(diverged)} of {len(runs)} runs ({'; '.join(counts)})."
     final = tidy.final_scores(frame)
     absent = final.loc[final["status"] == "absent", "run_id"].nunique()
     if absent:

@@ -33,6 +33,7 @@ ANY = (-math.inf, math.inf)
 SCORES = (0.0, 100.0)
 """What a score in percent can be: intervals are drawn no further."""
 MEAN_AND_INTERVAL = "Marker: mean; bar: its 95 % interval (t, cut at the edge); dots: seeds."
+CROSS = "Cross: a run that diverged."
 MEAN_AND_BAND = "Line: mean over seeds; band: lowest to highest seed."
 
 Item = TypeVar("Item")
@@ -296,15 +297,30 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def caption(figure: Figure, frame: pd.DataFrame, *sentences: str, over_seeds: str) -> None:
-    """Write the caption below all panels: the runs, then sentences; make the figure higher for it.
+    """Write the caption below all panels: the runs, those that diverged, then sentences; make the figure higher for it.
 
     `over_seeds` is written only if there are several seeds. Empty sentences are left out.
     """
-    said = [f"Runs: {tidy.describe(frame)}.", *sentences, over_seeds if frame["seed"].nunique() > 1 else ""]
+    said = [
+        f"Runs: {tidy.describe(frame)}.",
+        _diverged(frame),
+        *sentences,
+        over_seeds if frame["seed"].nunique() > 1 else "",
+    ]
     text = " ".join(filter(None, said)).replace(" %", "\N{NO-BREAK SPACE}%")
     lines = textwrap.wrap(text, int(figure.get_figwidth() * LETTERS_PER_IN), break_on_hyphens=False)
     figure.supxlabel("\n".join(lines), fontsize=7, fontweight="normal", color=style.MUTED, x=0.01, ha="left")
     figure.set_figheight(figure.get_figheight() + 0.05 + LINE_IN * len(lines))
+
+
+def _diverged(frame: pd.DataFrame) -> str:
+    """Count diverged runs, which have no final score, by method."""
+    counts = []
+    for method, rows in frame.groupby("method"):
+        diverged = rows.loc[rows["status"] == "diverged", "run_id"].nunique()
+        if diverged:
+            counts.append(f"{style.method(str(method)).name} {diverged} of {rows['run_id'].nunique()}")
+    return f"Diverged: {', '.join(counts)}." if counts else ""
 
 
 def timed(frame: pd.DataFrame) -> list[tidy.Setting]:

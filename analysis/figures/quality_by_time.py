@@ -19,7 +19,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     """Draw the first average at each milestone against device hours, one panel per setting, device and commit."""
     frame = tidy.main_runs(frame)
     rows = _with_hours(frame[~tidy.moved(frame)])
-    if rows.empty:
+    if rows["value"].isna().all():
         reason = "No quality against time: no main run of this suite was timed on one device and evaluated."
         return drawing.nothing(reason, width)
     panels = drawing.timed(rows)
@@ -31,7 +31,8 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
     drawing.legend(figure, drawing.method_handles(rows))
     text = "Time: steps times the median step times devices, so without evaluation and waiting."
     where = drawing.where_timed(rows)
-    drawing.caption(figure, rows, text, where, shown.left_out, over_seeds=drawing.MEAN_AND_BAND)
+    cross = drawing.CROSS if (rows["status"] == "diverged").any() else ""
+    drawing.caption(figure, rows, text, cross, where, shown.left_out, over_seeds=drawing.MEAN_AND_BAND)
     return figure
 
 
@@ -43,13 +44,13 @@ def _with_hours(frame: pd.DataFrame) -> pd.DataFrame:
     costs = frame[frame["name"].isin(factors)].pivot(index="run_id", columns="name", values="value")
     step_sec = costs.reindex(index=rows["run_id"], columns=factors).prod(axis=1, skipna=False).to_numpy()
     hours = rows["samples_seen"] / rows["global_batch_size"] * step_sec / 3600
-    rows = rows.assign(hours=hours, value=100 * rows["value"]).dropna(subset=["hours", "value"])
+    rows = rows.assign(hours=hours, value=100 * rows["value"]).dropna(subset=["hours"])
     alike = [*tidy.SETTING, "device", "commit", "method", "samples_seen"]
     return rows.assign(hours=rows.groupby(alike)["hours"].transform("mean"))
 
 
 def _draw(axes: Axes, rows: pd.DataFrame) -> None:
-    longest = rows["hours"].max()
+    longest = rows.loc[rows["value"].notna(), "hours"].max()
     unit, factor = ("hours", 1) if longest > 1 else ("minutes", 60) if longest > 1 / 60 else ("seconds", 3600)
     rows = rows.assign(hours=factor * rows["hours"])
     for method in tidy.methods(rows):

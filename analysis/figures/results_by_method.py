@@ -48,8 +48,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
         for axes, (label, score, rows) in zip(all_axes, block, strict=True):
             drawing.title(axes, ", ".join(filter(None, [score.title, label])), width / columns)
             _draw(axes, score, rows, methods, with_numbers=block is large)
-    diverged = [f"{style.method(name).name}: {count}." for name, count in _diverged(frame).items()]
-    drawing.caption(figure, frame, "Score in %.", *diverged, left_out, over_seeds=drawing.MEAN_AND_INTERVAL)
+    drawing.caption(figure, frame, "Score in %.", left_out, over_seeds=drawing.MEAN_AND_INTERVAL)
     return figure
 
 
@@ -65,13 +64,3 @@ def _draw(axes: Axes, score: tidy.Score, rows: pd.DataFrame, methods: list[str],
     ours = [y for y, method in enumerate(methods) if method == style.OURS]
     drawing.label_rows(axes, [style.method(method).name for method in methods], rows["value"], ours)
     drawing.chance(axes, 100 * score.chance)
-
-
-def _diverged(frame: pd.DataFrame) -> dict[str, str]:
-    """Count diverged runs, which have no final score, by method."""
-    counts = {}
-    for method, rows in frame.groupby("method"):
-        diverged = rows.loc[rows["status"] == "diverged", "run_id"].nunique()
-        if diverged:
-            counts[str(method)] = f"{diverged} of {rows['run_id'].nunique()} runs diverged"
-    return counts

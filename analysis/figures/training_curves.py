@@ -45,7 +45,7 @@ def build(frame: pd.DataFrame, width: float) -> Figure:
             _draw_losses(part, rows, columns[1])
     drawing.legend(figure, drawing.method_handles(frame))
     losses = "Losses of different methods do not compare." if with_losses else ""
-    cross = "Cross: a run that diverged." if (frame["status"] == "diverged").any() else ""
+    cross = drawing.CROSS if (frame["status"] == "diverged").any() else ""
     drawing.caption(figure, frame, losses, cross, left_out, over_seeds=drawing.MEAN_AND_BAND)
     return figure
 

@@ -44,5 +44,6 @@ def build(frame: pd.DataFrame) -> Table:
 
 
 def _score(values: pd.Series) -> Cell:
-    values = values.dropna()
-    return Cell(100 * float(values.mean()), 100 * stats.half_width(values), len(values))
+    n = int(values.count())
+    remark = "" if n == len(values) else f"(n = {n})"
+    return Cell(100 * float(values.mean()), 100 * stats.half_width(values.dropna()), n, remark=remark)

@@ -92,7 +92,7 @@ def test_numbers_stand_beside_averages_and_divergence_in_the_caption(frame: pd.D
     figure = build_figure(frame, "results_by_method")
     assert "36.5" in [text.get_text() for text in panel(figure, "Average").texts]
     assert "36.5" not in [text.get_text() for text in panel(figure, "Digits").texts]
-    assert "SigLIP: 1 of 3 runs diverged." in texts(figure)
+    assert "Diverged: SigLIP 1 of 3." in texts(figure)
 
 
 def test_one_run_is_drawn_without_a_bar() -> None:
@@ -241,6 +241,17 @@ def test_quality_by_time_is_steps_times_the_median_step(frame: pd.DataFrame) -> 
     frame.loc[frame["name"] == "num_processes", "value"] = 4
     (axes,) = build_figure(frame, "quality_by_time").get_axes()
     assert line(axes, "FastCLIP")[:, 0] == pytest.approx([4 * 0.22, 4 * 0.44])
+
+
+def test_a_diverged_run_is_in_no_mean_against_time_and_ends_in_a_cross(frame: pd.DataFrame) -> None:
+    figure = build_figure(frame, "quality_by_time")
+    (axes,) = figure.get_axes()
+    rows = frame[(frame["method"] == "siglip") & (frame["name"] == "Average") & (frame["seed"] < 2)]
+    means = 100 * rows.groupby("samples_seen")["value"].mean()
+    assert line(axes, "SigLIP")[:, 1] == pytest.approx(means.to_numpy())
+    assert len([drawn for drawn in axes.get_lines() if drawn.get_marker() == "x"]) == 1
+    assert "Diverged: SigLIP 1 of 3." in texts(figure)
+    assert "Cross: a run that diverged." in texts(figure)
 
 
 @pytest.mark.parametrize("name", ["quality_by_time", "step_time"])
