@@ -48,11 +48,14 @@ def write(
     Raises:
         ValueError: If the folder is neither, if something in it cannot be told or is wrong, or if there is such a file.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: name the one that holds the data")
     is_training, is_evaluation = any(folder.glob("*.tar")), (folder / split / "nshards.txt").exists()
     if is_training == is_evaluation:
+        has = f"both *.tar and {split}" if is_training else f"neither *.tar nor {split}"
         raise ValueError(
-            f"{folder} has {'both' if is_training else 'neither'} *.tar and {split}/nshards.txt: allowed is a training "
-            "set, with the first (docs/data.md), or an evaluation set, with the second (docs/evaluation.md)"
+            f"{folder} has {has}/nshards.txt: allowed is a training set, with the first (docs/data.md), or an "
+            "evaluation set, with the second (docs/evaluation.md)"
         )
     if out is None:
         out = Path(re.sub(r"[^a-z0-9_.-]+", "_", folder.resolve().name.lower()).strip("_.-") + card_files.SUFFIX)

@@ -282,8 +282,10 @@ def test_a_card_is_not_written_over_and_a_folder_that_is_neither_is_named(mine):
     write_cards()
     with pytest.raises(ValueError, match=r"squares\.yaml is there already: remove it"):
         draft.write(mine / "squares", mine / "squares.yaml")
-    with pytest.raises(ValueError, match=r"mine has neither \*\.tar and test/nshards\.txt: allowed is a training set"):
+    with pytest.raises(ValueError, match=r"mine has neither \*\.tar nor test/nshards\.txt: allowed is a training set"):
         draft.write(mine)
+    with pytest.raises(ValueError, match="nowhere is no folder: name the one that holds the data"):
+        draft.write(mine / "nowhere")
     with pytest.raises(ValueError, match="it is called 'icons'; allowed are names"):
         draft.write(mine / "squares", mine / "icons.yaml")
 
