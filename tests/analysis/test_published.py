@@ -282,6 +282,20 @@ def test_five_seeds_cannot_tell_openclip_at_a_fixed_temperature_from_neuclip() -
     assert {method for method, value in fixed_at.items() if value == 0.1} == {"neuclip", "openclip", "fastclip"}
 
 
+def test_amorlip_scores_less_the_lower_its_temperature_is_fixed() -> None:
+    runs = expand("tuning@laptop_fixed_amorlip").runs
+    at = {run.variant: run.spec.method.config["temperature"]["init"] for run in runs if run.variant != "defaults"}
+    rows = final_scores(read(RESULTS / "tuning@laptop_fixed_amorlip.parquet"))
+    rows = rows[(rows["name"] == "Validation") & rows["variant"].isin(at)]
+    means = rows.groupby(rows["variant"].map(at))["value"].mean()
+    assert list(means.index) == [0.0125, 0.0175, 0.025, 0.035, 0.05]
+    assert means.is_monotonic_increasing
+    chosen = {
+        run.spec.method.name: run.spec.method.config["temperature"]["init"] for run in expand("laptop_fixed").runs
+    }
+    assert chosen["amorlip"] == 0.035
+
+
 def test_neuclip_is_ahead_of_openclip_at_a_fixed_temperature_in_retrieval_alone() -> None:
     suite, (one,) = CONFIRMATIONS[2], hypotheses.tested(read(RESULTS / f"{CONFIRMATIONS[2]}.parquet"))
     assert (one.verdict, len(one.scores)) == ("holds", 20)
