@@ -90,6 +90,19 @@ class Variant(Frozen):
     def _check(self) -> Variant:
         if self.defaults and self.tuned is not None:
             raise ValueError(f"defaults: true leaves out what tuned = {self.tuned!r} would choose: give one of them")
+        # The method in `fastclip.rho` is no part of the option's name.
+        options = [key.rpartition(".")[2] for key in self.options_times]
+        for where, given, keys in (
+            ("options", self.options, options),
+            ("training", self.training, self.training_times),
+        ):
+            for key in keys:
+                value: JsonValue = given
+                for part in key.split("."):
+                    value = value.get(part) if isinstance(value, dict) else None
+                if value is not None:
+                    both = f"{where} sets {key} to {value!r}, and {where}_times multiplies it"
+                    raise ValueError(f"{both}: write the product in {where}")
         return self
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from analysis import drawing, style
 from analysis import frame as tidy
 
-SUITES = ("ablation_*", "icons", "laptop", "laptop_best_rates", "one_gpu")
+SUITES = ("ablation_*", "icons", "laptop", "laptop_best_rates", "laptop_hard_fixed", "one_gpu")
 KINDS = ("average",)
 MAX_SCORES = 3
 """Averages that are drawn, the first of the suite; more would leave no room for intervals."""

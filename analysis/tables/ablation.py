@@ -8,7 +8,7 @@ from analysis import frame as tidy
 from analysis import reference, stats, style
 from analysis.table import Cell, Row, Table
 
-SUITES = ("ablation_*", "icons", "laptop", "laptop_best_rates", "one_gpu")
+SUITES = ("ablation_*", "icons", "laptop", "laptop_best_rates", "laptop_hard_fixed", "one_gpu")
 KINDS = ("average",)
 
 

@@ -428,7 +428,7 @@ def test_a_variant_that_differs_is_marked_after_correction_over_variants() -> No
     assert row(table, "NeuCLIP")["p (Holm)"].value is None
 
 
-def test_the_main_run_is_compared_with_variants_of_other_methods_alone() -> None:
+def test_the_main_run_is_compared_with_all_variants_of_other_methods_and_a_variant_with_its_like() -> None:
     seeds = (0, 1, 2)
     variants = {
         "fixed": [synthetic.run_spec(name, seed, config={"fixed": 1}) for name in synthetic.METHODS for seed in seeds],
@@ -440,9 +440,15 @@ def test_the_main_run_is_compared_with_variants_of_other_methods_alone() -> None
         frame.loc[(frame["variant"] == "slow") & (frame["seed"] == seed), "value"] += change / 100
     table = build_table(frame, "lead_over_variants")
     names = ["OpenCLIP, fixed", "OpenCLIP, slow", "FastCLIP, fixed", "SigLIP, fixed", "AmorLIP, fixed"]
-    assert [row[:2] for row in table.rows if row[0] == "Average"] == [("Average", name) for name in names]
+    assert [row[:3] for row in table.rows if row[1] == "Average"] == [
+        *(("NeuCLIP", "Average", name) for name in names),
+        *(("NeuCLIP, fixed", "Average", name) for name in names if "fixed" in name),
+    ]
+    # Both have that point: 10.4, 9.2, 10.4.
+    alike = row(table, "NeuCLIP, fixed", "Average", "OpenCLIP, fixed")
+    assert alike["Difference"].value == pytest.approx(10.0)
     # Differences: 9.4, 8.2, 9.4 points, so t = 22.5; of the other 9, 12, 9, so t = 10.
-    fixed, slow = (row(table, "Average", f"OpenCLIP, {name}") for name in ("fixed", "slow"))
+    fixed, slow = (row(table, "NeuCLIP", "Average", f"OpenCLIP, {name}") for name in ("fixed", "slow"))
     assert (fixed["Difference"].value, fixed["p"].value) == (pytest.approx(9.0), pytest.approx(0.00197, abs=1e-5))
     assert (slow["Difference"].value, slow["p"].value) == (pytest.approx(10.0), pytest.approx(0.00985, abs=1e-5))
     # The largest of five p, but no smaller than three times the middle one, AmorLIP's 0.00442.

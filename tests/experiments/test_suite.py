@@ -231,6 +231,14 @@ def test_an_ablation_is_evaluated_at_the_end_of_training_unless_it_says_otherwis
         ),
         ({"label": "x", "training_times": {"precision.x": 2}}, "training_times: unknown key 'x'"),
         ({"label": "x", "training_times": {"epoch": 2}}, "training_times: unknown key 'epoch'; did you mean 'epochs'"),
+        (
+            {"label": "x", "options": {"rho": 3.0}, "options_times": {"neuclip.rho": 2}},
+            "options sets rho to 3.0, and options_times multiplies it: write the product in options",
+        ),
+        (
+            {"label": "x", "training": {"optimizer": {"lr": 0.1}}, "training_times": {"optimizer.lr": 2}},
+            "training sets optimizer.lr to 0.1, and training_times multiplies it: write the product in training",
+        ),
         ({"label": "{rh}", "options_times": {"rho": 2}}, "label '{rh}': unknown key 'rh'; did you mean 'rho'"),
         ({"label": "the same"}, None),
         ({"label": "x", "data_fraction": 1.0}, "data_fraction: .*less than 1"),
@@ -330,6 +338,27 @@ def test_a_fixed_temperature_in_a_variant_is_the_one_that_was_chosen_for_its_sui
     fixed = [run for run in expand("laptop_best_rates").runs if run.variant == "fixed temperature"]
     assert {run.spec.method.name for run in fixed} == {"neuclip", "openclip"}
     assert {run.spec.run_id for run in fixed} < {run.spec.run_id for run in expand("laptop_fixed").runs}
+
+
+def test_hard_scenes_at_a_fixed_temperature_differ_in_it_and_in_openclips_rates_alone():
+    runs = [run for run in expand("laptop_hard_fixed").runs if run.spec.seed == 70]
+    of = {(run.spec.method.name, run.spec.global_batch_size, run.variant): run.spec for run in runs}
+    assert len(runs) == len(of) == 10
+    hard, chosen = chosen_settings("laptop_hard"), next(iter(expand("laptop_fixed_openclip").runs)).spec
+    for (method, batch, variant), spec in of.items():
+        config, lr = hard[method, batch]
+        temperature = dict(spec.method.config["temperature"])
+        assert spec.method.config | {"temperature": None} == config | {"temperature": None}
+        if variant:
+            assert (temperature["learnable"], temperature["init"]) == (False, 0.07 if "0.07" in variant else 0.1)
+        else:
+            assert temperature == config["temperature"]
+        if method == "neuclip" or (batch, variant) == (256, ""):
+            assert spec.optimizer.lr == lr
+        elif variant:
+            assert spec.optimizer.lr == pytest.approx(chosen.optimizer.lr * (batch / 32) ** 0.5, rel=1e-3)
+        else:  # what twenty seeds found better than what three had chosen
+            assert spec.optimizer.lr == pytest.approx(lr.expected / 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart_ten_seeds"])
