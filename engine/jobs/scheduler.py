@@ -148,13 +148,20 @@ def cancel(folder: Path, job: Job) -> None:
     """End the job of a folder of jobs, and note that. A local one may save first; this waits until it has ended.
 
     Raises:
-        ValueError: If Slurm refuses.
+        ValueError: If Slurm refuses, or does not answer.
     """
     cancelled = job.model_copy(update={"is_cancelled": True})
     if job.scheduler == "slurm":
-        answer = subprocess.run(["scancel", job.job_id], capture_output=True, text=True, check=False)
-        if answer.returncode:
-            raise ValueError(f"job {job.job_id} ({job.name}) could not be cancelled: {answer.stderr.strip()}")
+        what = f"job {job.job_id} ({job.name}) could not be cancelled"
+        try:
+            subprocess.run(["scancel", job.job_id], capture_output=True, text=True, check=True, timeout=_COMMAND_SEC)
+        except FileNotFoundError:
+            raise ValueError(f"{what}: there is no scancel here; is this a login node?") from None
+        except subprocess.TimeoutExpired:
+            again = f"try again with python -m experiments cancel {job.name}"
+            raise ValueError(f"{what}: Slurm has not answered for {_COMMAND_SEC} seconds; {again}") from None
+        except subprocess.CalledProcessError as error:
+            raise ValueError(f"{what}: {error.stderr.strip()}") from None
         write(folder, cancelled)
         return
     write(folder, cancelled)  # before it ends: whoever waits for it reads this then

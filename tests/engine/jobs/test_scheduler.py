@@ -1,6 +1,7 @@
 """States of jobs. Slurm's commands are played by scripts where a real Slurm cannot be made to misbehave at will."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -212,6 +213,23 @@ def test_jobs_are_shown_and_cancelled_by_run_or_by_name(here):
     with pytest.raises(ValueError, match="no job of 'run-c' is queued or running"):
         jobs.cancel(["run-b", "run-c"])
     assert len(asked(here, "scancel")) == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("exec sleep 30", "Slurm has not answered for 0.2 seconds; try again with python -m experiments cancel run-a"),
+        ("echo 'Access denied' >&2; exit 1", "Access denied"),
+    ],
+)
+def test_a_job_that_slurm_does_not_cancel_is_not_noted_as_cancelled(here, monkeypatch, script, why):
+    command(here, "scancel", script)
+    monkeypatch.setattr(scheduler, "_COMMAND_SEC", 0.2)
+    folder = paths.jobs("run-a") / "train"
+    scheduler.write(folder, slurm_job())
+    with pytest.raises(ValueError, match=re.escape(f"job 7 (run-a) could not be cancelled: {why}")):
+        scheduler.cancel(folder, scheduler.read(folder))
+    assert not scheduler.read(folder).is_cancelled
 
 
 def test_a_run_whose_job_was_cancelled_is_to_do_whatever_slurm_remembers(here):
