@@ -40,10 +40,10 @@ def to_latex(table: Table) -> str:
         texts += [
             rf"\begin{{{environment}}}[t]",
             r"\centering",
-            rf"\caption{{{_escape(table.title + part)}.}}\smallskip",
+            rf"\caption{{{escape(table.title + part)}.}}\smallskip",
             rf"\{size}\setlength{{\tabcolsep}}{{{GAP_PT / 2:g}pt}}",
             "\n\\par\\medskip\n".join(tabulars),
-            *(rf"\par\smallskip{{\footnotesize {_escape(note)}\par}}" for note in notes),
+            *(rf"\par\smallskip{{\footnotesize {escape(note)}\par}}" for note in notes),
             rf"\end{{{environment}}}",
             "",
         ]
@@ -71,7 +71,7 @@ def _floats(table: Table, stacked: list[list[int]], max_lines: int) -> Iterator[
 
 def _tabular(table: Table, columns: list[int], rows: Iterable[Row]) -> str:
     sides = ["l" if i < table.num_keys else "r" for i in columns]
-    heads = [[_escape(line) for line in _head(table, i)] for i in columns]
+    heads = [[escape(line) for line in _head(table, i)] for i in columns]
     titles = [
         lines[0] if len(lines) == 1 else rf"\shortstack[{side}]{{" + r" \\ ".join(lines) + "}"
         for side, lines in zip(sides, heads, strict=True)
@@ -120,12 +120,12 @@ def _head(table: Table, column: int) -> list[str]:
 
 def _cell(item: str | Cell) -> str:
     if isinstance(item, str):
-        return _escape(item)
+        return escape(item)
     text = re.sub(r"e([+-])0*(\d+)", r" \\cdot 10^{\1\2}", item.text(r" \pm ")).replace("{+", "{")
     text = {"best": rf"\mathbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(item.emphasis, text)
     mark = {"": "", "*": "^{*}", "†": r"^{\dagger}"}[item.mark]
     number = f"${text}{mark}$" if text else ""
-    return f"{number} {_escape(item.remark)}".strip() or "--"
+    return f"{number} {escape(item.remark)}".strip() or "--"
 
 
 # Greek letters that look like Latin ones have no command.
@@ -177,7 +177,12 @@ _ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u
 """Accents that LaTeX can put on letters of any font."""
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Write a text as LaTeX.
+
+    Raises:
+        ValueError: If it has a character that LaTeX cannot show.
+    """
     text = unicodedata.normalize("NFC", text)
     return "".join(_COMMANDS.get(one) or _plain(one, text) for one in text).replace(r" \%", r"~\%")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from analysis import latex
 from engine import files, paths
 from engine.evaluation import card_files
 from engine.method import Method, MethodEnv
@@ -247,6 +248,8 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
         }
     )
     label = _label(variant, {**training, **config})
+    with located("label"):
+        latex.escape(label)  # or tables would refuse it, after training
     return SuiteRun(variant=label, spec=spec, num_extra_pairs=_num_extra_pairs(spec), over_training=suite.over_training)
 
 

@@ -28,8 +28,8 @@ MAY_IMPORT = {
     | {"experiments.cards"}
     # What the leaderboard's suite and an entry's say, and how they were tuned.
     | {"experiments.expansion", "experiments.names", "experiments.tuning"},
-    # What tables and figures there are, for the workflow.
-    "experiments": {"experiments", "engine", "analysis.artifacts"},
+    # What tables and figures there are, for the workflow; which labels tables can show.
+    "experiments": {"experiments", "engine", "analysis.artifacts", "analysis.latex"},
 }
 ONLY_IN = {
     "submitit": {"engine/jobs/launcher.py", "engine/jobs/process.py", "engine/jobs/controller.py"},

@@ -240,6 +240,7 @@ def test_an_ablation_is_evaluated_at_the_end_of_training_unless_it_says_otherwis
             "training sets optimizer.lr to 0.1, and training_times multiplies it: write the product in training",
         ),
         ({"label": "{rh}", "options_times": {"rho": 2}}, "label '{rh}': unknown key 'rh'; did you mean 'rho'"),
+        ({"label": "中 {rho}", "options": {"rho": 3.0}}, "label: LaTeX tables cannot show '中'"),
         ({"label": "the same"}, None),
         ({"label": "x", "data_fraction": 1.0}, "data_fraction: .*less than 1"),
         ({"label": "x", "model": "tiny-vitt"}, "unknown model 'tiny-vitt'; did you mean 'tiny-vit'"),
