@@ -286,18 +286,21 @@ def test_of_five_methods_openclip_alone_gains_from_a_fixed_temperature() -> None
         led = " | |" if ours else f" {shown(lead[method])} | {p['Average'][method]:.3f} |"
         cells = f"{shown(moves[method])} | {shown(fixed[method])} | {at[method]['init']} | {shown(change[method])} |"
         assert f"| {title} | {cells}{led}" in EVIDENCE
-    assert (p["Average"] < 0.05).all()
-    assert (p["Scenes & Variants"] < 0.05).all()
-    assert "**NeuCLIP is the best of five again**, on the average and in retrieval, beyond noise" in EVIDENCE
+    assert (p["Average"] < 0.028).all()
+    retrieval = p["Scenes & Variants"]
+    assert set(retrieval.index[retrieval < 0.028]) == {"fastclip", "siglip"}
+    nearly = f"over OpenCLIP (p {retrieval['openclip']:.3f}) and AmorLIP (p {retrieval['amorlip']:.3f}) nearly"
+    assert f"beyond noise; in retrieval over FastCLIP and SigLIP, and {nearly}." in EVIDENCE
     second = -fixed.drop(columns=["neuclip", "openclip"]).sub(fixed["openclip"], axis=0)
     p_second = stats.holm(second.agg(stats.paired_t_test))
-    assert (p_second < 0.05).all()
-    over_amorlip = f"over AmorLIP by {shown(second['amorlip'])} (p {p_second['amorlip']:.3f})"
-    others_too = f"over FastCLIP by {shown(second['fastclip'])} and over SigLIP by {shown(second['siglip'])}"
-    assert f"is second then: {over_amorlip}, {others_too}." in EVIDENCE
+    # These seeds were looked at before: docs/statistics.md says why it is 0.028 then.
+    assert set(p_second.index[p_second < 0.028]) == {"fastclip", "siglip"}
+    said = f"ahead of FastCLIP's by {shown(second['fastclip'])} and of SigLIP's by {shown(second['siglip'])}."
+    assert f"Its mean is second then: {said}" in EVIDENCE
+    assert f"AmorLIP, {shown(second['amorlip'])} (p {p_second['amorlip']:.3f}), does not decide" in EVIDENCE
+    assert (second.mean() > 0).all()
     smallest, largest = lead.mean().min(), lead.mean().max()
     assert f"At fixed temperatures by {smallest:.1f} to {largest:.1f}, all p < 0.03" in VERDICTS
-    assert p["Average"].max() < 0.03
 
 
 def test_fixing_the_temperature_on_one_machine() -> None:
@@ -311,7 +314,14 @@ def test_fixing_the_temperature_on_one_machine() -> None:
     assert f"leads OpenCLIP by {shown(lead)}, with five seeds" in VERDICTS
     assert f"temperature moves it is {shown(lead)}, five seeds" in VERDICTS
     assert f"lead is {shown(lead)} over OpenCLIP whose temperature moves" in EVIDENCE
-    assert f"and {shown(left)} over OpenCLIP at 0.1, p {stats.paired_t_test(left):.3f}" in EVIDENCE
+    assert f"and {shown(left)} over OpenCLIP at 0.1, p {stats.paired_t_test(left):.3f}." in EVIDENCE
+    assert f"takes the lead from {lead.mean():.1f} to {left.mean():.1f} points, on one machine" in EVIDENCE
+    both = fixed["neuclip"] - fixed["openclip"]
+    of_both = f"{shown(both)} there, p {stats.paired_t_test(both):.3f} ("
+    assert f"With both at 0.1 it is {of_both}" in EVIDENCE
+    assert f"on another it is {shown(both)} over OpenCLIP, p {stats.paired_t_test(both):.3f}." in VERDICTS
+    on_the_other = averages("laptop_fixed")
+    assert f"and {shown(on_the_other['neuclip'] - on_the_other['openclip'])} above: five seeds" in EVIDENCE
 
 
 def test_amorlip_scores_less_the_lower_its_temperature_is_fixed() -> None:
@@ -334,10 +344,10 @@ def test_neuclip_is_ahead_of_openclip_at_a_fixed_temperature_in_retrieval_alone(
     by = shown(100 * one.difference)
     assert f"ahead of it by {by} then, over twenty fresh seeds (p {one.p:.3f})" in VERDICTS
     assert f"one hypothesis fixed before, p {one.p:.3f}: in retrieval" in VERDICTS
-    assert f"by {by} points (p {one.p:.3f}). Of three kinds of tasks it is ahead in retrieval alone" in prose(
+    assert f"by {by} points (p {one.p:.3f}). Of three kinds of tasks it is ahead only in retrieval" in prose(
         "../README.md"
     )
-    p, rows = {}, {"NeuCLIP": "", "OpenCLIP, fixed at 0.1": "", "difference": ""}
+    p, rows = {}, {"NeuCLIP, moving": "", "OpenCLIP, fixed at 0.1": "", "difference": ""}
     for score in AVERAGES:
         of = averages(suite, score=score)
         difference = of["neuclip"] - of["openclip"]
