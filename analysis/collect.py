@@ -18,7 +18,7 @@ from analysis import bootstrap
 from analysis.frame import COLUMNS, VALIDATION
 from engine import files, paths
 from engine.schema.base import ModelT, canonical_json, fingerprint, parse
-from engine.schema.evaluation import WORST_GROUP, EvalCard, EvalResult, Evaluation
+from engine.schema.evaluation import WORST_GROUP, EvalResult, Evaluation
 from engine.schema.record import GradientError, NormalizerError, Provenance, Record
 from engine.schema.suite import ExpandedSuite, SuiteRun
 
@@ -126,8 +126,7 @@ def _score_rows(
         for name in evaluation.sets:
             path = paths.eval_result(run.spec.run_id, milestone, name)
             results[name] = result = _result(run, milestone, name)
-            _check_result(result, run, record, milestone, name, evaluation.sets[name], path)
-            _agree(seen, ("card of", name), result.card_sha256, path)
+            _check_result(result, run, record, milestone, name, evaluation, path)
             _agree(seen, ("evaluator of", name), canonical_json(dict(result.evaluator)), path)
             if result.data_sha256 is not None:
                 _agree(seen, ("content of", name), result.data_sha256, path)
@@ -387,8 +386,10 @@ def _check_record(run: SuiteRun, record: Record, path: Path) -> None:
 
 
 def _check_result(
-    result: EvalResult, run: SuiteRun, record: Record, milestone: int, name: str, card: EvalCard, path: Path
+    result: EvalResult, run: SuiteRun, record: Record, milestone: int, name: str, evaluation: Evaluation, path: Path
 ) -> None:
+    card = evaluation.sets[name]
+
     def require(what: str, came: object, expected: object) -> None:
         if came != expected:
             raise CollectError(
@@ -399,6 +400,8 @@ def _check_result(
     require("milestone", result.milestone, milestone)
     require("eval_set", result.eval_set, name)
     require("main_metric", result.main_metric, card.metric)
+    require("card_sha256", result.card_sha256, card.identity)
+    require("precision", result.precision, evaluation.precision)
     if result.status != "evaluated":
         require(f"value of a result that is {result.status}", result.value, None)
         return

@@ -196,5 +196,5 @@ def _plain(character: str, text: str) -> str:
     name = unicodedata.name(character, "a control character")
     raise ValueError(
         f"LaTeX tables cannot show {character!r} ({name}), which came in {text!r}; allowed are Latin and Greek letters "
-        "and common signs: write the label without it, or add its command to _COMMANDS in analysis/latex.py"
+        "and common signs: write it otherwise, or add its command to _COMMANDS in analysis/latex.py"
     )

@@ -90,7 +90,7 @@ class Contestant:
             global_batch_size=args.batch,
             steps=range(steps),
             num_workers=args.workers,
-            num_extra_pairs=self.trainer.method.num_extra_pairs,
+            extra_shares=self.trainer.extra_shares,
         )
         self.batches = copied_ahead(loader, device)
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, JsonValue
 
 from engine import files, paths
+from engine.evaluation import card_files
 from engine.schema.base import ID_PATTERN, check_known, located, parse, unknown_name
 from experiments import cards
 
@@ -98,11 +99,11 @@ class Asked(NamedTuple):
         return (cards.FOLDER if self.is_ours else self.file.parent) / "tuned" / self.file.name
 
     def maker(self, tuned: str) -> Asked:
-        """Return the suite that `tuned` of this one names: itself, or another."""
+        """Return the suite that `tuned` of this one names: itself, or another; a file lies relative to its own."""
         if tuned == self.base:
             return self
         with located("tuned"):
-            return split(tuned)
+            return split(card_files.placed(tuned, self.file.parent, SUFFIX))
 
 
 def split(name: str) -> Asked:
@@ -189,7 +190,10 @@ def resolve(asked: Iterable[str]) -> list[str]:
         one = split(name)
         found[one.reference] = None
         if one.part is None:
-            patterns = cards.read_yaml(one.file, _Bundle).ablations
-            those = [what for what in cards.names("ablations") if any(fnmatch.fnmatch(what, p) for p in patterns)]
+            patterns, known = cards.read_yaml(one.file, _Bundle).ablations, cards.names("ablations")
+            for pattern in patterns:
+                if not fnmatch.filter(known, pattern):
+                    raise ValueError(f"{one.file}: ablations: " + unknown_name("ablation", pattern, known))
+            those = [what for what in known if any(fnmatch.fnmatch(what, p) for p in patterns)]
             found |= dict.fromkeys(f"{PREFIX}{what}@{one.reference}" for what in those)
     return list(found)

@@ -139,7 +139,8 @@ def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Va
     entry = MethodEntry() if variant.defaults else suite.methods[method]
     known = {*method_names(), *suite.methods}
     factors: Factors = {}
-    for key, factor in variant.options_times.items():
+    # A method's own factor counts, not the one for all.
+    for key, factor in sorted(variant.options_times.items(), key=lambda item: "." in item[0]):
         owner, _, option = key.rpartition(".")
         if owner:
             check_known("method", owner, known, f"options_times: {key}")
@@ -299,7 +300,9 @@ def _training_of_trials(suite: Suite, tuning: Tuning) -> Options:
 def _of_score(evaluation: Evaluation, tuning: Tuning) -> Evaluation:
     """Return what trials are evaluated on: nothing that is reported."""
     sets = _score(tuning)
-    return evaluation.model_copy(update={"sets": sets, "averages": {SCORE: tuple(sets)}})
+    # Without one of them a trial has no score: that must be said before it is trained.
+    update = {"sets": sets, "averages": {SCORE: tuple(sets)}, "when_missing": "refuse"}
+    return evaluation.model_copy(update=update)
 
 
 def _score(tuning: Tuning) -> dict[str, EvalCard]:
@@ -421,6 +424,16 @@ def _trials(suite: Suite, tuning: Tuning, asked: names.Asked) -> Iterator[SuiteR
             yield _run(suite, Variant(label=DEFAULTS, defaults=True), method, sources[method], seed)
 
 
+def _refuse_titles(evaluation: Evaluation) -> None:
+    """Refuse titles of columns that tables could not show."""
+    for card in evaluation.sets.values():
+        with located(f"{card.place}: title"):
+            latex.escape(card.title)
+    for average in evaluation.averages:
+        with located(f"averages of {evaluation.reference}"):
+            latex.escape(average)
+
+
 def _refuse_one_name(runs: Iterable[SuiteRun]) -> None:
     """Refuse runs that differ in more than the seed and that tables would take for one: they would be averaged."""
     named: dict[tuple[str | int, ...], RunSpec] = {}
@@ -463,6 +476,7 @@ def expand(name: str) -> ExpandedSuite:
             found, evaluation = _trials(suite, tuning, asked), _of_score(evaluation, tuning)
             digests = {method: _digest(suite, tuning, method) for method in suite.methods}
             suite = suite.model_copy(update={"title": f"Tuning ({suite.title})"})
+        _refuse_titles(evaluation)
         runs: dict[str, SuiteRun] = {}
         for run in found:
             known = runs.setdefault(run.spec.run_id, run)

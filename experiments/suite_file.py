@@ -67,8 +67,8 @@ class Variant(Frozen):
 
     label: str = ""
     """What tables call it. ``{key}`` is replaced by the value that an option or a training setting then has."""
-    methods: tuple[str, ...] | None = None
-    seeds: tuple[int, ...] | None = None
+    methods: tuple[str, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     model: str | None = None
     dataset: str | None = None
     data_fraction: float | None = Field(default=None, gt=0, lt=1)
@@ -81,7 +81,7 @@ class Variant(Frozen):
     options: Options = Field(default_factory=dict)
     options_times: Factors = Field(default_factory=dict)
     """Factors by which options change: one ablation then makes sense at every scale. ``fastclip.rho`` is an option of
-    that method only."""
+    that method only, and counts there in place of ``rho``."""
     training: Options = Field(default_factory=dict)
     training_times: Factors = Field(default_factory=dict)
     """Factors by which settings of the training change, such as ``optimizer.lr``."""
@@ -121,7 +121,7 @@ class Suite(Frozen):
     seeds: tuple[int, ...] = Field(min_length=1)
     training: Options
     methods: dict[str, MethodEntry] = Field(min_length=1)
-    variants: tuple[Variant, ...] = (Variant(),)
+    variants: tuple[Variant, ...] = Field(default=(Variant(),), min_length=1)
     ablations: tuple[str, ...] = ()
     """Ablations that are asked for along with it, by name or pattern; see `experiments.names`."""
     tuning: Tuning | None = None
@@ -146,9 +146,9 @@ class Ablation(Frozen):
     """One file of `experiments/ablations/`: what varies, whichever suite it is applied to."""
 
     title: str
-    methods: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = Field(default=None, min_length=1)
     """None: all of the suite's."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     """None: the suite's."""
     over_training: bool = False
     """Evaluate all milestones of the suite; False: the end of training alone, as most ablations need no more."""

@@ -296,12 +296,20 @@ def _read(model: type[ModelT], path: Path) -> ModelT:
 
 
 def _score(suite: ExpandedSuite, run: SuiteRun) -> float | None:
-    spec = run.spec
-    results = {
-        name: _read(EvalResult, paths.eval_result(spec.run_id, spec.samples_seen, name)).value
-        for name in suite.evaluation.sets
-    }
-    return suite.evaluation.averaged(results, frozenset())[SCORE].value
+    spec, evaluation = run.spec, suite.evaluation
+    values = {}
+    for name, card in evaluation.sets.items():
+        path = paths.eval_result(spec.run_id, spec.samples_seen, name)
+        result = _read(EvalResult, path)
+        # Another suite may have evaluated the same run otherwise.
+        came, wanted = (result.card_sha256, result.precision), (card.identity, evaluation.precision)
+        if came != wanted:
+            raise ValueError(
+                f"{path} is the result of card and precision {came}, expected {wanted}; remove {path.parent} and run "
+                "snakemake tune again"
+            )
+        values[name] = result.value
+    return evaluation.averaged(values, frozenset())[SCORE].value
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -250,13 +250,13 @@ class _LocalBatches(Sampler[Request]):
         *,
         seed: int,
         global_batch_size: int,
-        num_extra_pairs: int,
+        extra_shares: NDArray[np.int64] | None,
         steps: range,
         rank: int,
         world_size: int,
     ) -> None:
         self._shard_sizes, self._seed, self._steps = shard_sizes, seed, steps
-        self._global_batch_size, self._num_extra_pairs = global_batch_size, num_extra_pairs
+        self._global_batch_size, self._extra_shares = global_batch_size, extra_shares
         self._num_pairs = sum(shard_sizes)
         self._steps_per_epoch = self._num_pairs // global_batch_size
         self._rank, self._world_size = rank, world_size
@@ -282,10 +282,10 @@ class _LocalBatches(Sampler[Request]):
                 step += 1
 
     def _extra(self, epoch: int, step: int) -> Request | None:
-        size = self._num_extra_pairs
-        if not size:
+        if self._extra_shares is None:
             return None
-        return Request(epoch, self._share(order.extra_positions(self._num_pairs, size, seed=self._seed, step=step)))
+        numbers = self._extra_shares[self._rank]
+        return Request(epoch, order.extra_positions(self._num_pairs, numbers, seed=self._seed, step=step))
 
     def _share(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         return order.share(positions, self._rank, self._world_size)
@@ -300,22 +300,22 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-    num_extra_pairs: int = 0,
+    extra_shares: NDArray[np.int64] | None = None,
 ) -> Generator[Batch, None, None]:
     """Return this process's batches for the given optimiser steps, in order, as `load` does.
 
-    The global batch of a step and its `num_extra_pairs` further pairs do not depend on `rank`, `world_size` or
-    `num_workers`.
+    The global batch of a step and the further pairs that `order.extra_shares` shares out do not depend on `rank`,
+    `world_size` or `num_workers`.
 
     Raises:
-        ValueError: If the global batch or the extra pairs cannot be divided among the processes.
+        ValueError: If the global batch cannot be divided among the processes.
     """
-    refuse_uneven(world_size, global_batch_size=global_batch_size, num_extra_pairs=num_extra_pairs)
+    refuse_uneven(world_size, global_batch_size=global_batch_size)
     sampler = _LocalBatches(
         dataset.index.shard_sizes,
         seed=seed,
         global_batch_size=global_batch_size,
-        num_extra_pairs=num_extra_pairs,
+        extra_shares=extra_shares,
         steps=steps,
         rank=rank,
         world_size=world_size,

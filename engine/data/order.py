@@ -6,10 +6,13 @@ sequential on a large set. Random keys come from hashing positions, which no lib
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.schema.run import refuse_uneven
 
 WINDOW_SHARDS = 16
 
@@ -88,7 +91,45 @@ def share(positions: NDArray[np.int64], rank: int, world_size: int) -> NDArray[n
     return positions[rank * size : (rank + 1) * size]
 
 
-def extra_positions(num_pairs: int, size: int, *, seed: int, step: int) -> NDArray[np.int64]:
-    """Draw positions of a step's extra pairs, (size,) int64: each uniform over the set, independent of the others."""
-    keys = hash_keys(np.arange(size), seed=seed, epoch=step, purpose=_EXTRA_KEYS)
+def extra_positions(num_pairs: int, numbers: NDArray[np.int64], *, seed: int, step: int) -> NDArray[np.int64]:
+    """Draw the positions of a step's extra pairs with these numbers: each uniform over the set, all independent."""
+    keys = hash_keys(numbers, seed=seed, epoch=step, purpose=_EXTRA_KEYS)
     return (keys % np.uint64(num_pairs)).astype(np.int64)
+
+
+def extra_shares(
+    size: int, world_size: int, *, global_batch_size: int, batch_norm_groups: int | None
+) -> NDArray[np.int64]:
+    """Return which of a step's extra pairs each process encodes.
+
+    Batch norm sees the same pairs together as in one process: neighbours that share a part of the global batch share
+    one of as many extra pairs. Where there are fewer such parts than processes, some are encoded more than once.
+
+    Args:
+        size: Number of extra pairs.
+        world_size: Number of processes.
+        global_batch_size: Pairs of a batch.
+        batch_norm_groups: Parts of the batch that batch norm sees; None for a model without batch norm.
+
+    Returns:
+        Numbers of pairs by process, (world_size, n) int64.
+
+    Raises:
+        ValueError: If the pairs cannot be shared.
+    """
+    refuse_uneven(world_size, num_extra_pairs=size)
+    numbers = np.arange(size)
+    if batch_norm_groups is None or world_size == 1 or not size:
+        return numbers.reshape(world_size, size // world_size)
+    part = min(size, global_batch_size // batch_norm_groups)
+    if size % part:
+        raise ValueError(
+            f"num_extra_pairs = {size}: batch norm sees {part} pairs together, of which these are no multiple, so "
+            f"{world_size} processes would see other ones than a single process does: use a multiple, or one process"
+        )
+    num_parts, neighbours = size // part, max(1, world_size // batch_norm_groups)
+    parties = world_size // neighbours
+    each = math.ceil(num_parts / parties)
+    taken = np.arange(parties * each).reshape(parties, each) % num_parts
+    shares: NDArray[np.int64] = numbers.reshape(num_parts, neighbours, part // neighbours)[taken].swapaxes(1, 2)
+    return shares.reshape(world_size, each * part // neighbours)

@@ -302,6 +302,10 @@ def evaluate(
             data_sha256=data.sha256 if data else None,
             outcomes=outcomes,
         ).sealed()
+        if result_path(name).exists():
+            # An evaluation that made the old result, with another card or precision, is to be done again.
+            for mark in result_path(name).parent.glob(paths.evaluated("", "", "*").name):
+                mark.unlink(missing_ok=True)
         files.write_text(result_path(name), results[name].model_dump_json(indent=1) + "\n")
     return [results[name] for name in evaluation.sets]
 

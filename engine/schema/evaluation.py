@@ -239,3 +239,8 @@ class EvalResult(Sealed):
     """Digest of the set's folder, as `EvalCard.sha256`."""
     outcomes: Outcomes | None = None
     """Outcomes behind the main metric; None in old results."""
+
+    @property
+    def precision(self) -> str:
+        """Precision of the encoders, as in `Evaluation`."""
+        return self.evaluator.get("precision", "fp32")

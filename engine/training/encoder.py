@@ -31,6 +31,9 @@ class Encoder:
         device: The device of the towers.
         collectives: The processes.
 
+    Attributes:
+        batch_norm_groups: Parts of the global batch that batch norm sees; None for a model without batch norm.
+
     Raises:
         ValueError: If the model does not allow the parts or the execution.
     """
@@ -39,6 +42,7 @@ class Encoder:
         self, towers: Towers, spec: RunSpec, execution: Execution, device: torch.device, collectives: Collectives
     ) -> None:
         num_parts = batch_norm.share(towers, spec, execution, device, collectives)
+        self.batch_norm_groups = spec.batch_norm_groups if batch_norm.norms(towers) else None
         if execution.gradient_checkpointing:
             if batch_norm.norms(towers):
                 raise ValueError(

@@ -95,7 +95,7 @@ def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
         rank=trainer.collectives.rank,
         world_size=trainer.collectives.world_size,
         num_workers=trainer.execution.num_workers,
-        num_extra_pairs=trainer.method.num_extra_pairs,
+        extra_shares=trainer.extra_shares,
     )
 
 

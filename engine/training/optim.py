@@ -71,7 +71,7 @@ class Optimizer:
         for group in encoder_groups:
             group["lr"] = self.spec.lr * factor
         for group, declared in zip(method_groups, self._method_groups, strict=True):
-            lr = (declared.lr or self.spec.lr) * declared.lr_factor(factor)
+            lr = (self.spec.lr if declared.lr is None else declared.lr) * declared.lr_factor(factor)
             # On GPUs, the fused AdamW takes tensors of its own precision only.
             group["lr"] = lr.float() if isinstance(lr, Tensor) and lr.device.type != "cpu" else lr
         return self.spec.lr * factor

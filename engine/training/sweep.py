@@ -50,15 +50,16 @@ def encode_all(
         before_batch: Called before a batch is encoded; what it raises ends the sweep.
     """
     ours, num_pairs, batch_size = trainer.collectives, trainer.dataset.index.pairs, trainer.spec.global_batch_size
-    spec, num_extra = trainer.spec, trainer.method.num_extra_pairs
+    spec, shares = trainer.spec, trainer.extra_shares
 
     def requests() -> Iterator[Request]:
         for number, positions_G in enumerate(_batches(trainer.dataset.index.shard_sizes, spec.seed, batch_size)):
             extra = None
-            if num_extra and number < num_anchor_parts:
+            if shares is not None and number < num_anchor_parts:
                 # Those of steps that the run does not have.
-                positions = order.extra_positions(num_pairs, num_extra, seed=spec.seed, step=spec.num_steps + number)
-                extra = Request(epoch, order.share(positions, ours.rank, ours.world_size))
+                step = spec.num_steps + number
+                positions = order.extra_positions(num_pairs, shares[ours.rank], seed=spec.seed, step=step)
+                extra = Request(epoch, positions)
             yield Request(epoch, order.share(positions_G, ours.rank, ours.world_size), extra)
 
     first = 0

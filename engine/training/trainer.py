@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import paths
+from engine.data import order
 from engine.data.index import Index, read_index
 from engine.data.loader import Batch, PairDataset
 from engine.distributed import Collectives
@@ -125,6 +128,17 @@ class Trainer:
             # Copied before the encoder shares batch norms: process groups cannot be copied.
             self.averaged = Average(self.towers, spec.optimizer.ema_decay)
         self.encoder = Encoder(self.towers, spec, execution, device, collectives)
+        self.extra_shares: NDArray[np.int64] | None = None
+        """By process, the numbers of the extra pairs that it encodes; None for a method that wants none."""
+        if self.method.num_extra_pairs:
+            self.extra_shares = order.extra_shares(
+                self.method.num_extra_pairs,
+                collectives.world_size,
+                global_batch_size=spec.global_batch_size,
+                batch_norm_groups=self.encoder.batch_norm_groups,
+            )
+            # Several processes may encode the same pair.
+            self._extra_rows_K = torch.from_numpy(np.unique(self.extra_shares, return_index=True)[1]).to(device)
         self.clock = Clock(device)
         self.step_number = 0
         self.first_indices: list[int] = []
@@ -202,14 +216,16 @@ class Trainer:
             matmul.allow_tf32 = before
 
     def encode_extra(self, extra: Batch) -> Features:
-        """Encode this process's share of the pairs beyond the batch; return those of all processes, without gradient.
+        """Encode this process's share of the pairs beyond the batch; return all of them, in order, without gradient.
 
         Batch norm sees them in parts as large as the batch's, and keeps no trace of them.
         """
-        gather = self.collectives.gather
         extra = extra.to(self.device)
         image_BD, text_BD = self.encoder.encode_detached(extra.image_BCHW, extra.tokens_BT)
-        return Features(gather(image_BD), gather(text_BD), gather(extra.index_B))
+        image_KD, text_KD, index_K = (
+            self.collectives.gather(ours)[self._extra_rows_K] for ours in (image_BD, text_BD, extra.index_B)
+        )
+        return Features(image_KD, text_KD, index_K)
 
     def seed_draws(self, part: int | Literal["extra"]) -> None:
         """Seed torch's own generator (dropout) with the step and the part of the batch.

@@ -16,6 +16,7 @@ import safetensors.numpy
 from analysis.collect import collect
 from engine import paths
 from engine.schema.base import fingerprint
+from engine.schema.evaluation import EvalCard
 from engine.schema.run import RunSpec
 
 METHODS = ("neuclip", "openclip", "fastclip", "siglip", "amorlip")
@@ -237,6 +238,7 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
     paths.metrics(spec.run_id).write_text("".join(json.dumps(line) + "\n" for line in lines))
     for milestone in spec.milestones:
         for eval_set, card in cards.items():
+            identity = EvalCard.model_validate({"name": eval_set, **ABOUT, **card}).identity
             evaluated = milestone in reached
             value = score(method, seed, eval_set, milestone / spec.samples_seen) if evaluated else None
             result = {
@@ -250,7 +252,7 @@ def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: b
                 "value": value,
                 "num_samples": card["images"] if evaluated else None,
                 "weights_sha256": weights[str(milestone)] if evaluated else None,
-                "card_sha256": fingerprint(card),
+                "card_sha256": identity,
                 "evaluator": {"clip_benchmark": "1.6.2"},
                 "outcomes": outcomes(card, value) if evaluated else None,
             }

@@ -241,6 +241,8 @@ def test_an_ablation_is_evaluated_at_the_end_of_training_unless_it_says_otherwis
         ),
         ({"label": "{rh}", "options_times": {"rho": 2}}, "label '{rh}': unknown key 'rh'; did you mean 'rho'"),
         ({"label": "中 {rho}", "options": {"rho": 3.0}}, "label: LaTeX tables cannot show '中'"),
+        ({"label": "x", "methods": []}, "methods: .*at least 1 item"),
+        ({"label": "x", "seeds": []}, "seeds: .*at least 1 item"),
         ({"label": "the same"}, None),
         ({"label": "x", "data_fraction": 1.0}, "data_fraction: .*less than 1"),
         ({"label": "x", "model": "tiny-vitt"}, "unknown model 'tiny-vitt'; did you mean 'tiny-vit'"),
@@ -255,6 +257,30 @@ def test_a_mistake_in_an_ablation_is_one_clear_error(own, variant, message):
     with pytest.raises(ValueError, match=message) as caught:
         expand("ablation_mistakes@smoke")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_method_s_own_factor_counts_in_whatever_order(own):
+    for number, factors in enumerate(({"rho": 2, "neuclip.rho": 4}, {"neuclip.rho": 4, "rho": 2})):
+        text = {"title": "Factors", "methods": ["fastclip", "neuclip"], "variants": [{"options_times": factors}]}
+        (own / "ablations" / f"factors{number}.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+        before, after = (
+            {run.spec.method.name: run.spec.method.config.get("rho") for run in expand(name).runs}
+            for name in ("smoke", f"ablation_factors{number}@smoke")
+        )
+        assert after == {"fastclip": 2 * before["fastclip"], "neuclip": 4 * before["neuclip"]}
+
+
+def test_a_misspelt_ablation_of_a_suite_is_refused(own):
+    change(own, ablations=["architecure"])
+    with pytest.raises(ValueError, match=r"smoke.yaml: ablations: unknown ablation 'architecure'; did you mean 'arch"):
+        names.resolve(["smoke"])
+
+
+def test_a_title_that_tables_cannot_show_is_refused(own):
+    path = own / "evals" / "icons_tiny_thin.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"title": "中"}))
+    with pytest.raises(ValueError, match=r"icons_tiny_thin.yaml: title: LaTeX tables cannot show '中'"):
+        expand("smoke")
 
 
 def test_two_variants_of_an_ablation_that_are_the_same_are_refused(own):

@@ -214,6 +214,14 @@ def test_trials_are_evaluated_on_nothing_that_is_reported(here):
     assert tuning.key != reported.key
 
 
+def test_a_set_that_judges_trials_must_be_there_before_they_are_trained(here):
+    listed = "sets: [icons_tiny_thin]\naverages: {Average: [icons_tiny_thin]}\nwhen_missing: no_average\n"
+    (here / "list.yaml").write_text(listed)
+    path = suite_with(evaluation="list.yaml")
+    assert expand(path).evaluation.when_missing == "no_average"
+    assert expand(f"tuning@{path}").evaluation.when_missing == "refuse"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -326,6 +334,10 @@ def test_another_suite_takes_the_settings_if_its_trials_would_be_the_same(here):
     other = suite_with(name="other", tuned="mine.yaml", tuning=None, seeds=[5], training__epochs=4)
     for run in expand(other).runs:
         assert run.spec.optimizer.lr == chosen[run.spec.method.name].settings["training.optimizer.lr"]
+    # Its path is relative to the file that names it.
+    (here / "deep").mkdir()
+    deep = suite_with(here / "deep", "deep", tuned="../mine.yaml", tuning=None, seeds=[5], training__epochs=4)
+    assert expand(deep).runs == expand(other).runs
     other = suite_with(name="other", tuned="mine.yaml", tuning=None, training__optimizer__weight_decay=0.2)
     with pytest.raises(
         ValueError, match=r"tuned/mine\.yaml is of other trials .*, or write here what suite 'mine' says$"
@@ -395,7 +407,8 @@ def write_results(suite, scores):
         result = {
             "run_id": spec.run_id, "milestone": spec.samples_seen, "eval_set": "icons_tiny_validation", "metrics": {},
             "status": "absent" if value is None else "evaluated", "main_metric": "mean_recall@1", "value": value,
-            "num_samples": None, "weights_sha256": None, "card_sha256": "", "evaluator": {},
+            "num_samples": None, "weights_sha256": None, "evaluator": {},
+            "card_sha256": suite.evaluation.sets["icons_tiny_validation"].identity,
         }  # fmt: skip
         path = paths.eval_result(spec.run_id, spec.samples_seen, "icons_tiny_validation")
         files.write_text(path, json.dumps(result))
@@ -432,7 +445,15 @@ def test_the_best_mean_is_chosen_the_first_of_equals_and_nothing_that_diverged(h
     write_results(suite, scores)
     with pytest.raises(ValueError, match="all trials of amorlip have diverged: mend its space, and tune it again"):
         choose(suite)
-    paths.eval_result(run.spec.run_id, run.spec.samples_seen, "icons_tiny_validation").unlink()
+    path = paths.eval_result(run.spec.run_id, run.spec.samples_seen, "icons_tiny_validation")
+    before = path.read_text()
+    for changed in ({"card_sha256": "another"}, {"evaluator": {"precision": "bf16"}}):
+        path.write_text(json.dumps(json.loads(before) | changed))
+        with pytest.raises(
+            ValueError, match=r"is the result of card and precision .*; remove .* and run snakemake tune"
+        ):
+            choose(suite)
+    path.unlink()
     with pytest.raises(ValueError, match=r"icons_tiny_validation\.json is missing: run snakemake tune"):
         choose(suite)
 

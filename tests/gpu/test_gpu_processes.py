@@ -48,7 +48,7 @@ def losses(root: str, device: str, method: str, model: str) -> list[float]:
         steps=range(STEPS),
         rank=collectives.rank,
         world_size=collectives.world_size,
-        num_extra_pairs=trainer.method.num_extra_pairs,
+        extra_shares=trainer.extra_shares,
     )
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

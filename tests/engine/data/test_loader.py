@@ -438,8 +438,9 @@ def test_a_batch_that_processes_cannot_share_is_refused(root):
 
 
 def with_extra(data, **changes):
-    settings = {"seed": 0, "global_batch_size": 16, "steps": range(8), "num_extra_pairs": 6} | changes
-    batches = list(build_loader(data, **settings))
+    settings = {"seed": 0, "global_batch_size": 16, "steps": range(8)} | changes
+    shares = np.arange(6).reshape(settings.get("world_size", 1), -1)
+    batches = list(build_loader(data, **settings, extra_shares=shares))
     return [[torch.stack([getattr(b, name) for b in part]) for name in NAMES] for part in zip(
         *((batch, batch.extra) for batch in batches), strict=True
     )]  # fmt: skip
@@ -461,8 +462,3 @@ def test_extra_pairs_leave_the_batch_as_it_is_and_depend_on_the_step_alone(root,
     one = dataset(root, kind=kind)[Request(0, positions[3].numpy())]
     assert torch.equal(extra[0][3], one.image_BCHW)
     assert torch.equal(extra[1][3], one.tokens_BT)
-
-
-def test_extra_pairs_that_cannot_be_shared_are_refused(root):
-    with pytest.raises(ValueError, match="num_extra_pairs = 7 cannot be divided among 2 processes"):
-        build_loader(dataset(root), seed=0, global_batch_size=16, steps=range(1), world_size=2, num_extra_pairs=7)

@@ -1,11 +1,12 @@
 import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data.order import WINDOW_SHARDS, epoch_batches, epoch_order, extra_positions
+from engine.data.order import WINDOW_SHARDS, epoch_batches, epoch_order, extra_positions, extra_shares
 
 SIZES = [5, 8, 3, 9] * 10
 
@@ -74,7 +75,9 @@ def test_a_window_reads_a_few_shards_only():
 
 
 def test_extra_positions_are_uniform_and_of_their_own_for_every_step_and_seed():
-    draws = np.stack([extra_positions(10, 500, seed=seed, step=step) for seed in (0, 1) for step in range(10)])
+    draws = np.stack(
+        [extra_positions(10, np.arange(500), seed=seed, step=step) for seed in (0, 1) for step in range(10)]
+    )
     assert draws.dtype == np.int64
     # 10,000 draws of ten positions: chi-square with nine degrees of freedom, below 27.9 in 999 of 1,000 cases.
     counts = np.bincount(draws.ravel(), minlength=10)
@@ -84,6 +87,38 @@ def test_extra_positions_are_uniform_and_of_their_own_for_every_step_and_seed():
 
 
 def test_extra_positions_are_pinned_for_ever():
-    assert extra_positions(1_000_000, 4, seed=3, step=7).tolist() == [769601, 496001, 14875, 851120]
+    assert extra_positions(1_000_000, np.arange(4), seed=3, step=7).tolist() == [769601, 496001, 14875, 851120]
     # More of them begin with the same.
-    assert extra_positions(1_000_000, 9, seed=3, step=7)[:4].tolist() == [769601, 496001, 14875, 851120]
+    assert extra_positions(1_000_000, np.arange(9), seed=3, step=7)[:4].tolist() == [769601, 496001, 14875, 851120]
+
+
+def seen_together(shares, num_parts, neighbours):
+    """What batch norm sees at once: the same part of the rows of neighbouring processes."""
+    rows = shares.reshape(len(shares) // neighbours, neighbours, num_parts, -1).swapaxes(1, 2)
+    return {tuple(part.flatten()) for part in rows.reshape(-1, rows.shape[2] * rows.shape[3])}
+
+
+@pytest.mark.parametrize("size", [16, 32, 96, 256, 512])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
+def test_batch_norm_sees_the_same_extra_pairs_together_on_any_number_of_processes(size, groups, world_size):
+    batch, part = 256, min(size, 256 // groups)
+    training = {"global_batch_size": batch, "batch_norm_groups": groups}
+    if size % part:
+        with pytest.raises(ValueError, match="of which these are no multiple") if world_size > 1 else nullcontext():
+            extra_shares(size, world_size, **training)
+        return
+    shares = extra_shares(size, world_size, **training)
+    neighbours = max(1, world_size // groups)
+    num_parts = shares.shape[1] * neighbours // part
+    assert seen_together(shares, num_parts, neighbours) == {tuple(range(i, i + part)) for i in range(0, size, part)}
+
+
+def test_without_batch_norm_no_pair_is_encoded_twice():
+    shares = extra_shares(24, 8, global_batch_size=256, batch_norm_groups=None)
+    assert shares.tolist() == np.arange(24).reshape(8, 3).tolist()
+
+
+def test_extra_pairs_that_cannot_be_shared_are_refused():
+    with pytest.raises(ValueError, match="num_extra_pairs = 7 cannot be divided among 2 processes"):
+        extra_shares(7, 2, global_batch_size=16, batch_norm_groups=None)

@@ -86,8 +86,11 @@ def test_a_set_that_is_done_is_not_evaluated_again(done):
     record, evaluation, results = done
     path = paths.eval_result(record.run_id, 960, "toy_colours")
     path.write_text(results["toy_colours"].model_copy(update={"value": 0.123}).sealed().model_dump_json())
+    mark = paths.evaluated(record.run_id, 960, "another-01234567")
+    mark.touch()
     again = {result.eval_set: result for result in evaluate_run(record, 960, evaluation, "cpu")}
     assert again["toy_colours"].value == 0.123
+    mark.unlink()
     path.unlink()
 
 
@@ -99,7 +102,10 @@ def test_another_precision_or_another_card_is_evaluated_again(done, change):
         change = {"sets": cards}
     path = paths.eval_result(record.run_id, 960, "toy_colours")
     files.write_text(path, results["toy_colours"].model_copy(update={"value": 0.123}).sealed().model_dump_json())
+    mark = paths.evaluated(record.run_id, 960, evaluation.key)
+    mark.touch()
     again = {r.eval_set: r for r in evaluate_run(record, 960, evaluation.model_copy(update=change), "cpu")}
+    assert not mark.exists()  # its result is gone
     assert again["toy_colours"].value == pytest.approx(results["toy_colours"].value, abs=0.1)
     assert again["toy_colours"].value != 0.123
     assert again["toy_colours"].evaluator.get("precision") == change.get("precision")

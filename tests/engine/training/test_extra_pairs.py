@@ -3,6 +3,7 @@
 import copy
 import os
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -45,7 +46,7 @@ def batches(trainer, steps=1):
     ours = trainer.collectives
     return build_loader(
         trainer.dataset, seed=0, global_batch_size=16, steps=range(steps), rank=ours.rank, world_size=ours.world_size,
-        num_extra_pairs=trainer.method.num_extra_pairs,
+        extra_shares=trainer.extra_shares,
     )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def seen_by(trainer):
 def test_a_method_sees_its_pairs_as_the_current_encoders_have_them(root):
     trainer = make_trainer()
     extra = seen_by(trainer).extra
-    positions = order.extra_positions(toy.NUM_PAIRS, NUM_EXTRA, seed=0, step=0)
+    positions = order.extra_positions(toy.NUM_PAIRS, np.arange(NUM_EXTRA), seed=0, step=0)
     assert extra.index_B.tolist() == positions.tolist()
     batch = trainer.dataset[Request(0, positions)]
     with torch.no_grad():
@@ -92,17 +93,27 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(root):
     torch.testing.assert_close(gradient(parts), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
-def _first_gradient_in_processes(folder):
+def _first_gradient_in_processes(folder, changes):
     os.chdir(folder)
-    trainer = make_trainer(collectives=ProcessGroup())
+    trainer = make_trainer(collectives=ProcessGroup(), **changes)
     extra = seen_by(trainer).extra
     return extra.index_B, extra.image_BD, gradient(trainer)
 
 
-def test_two_processes_share_the_pairs_and_see_all_of_them(root):
-    alone = make_trainer()
+# Batch norm sees 8 of the batch's 16 pairs at a time, and so three parts of 8 of the 24 extra ones; or all 4 of them.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model": {"name": "tiny-resnet"}, "batch_norm_groups": 2},
+        {"model": {"name": "tiny-resnet"}, "batch_norm_groups": 2, "options": EXACT | {"num_prototypes": 4}},
+    ],
+    ids=["no batch norm", "several parts", "one part"],
+)
+def test_two_processes_share_the_pairs_and_see_all_of_them(root, changes):
+    alone = make_trainer(**changes)
     extra, expected = seen_by(alone).extra, gradient(alone)
-    for index_K, image_KD, found in run_in_processes(_first_gradient_in_processes, 2, str(root)):
+    for index_K, image_KD, found in run_in_processes(_first_gradient_in_processes, 2, str(root), changes):
         assert torch.equal(index_K, extra.index_B)
         torch.testing.assert_close(image_KD, extra.image_BD)
         # The temperature's gradient comes last, and is averaged later.

@@ -161,10 +161,8 @@ def test_gradients_that_are_not_finite_are_no_numbers_and_end_no_training(root):
 
 
 def batches(trainer, steps):
-    extra = trainer.method.num_extra_pairs
-    return build_loader(
-        trainer.dataset, seed=0, global_batch_size=BATCH, steps=range(steps), num_extra_pairs=extra
-    )  # fmt: skip
+    shares = trainer.extra_shares
+    return build_loader(trainer.dataset, seed=0, global_batch_size=BATCH, steps=range(steps), extra_shares=shares)
 
 
 @pytest.mark.parametrize("method", method_names())

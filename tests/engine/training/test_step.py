@@ -1,5 +1,6 @@
 """A step computes as it should: precisions, clipping, metrics, compiled encoders, draws of random numbers."""
 
+import dataclasses
 import json
 import math
 import os
@@ -170,6 +171,15 @@ def test_an_overflow_in_half_precision_skips_the_step_and_halves_the_scale(root)
     assert trainer.step(next(iter(batches(trainer))), wants_metrics=True).divergence is None
     assert all(torch.equal(p, old) for p, old in zip(trainer.towers.parameters(), before, strict=True))
     assert trainer.scaler.get_scale() == scale / 2
+
+
+def test_a_method_s_rate_of_zero_is_zero(root):
+    optimizer = make_trainer().optimizer
+    (group,) = optimizer._method_groups
+    for declared, expected in ((None, optimizer.spec.lr), (0.0, 0.0), (0.25, 0.25)):
+        optimizer._method_groups = [dataclasses.replace(group, lr=declared)]
+        optimizer.set_learning_rates(optimizer.spec.warmup_steps - 1)
+        assert optimizer.adamw.param_groups[-1]["lr"] == expected
 
 
 def spoil(monkeypatch, steps, *, init_scale=1024.0):

@@ -86,7 +86,7 @@ def first_batch(trainer):
 
     loader = build_loader(
         trainer.dataset, seed=trainer.spec.seed, global_batch_size=16, steps=range(1),
-        num_extra_pairs=trainer.method.num_extra_pairs,
+        extra_shares=trainer.extra_shares,
     )  # fmt: skip
     return next(iter(loader))
 
