@@ -9,7 +9,9 @@ from analysis import drawing
 from analysis import frame as tidy
 
 KINDS = ("average",)
-SUITES = ("quickstart", "laptop", "laptop_hard", "*_ten_seeds", "ablation_batch_size*", "ablation_dataset_size*")
+SUITES = (
+    "quickstart", "laptop", "laptop_hard*", "*_ten_seeds", "ablation_batch_size*", "ablation_dataset_size*",
+)  # fmt: skip
 SIZES = {"global_batch_size": "Global batch size", "dataset_pairs": "Pairs in the data set"}
 LINE_IN = 2.0
 

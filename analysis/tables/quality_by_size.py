@@ -9,7 +9,7 @@ from analysis import frame as tidy
 from analysis.table import Table
 
 KINDS = ("average",)
-SUITES = ("laptop_hard", "ablation_batch_size*", "ablation_dataset_size*")
+SUITES = ("laptop_hard*", "ablation_batch_size*", "ablation_dataset_size*")
 
 
 def build(frame: pd.DataFrame) -> Table:

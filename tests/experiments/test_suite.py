@@ -271,8 +271,8 @@ def test_a_method_s_own_factor_counts_in_whatever_order(own):
 
 
 def test_a_misspelt_ablation_of_a_suite_is_refused(own):
-    change(own, ablations=["architecure"])
-    with pytest.raises(ValueError, match=r"smoke.yaml: ablations: unknown ablation 'architecure'; did you mean 'arch"):
+    change(own, ablations=["num_update"])
+    with pytest.raises(ValueError, match=r"smoke.yaml: ablations: unknown ablation 'num_update'; did you mean 'num_up"):
         names.resolve(["smoke"])
 
 
