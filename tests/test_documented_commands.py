@@ -36,7 +36,7 @@ ELSEWHERE = {
     # What is a reader's own.
     r".*(mine/|card FOLDER|card <path>).*|clip_benchmark eval.*": "tests/experiments/test_bring_your_own.py::"
     "test_the_page_leads_from_folders_to_a_report_and_to_stock_tools",
-    r".*path/to/mine\.yaml|python -m experiments watch mine": "tests/experiments/test_own_methods.py::"
+    r".*path/to/(mine|track)\.yaml|python -m experiments watch mine": "tests/experiments/test_own_methods.py::"
     "test_the_pages_suite_runs_into_the_tables_beside_ours",
     r"python -m experiments check-method dcl\.py:DCL": "tests/experiments/test_own_methods.py::"
     "test_the_pages_methods_pass_its_check",
