@@ -35,6 +35,15 @@ def test_ablations_at_the_best_rates_stand_at_those_of_the_second_confirmation()
         assert (fixed, same_lr) == (config, lr)
 
 
+def test_over_training_three_methods_have_the_settings_of_the_second_confirmation_but_openclips_better_rate():
+    of, chosen = chosen_settings("laptop_over_training"), chosen_settings(CHOSEN)
+    config, lr = of.pop(("openclip", 32))
+    assert (config, 2 * lr.expected) == chosen["openclip", 32]
+    assert of == {("neuclip", 32): chosen["neuclip", 32], ("amorlip", 32): chosen["amorlip", 32]}
+    ours = {run.spec.run_id for run in expand("laptop_over_training").runs if run.spec.method.name == "neuclip"}
+    assert ours < {run.spec.run_id for run in expand("laptop_third_confirmation").runs}
+
+
 def test_a_fixed_temperature_in_a_variant_is_the_one_that_was_chosen_for_its_suite():
     fixed = [run for run in expand("laptop_best_rates").runs if run.variant == "fixed temperature"]
     assert {run.spec.method.name for run in fixed} == {"neuclip", "openclip"}
