@@ -105,6 +105,7 @@ def test_neuclip_is_ahead_of_every_method_on_every_average() -> None:
     assert stats.paired_t_test(behind) < 0.001
     assert stats.paired_t_test((of["fastclip"] - of["openclip"]).dropna()) > 0.05
     assert stats.paired_t_test((of["siglip"] - of["openclip"]).dropna()) > 0.05
+    assert stats.paired_t_test((of["siglip"] - of["fastclip"]).dropna()) > 0.05
 
 
 def test_with_32_pairs_neuclip_cannot_be_told_from_openclip_with_256() -> None:
