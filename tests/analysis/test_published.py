@@ -268,7 +268,9 @@ def test_a_network_that_is_never_restarted_or_too_often_is_worse() -> None:
     assert p["Zero-shot"]["never restarted"] < 0.05
     never, often = (shown(changes["Average"][each]) for each in ("never restarted", "restart every 4"))
     said = f"never {never}, p {p['Average']['never restarted']:.3f}, and in zero-shot accuracy "
-    said += f"{shown(changes['Zero-shot']['never restarted'])}; too often {often}, p {p['Average']['restart every 4']:.3f}"
+    said += (
+        f"{shown(changes['Zero-shot']['never restarted'])}; too often {often}, p {p['Average']['restart every 4']:.3f}"
+    )
     assert said in VERDICTS
     assert f"costs retrieval above all, {shown(-changes['Scenes & Variants']['restart every 4'])}." in EVIDENCE
     before = averages("ablation_restart_period@laptop", "variant")
