@@ -195,7 +195,7 @@ def test_ablations_apply_to_a_suite_that_is_named_by_its_file(mine):
     suite = expand("ablation_num_updates@path/to/mine.yaml")
     assert suite.name == "ablation_num_updates@mine"
     assert {run.spec.dataset.name for run in suite.runs} == {"icons_tiny"}
-    whats = [what for what in cards.names("ablations") if what != "batch_size_lr"]
+    whats = [what for what in cards.names("ablations") if what not in {"attribution_network", "batch_size_lr"}]
     assert names.resolve(["ablations@path/to/mine.yaml"]) == [f"ablation_{what}@path/to/mine.yaml" for what in whats]
     edit(mine / "mine.yaml", "seeds: [0]", "seeds: [0]\nablations: [updates]")
     assert names.resolve(["path/to/mine.yaml"]) == ["path/to/mine.yaml", "ablation_updates@path/to/mine.yaml"]
