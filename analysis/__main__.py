@@ -16,7 +16,7 @@ from analysis import artifacts, collect, comparison, entries, frame, leaderboard
 from analysis.report import content, page
 from engine import errors, files, paths
 from engine.overview import overview
-from experiments.names import PREFIX, TUNING
+from experiments.design.names import PREFIX, TUNING
 
 CELL_WIDTH = 16
 """Characters that a column of the table takes in the terminal, about."""

@@ -21,8 +21,8 @@ from engine.schema.base import ID_PATTERN, Frozen, parse, settings
 from engine.schema.evaluation import Evaluation
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite, SuiteRun
-from experiments import cards, expansion, names
-from experiments.tuning import Tuned
+from experiments.design import cards, expansion, names
+from experiments.design.tuning import Tuned
 
 TRACK = "laptop"
 """The suite whose rules hold."""

@@ -33,7 +33,7 @@ from benchmarks import cases, shards
 from engine.distributed import choose_device
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.training.towers import build_towers, export
-from experiments import cards
+from experiments.design import cards
 from experiments.fetch.shards import Sample, write_eval_set
 
 BASE = "ours"

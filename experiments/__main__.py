@@ -23,9 +23,10 @@ from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
 from engine.schema.written import parse_yaml
-from experiments import check_method, draft, expansion, jobs, names, tuning
+from experiments import check_method, draft, jobs
+from experiments.design import expansion, names, tuning
+from experiments.design.suite import expand
 from experiments.fetch import training
-from experiments.suite import expand
 from experiments.tensorboard import mirror
 from experiments.watch import Watcher, show, watch
 

@@ -23,7 +23,7 @@ from engine.evaluation.reading import EvalData, Instance
 from engine.schema.base import located
 from engine.schema.evaluation import TASK_METRICS, EvalCard
 from engine.schema.run import CaptionSource
-from experiments import cards
+from experiments.design import cards
 
 CAPTION_FIELDS = ("caption", "captions", "text")
 """Fields of a JSON that are taken for the caption where several hold texts."""

@@ -29,8 +29,9 @@ from engine.schema.run import Execution, ModelSpec, RunSpec
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training.checkpoint import KEEP
 from engine.training.towers import introduce, outline
-from experiments import cards, needs
-from experiments.suite import OWN_MODELS
+from experiments import needs
+from experiments.design import cards
+from experiments.design.suite import OWN_MODELS
 from experiments.watch import ENDED, STATES, RunView, Watcher
 
 PUBLISHED_MODEL, PUBLISHED_HOURS, PUBLISHED_PAIRS = "ViT-B-16", 2 * 24 * 8, 1.28e9

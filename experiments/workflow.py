@@ -25,7 +25,7 @@ from engine.schema import results
 from engine.schema.base import Frozen, canonical_json, parse, unknown_name
 from engine.schema.evaluation import EvalCard
 from engine.schema.suite import ExpandedSuite, SuiteRun
-from experiments import cards, expansion, names
+from experiments.design import cards, expansion, names
 
 ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
 """Targets, each for the suites that `--config suites=` names; without it for `names.BASE`."""

@@ -19,7 +19,7 @@ from engine import files, paths
 from engine.schema.base import parse, settings
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments import cards
+from experiments.design import cards
 
 
 @dataclass(frozen=True)

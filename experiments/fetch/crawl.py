@@ -28,7 +28,7 @@ from rich.console import Console
 
 from engine import errors, files
 from engine.schema.base import Frozen, parse, unknown_name
-from experiments import cards
+from experiments.design import cards
 from experiments.fetch import download, parquet
 
 PINS = Path(__file__).with_name("crawl.txt")

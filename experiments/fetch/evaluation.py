@@ -35,7 +35,7 @@ from engine.evaluation import card_files, reading
 from engine.evaluation.digest import folder_digest
 from engine.schema.base import Frozen, parse, unknown_name
 from engine.schema.evaluation import EvalCard
-from experiments import cards
+from experiments.design import cards
 from experiments.fetch import download, layouts
 
 # The HTTP library below huggingface_hub goes by several names; the Hub's own errors are derived from that library's.

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from engine import files
 from engine.jobs import shell
-from experiments import cards
+from experiments.design import cards
 
 
 def run(name: str, console: Console, *, anew: bool = False) -> None:

@@ -14,7 +14,7 @@ from analysis import style
 from analysis.attribution import ENDS, OPENCLIP, Attribution, Cell, attributions, shapley
 from analysis.collect import collect
 from analysis.rendering import build_figure, build_table
-from experiments.suite import expand
+from experiments.design.suite import expand
 
 SEEDS = (0, 1, 2)
 SOURCES = {"batch": "batch", "average": "average", "queue": "queue", "network": "prototypes", "exact": "exact"}

@@ -16,7 +16,7 @@ from analysis.collect import collect
 from analysis.latex import to_latex
 from analysis.rendering import build_table
 from analysis.table import Cell, Table
-from experiments import cards
+from experiments.design import cards
 
 # booktabs is in texlive-latex-recommended.
 PACKAGES = {"pdflatex": "texlive-latex-recommended"}

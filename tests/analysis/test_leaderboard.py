@@ -24,7 +24,7 @@ from engine import files, paths
 from engine.schema.base import fingerprint, parse
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments import cards, expansion, names
+from experiments.design import cards, expansion, names
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_LARGE = "OpenCLIP, 8 \N{MULTIPLICATION SIGN} the batch"

@@ -13,7 +13,7 @@ from published import AVERAGES, CONFIRMATIONS, EVIDENCE, RESULTS, VERDICTS, aver
 from analysis import hypotheses, stats
 from analysis.__main__ import main
 from analysis.frame import best_runs, digest, final_scores, read
-from experiments.suite import expand
+from experiments.design.suite import expand
 
 FRAMES = sorted(RESULTS.glob("*.parquet"))
 

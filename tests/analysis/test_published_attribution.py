@@ -10,7 +10,7 @@ from published import AVERAGES, EVIDENCE, RESULTS, VERDICTS, averages, prose, sh
 from analysis import stats
 from analysis.attribution import OPENCLIP
 from analysis.frame import read
-from experiments.suite import expand
+from experiments.design.suite import expand
 
 SUITE = "ablation_attribution_network@laptop_best_rates"
 README = prose("../README.md")

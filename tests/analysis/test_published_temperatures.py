@@ -8,7 +8,7 @@ from published import AVERAGES, CONFIRMATIONS, EVIDENCE, RESULTS, VERDICTS, aver
 
 from analysis import hypotheses, stats
 from analysis.frame import final_scores, read
-from experiments.suite import expand
+from experiments.design.suite import expand
 
 
 def test_of_five_methods_openclip_alone_gains_from_a_fixed_temperature() -> None:

@@ -12,7 +12,7 @@ from analysis.collect import collect
 from analysis.rendering import build_table
 from analysis.table import Cell
 from analysis.tables import hypotheses as table_file
-from experiments import hypotheses as fixing
+from experiments.design import hypotheses as fixing
 
 HYPOTHESES = (
     ("neuclip@64", "openclip@64"),

@@ -27,7 +27,8 @@ from analysis import frame as tidy
 from engine import files, paths
 from engine.jobs import scheduler
 from engine.training import checkpoint
-from experiments import expansion, jobs
+from experiments import jobs
+from experiments.design import expansion
 
 SUITE = "chaos"
 MODEL = "dropout-vit"

@@ -18,9 +18,10 @@ from engine.evaluation.runner import find_evaluation
 from engine.schema.base import parse
 from engine.schema.evaluation import EvalCard
 from engine.schema.record import Record
-from experiments import cards, draft, expansion, names
+from experiments import draft
 from experiments.__main__ import main
-from experiments.suite import expand
+from experiments.design import cards, expansion, names
+from experiments.design.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)

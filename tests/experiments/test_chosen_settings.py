@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.suite import expand
+from experiments.design.suite import expand
 
 
 def chosen_settings(name: str) -> dict[tuple[str, int], tuple[dict, float]]:

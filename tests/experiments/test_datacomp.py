@@ -3,7 +3,7 @@
 import pytest
 
 from engine.schema.evaluation import EvalCard, fingerprint
-from experiments import cards
+from experiments.design import cards
 
 EVALUATION = cards.evaluation("datacomp38")
 IMAGENET = ("imagenet1k", "imagenet_sketch", "imagenetv2", "imagenet-a", "imagenet-o", "imagenet-r", "objectnet")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cards, names
-from experiments.suite import expand
+from experiments.design import cards, names
+from experiments.design.suite import expand
 
 GOLDEN = Path(__file__).with_name("golden")
 # Ablations where a laptop runs them, and where the paper does; all tunings.

@@ -9,9 +9,9 @@ import yaml
 from analysis.stats import MIN_PAIRS_TO_TEST
 from engine.schema.base import canonical_json, parse
 from engine.schema.suite import ExpandedSuite
-from experiments import cards, hypotheses
 from experiments.__main__ import main
-from experiments.suite import expand
+from experiments.design import cards, hypotheses
+from experiments.design.suite import expand
 
 SMOKE = yaml.safe_load((cards.FOLDER / "suites" / "smoke.yaml").read_text())
 

@@ -26,7 +26,7 @@ from support import evalsets
 
 from engine.evaluation import card_files, reading
 from engine.evaluation.runner import Model, answer_set
-from experiments import cards as experiments_cards
+from experiments.design import cards as experiments_cards
 from experiments.fetch import shards
 from experiments.icons import captions, cards, catalogue, licences, render, sets, sources
 from experiments.icons.eval_set import EvalSet

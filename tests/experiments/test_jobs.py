@@ -15,8 +15,9 @@ from engine.jobs.scheduler import Job
 from engine.schema.run import Execution
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training.loop import train
-from experiments import expansion, jobs
+from experiments import jobs
 from experiments.__main__ import main
+from experiments.design import expansion
 
 
 @pytest.fixture

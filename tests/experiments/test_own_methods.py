@@ -12,9 +12,9 @@ from engine import paths
 from engine.method import MethodEnv
 from engine.registry import build_method, keep
 from engine.schema.run import MethodSpec, RunSpec
-from experiments import cards, expansion, names
 from experiments.__main__ import main
-from experiments.suite import expand
+from experiments.design import cards, expansion, names
+from experiments.design.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8")

@@ -22,9 +22,10 @@ from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training import checkpoint
 from engine.training.loop import train
 from engine.training.towers import build_towers, embed_dim, outline
-from experiments import cards, needs, plan, workflow
+from experiments import needs, plan, workflow
 from experiments.__main__ import main
-from experiments.suite import expand
+from experiments.design import cards
+from experiments.design.suite import expand
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_an_outline_has_the_shapes_of_the_model():
 
 def test_the_command_names_missing_data_and_how_to_get_them(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.expansion.load", lambda asked: {name: expand(name) for name in asked})
+    monkeypatch.setattr("experiments.design.expansion.load", lambda asked: {name: expand(name) for name in asked})
     main(["plan", "cc3m", "quickstart", "--json"])
     found = json.loads(capsys.readouterr().out)
     missing = {item["name"]: item for item in found["missing"]}

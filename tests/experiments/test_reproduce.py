@@ -6,8 +6,8 @@ import shutil
 import pytest
 import yaml
 
-from experiments import cards, names
-from experiments.suite import expand
+from experiments.design import cards, names
+from experiments.design.suite import expand
 
 PAGE = (cards.FOLDER.parent / "docs" / "reproduce.md").read_text(encoding="utf-8")
 COUNTS = {name: int(count) for name, count in re.findall(r"^\| `([\w@]+)` \| (\d+) \|", PAGE, re.MULTILINE)}

@@ -25,7 +25,7 @@ from engine.evaluation import reading
 from engine.evaluation.runner import Model, answer_set
 from engine.schema.evaluation import EvalCard
 from engine.training.towers import tokenizer
-from experiments import cards as experiments_cards
+from experiments.design import cards as experiments_cards
 from experiments.fetch import shards
 from experiments.fetch.shards import palette_png
 from experiments.icons import catalogue

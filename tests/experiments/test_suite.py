@@ -11,10 +11,10 @@ from engine import paths
 from engine.data.index import build_index
 from engine.schema.base import canonical_json, parse
 from engine.schema.run import Execution, RunSpec
-from experiments import cards, expansion, names
 from experiments.__main__ import main
-from experiments.suite import expand
-from experiments.suite_file import Suite
+from experiments.design import cards, expansion, names
+from experiments.design.suite import expand
+from experiments.design.suite_file import Suite
 
 SUITES = cards.names("suites")
 ABLATIONS = cards.names("ablations")

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from engine import files, paths
 from engine.schema.suite import DEFAULTS
-from experiments import cards, expansion, names
-from experiments.suite import expand
-from experiments.tuning import Chosen, Range, Tuned, choose, points, write
+from experiments.design import cards, expansion, names
+from experiments.design.suite import expand
+from experiments.design.tuning import Chosen, Range, Tuned, choose, points, write
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = {

@@ -10,7 +10,7 @@ from engine import errors, paths
 from engine.schema.base import fingerprint, parse
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments import expansion, names
+from experiments.design import expansion, names
 from experiments.workflow import ABLATIONS, Workflow
 
 

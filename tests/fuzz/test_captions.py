@@ -27,8 +27,8 @@ from engine.data.index import build_index, read_index, rejected_path
 from engine.data.loader import PairDataset, Request
 from engine.schema.run import AugmentationSpec, CaptionSource
 from experiments import __main__ as experiments
-from experiments import expansion
-from experiments.suite import expand
+from experiments.design import expansion
+from experiments.design.suite import expand
 
 pytestmark = pytest.mark.slow
 

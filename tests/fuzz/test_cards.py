@@ -10,7 +10,7 @@ from hypothesis import example, given
 from support.fuzzing import Judge, Refused, changed, controls, damaged, share
 
 from engine.schema.evaluation import Evaluation
-from experiments import cards
+from experiments.design import cards
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from support.fuzzing import Judge, Refused, changed, clear, controls, damaged, n
 
 from engine import files
 from engine.schema.suite import ExpandedSuite
-from experiments import expansion, names
-from experiments.suite import expand
+from experiments.design import expansion, names
+from experiments.design.suite import expand
 
 pytestmark = pytest.mark.slow
 

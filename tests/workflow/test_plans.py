@@ -15,8 +15,8 @@ from support import evalsets
 
 from engine import paths
 from engine.schema.base import fingerprint
-from experiments import cards
-from experiments.suite import expand
+from experiments.design import cards
+from experiments.design.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from engine.evaluation.runner import evaluate_run
 from engine.schema.run import AugmentationSpec, CaptionSource, Execution
 from engine.training.loop import train
 from engine.training.towers import CONFIG_FILE, WEIGHTS_FILE, build_towers, export, load_export, tokenizer
-from experiments import cards
+from experiments.design import cards
 
 
 def models_in(value):

@@ -24,7 +24,7 @@ from engine import files, paths
 from engine.data.index import build_index, read_index
 from engine.schema.run import CaptionSource
 from engine.versions import ROOT
-from experiments import cards
+from experiments.design import cards
 from experiments.fetch import crawl, training
 
 NUM_LINKS, NUM_PICTURES = 24, 18

@@ -25,7 +25,7 @@ from support.hub import Hub, commit
 from engine import files
 from engine.evaluation import card_files, reading
 from engine.schema.evaluation import EvalCard, Evaluation
-from experiments import cards
+from experiments.design import cards
 from experiments.fetch import evaluation
 from experiments.fetch.evaluation import FetchError
 
@@ -220,7 +220,7 @@ def test_a_fetch_that_is_killed_goes_on_with_the_files_it_has(hub, home):
     card = offer(hub, home)
     hub.stall["test/1.tar"] = threading.Event()
     code = (
-        "import sys, pathlib; from experiments import __main__, cards\n"
+        "import sys, pathlib; from experiments import __main__; from experiments.design import cards\n"
         "cards.FOLDER = pathlib.Path(sys.argv[1]); __main__.main(['evaluation-data', 'zoo'])"
     )
     command = [sys.executable, "-c", code, str(cards.FOLDER)]

@@ -13,10 +13,10 @@ from support import evalsets
 
 from engine import files
 from engine.evaluation import reading
-from experiments import cards
+from experiments.design import cards
+from experiments.design.suite import expand
 from experiments.fetch.layouts import IMAGES_PER_SHARD, LAYOUTS, LayoutError, convert
 from experiments.fetch.shards import png
-from experiments.suite import expand
 
 RANDOM = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from engine import files, paths
 from engine.data.index import build_index, caption_texts, read_index
-from experiments import cards
+from experiments.design import cards
 from experiments.fetch import shard_parquet
 
 

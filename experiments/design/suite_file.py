@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from engine.schema.base import Frozen, check_known
 from engine.schema.run import AugmentationSpec, OptimizerSpec
-from experiments.tuning import Tuning
+from experiments.design.tuning import Tuning
 
 Options = dict[str, JsonValue]
 Factors = dict[str, float]
@@ -123,7 +123,7 @@ class Suite(Frozen):
     methods: dict[str, MethodEntry] = Field(min_length=1)
     variants: tuple[Variant, ...] = Field(default=(Variant(),), min_length=1)
     ablations: tuple[str, ...] = ()
-    """Ablations that are asked for along with it, by name or pattern; see `experiments.names`."""
+    """Ablations that are asked for along with it, by name or pattern; see `experiments.design.names`."""
     tuning: Tuning | None = None
     """Trials of settings: ``tuning@SUITE``."""
     tuned: str | None = None
@@ -133,7 +133,7 @@ class Suite(Frozen):
     """Evaluate all milestones; False: the end of training alone."""
     hypotheses: tuple[str, ...] = ()
     """What is claimed before the first run is trained, such as ``neuclip > openclip@256``; see
-    `experiments.hypotheses`."""
+    `experiments.design.hypotheses`."""
 
     @model_validator(mode="after")
     def _check(self) -> Suite:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, JsonValue
 from engine import files, paths
 from engine.evaluation import card_files
 from engine.schema.base import ID_PATTERN, check_known, located, parse, unknown_name
-from experiments import cards
+from experiments.design import cards
 
 BASE = "laptop"
 """What an ablation is applied to when nothing is said: small enough for one machine."""

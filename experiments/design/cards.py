@@ -24,7 +24,7 @@ from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import CaptionSource, Digest
 from engine.schema.written import read_yaml as read_yaml  # for suites, which are read like cards
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parents[1]
 COUNTED_BYTES = 4 * 2**30
 """Size of a training set that is counted before a run asks for it: some seconds of reading."""
 _PART = r".+-0\.\d+"

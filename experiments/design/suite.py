@@ -23,9 +23,9 @@ from engine.schema.base import check_known, fingerprint, gathered, located, unkn
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import DatasetSpec, MethodSource, MethodSpec, ModelSpec, RunSpec
 from engine.schema.suite import DEFAULTS, ExpandedSuite, Hypothesis, SuiteRun
-from experiments import cards, hypotheses, names
-from experiments.suite_file import Ablation, Factors, MethodEntry, Options, Suite, Training, Variant
-from experiments.tuning import SCORE, Tuned, Tuning, described, nested, points, trial
+from experiments.design import cards, hypotheses, names
+from experiments.design.suite_file import Ablation, Factors, MethodEntry, Options, Suite, Training, Variant
+from experiments.design.tuning import SCORE, Tuned, Tuning, described, nested, points, trial
 
 _FACTORS = ("options_times", "training_times")
 OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
@@ -453,7 +453,7 @@ def expand(name: str) -> ExpandedSuite:
     """Read a suite, or an ablation or the tuning of one, and return its runs, sorted by id.
 
     Args:
-        name: As in `experiments.names`, but one suite, no group of them.
+        name: As in `experiments.design.names`, but one suite, no group of them.
 
     Raises:
         ValueError: If anything in the suite, its cards or its methods is unknown or wrong, if two runs are the same, or

@@ -1,7 +1,7 @@
 """The expanded suites, remembered and made anew only when a source has changed; and what a workflow writes of them.
 
 Expanding needs the methods' classes and so torch, which takes seconds to import: it is done by
-``python -m experiments.expansion`` in a process of its own, and the workflow reads what that remembered.
+``python -m experiments.design.expansion`` in a process of its own, and the workflow reads what that remembered.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.schema.base import Frozen, fingerprint, located, parse
 from engine.schema.suite import ExpandedSuite
 from engine.schema.written import load_yaml
 from engine.versions import ROOT
-from experiments import cards, names
+from experiments.design import cards, names
 
 _SOURCES = (
     *(f"{package}/**/*.py" for package in ("baselines", "engine", "experiments", "neuclip")),
@@ -44,7 +44,7 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
     """Return the expanded suites by full name. Writes nothing but what it remembers.
 
     Args:
-        asked: Names of suites, ablations and groups of them, see `experiments.names`.
+        asked: Names of suites, ablations and groups of them, see `experiments.design.names`.
 
     Raises:
         ValueError: If a suite is unknown or cannot be expanded, or if results of another suite have its name here; the
@@ -65,7 +65,7 @@ def load(asked: Sequence[str]) -> dict[str, ExpandedSuite]:
         words = [
             (digests[name], str(paths.expanded(name, suites[name].file)), suites[name].reference) for name in stale
         ]
-        command = [sys.executable, "-m", "experiments.expansion", *itertools.chain(*words)]
+        command = [sys.executable, "-m", "experiments.design.expansion", *itertools.chain(*words)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise ValueError(errors.said(result.stderr))
@@ -180,7 +180,7 @@ def _texts(said: Any) -> Iterator[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Expand suites and remember them: of each, the digest of what it is made from, the file, and its name."""
-    from experiments.suite import expand  # here: it imports torch
+    from experiments.design.suite import expand  # here: it imports torch
 
     with errors.explained():
         for digest, out, reference in zip(argv[::3], argv[1::3], argv[2::3], strict=True):

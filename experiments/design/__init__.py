@@ -1,0 +1,1 @@
+"""What is to be run: cards of data, suites, their names, and how they expand to runs."""
