@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from analysis import artifacts, collect, comparison, entries, frame, leaderboard, rendering, staleness
+from analysis import artifacts, collect, comparison, frame, rendering, staleness
 from analysis.report import content, page
 from engine import errors, files, paths
 from engine.overview import overview
@@ -31,15 +31,13 @@ examples:
   python -m analysis show results
   python -m analysis check
   python -m analysis compare results /other/checkout/results
-  python -m analysis enter results/collected/mine.parquet --name dcl --by "Jane Doe"
-  python -m analysis leaderboard --check
 """
 
 
 GROUPS = {
     "Read what came out": ("show", "report", "check"),
     "Draw one thing again": ("collect", "table", "figure"),
-    "Compare and publish": ("compare", "publish", "enter", "leaderboard"),
+    "Compare and publish": ("compare", "publish"),
 }
 """Commands by what one wants to do."""
 
@@ -85,13 +83,6 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("a", type=Path, metavar="RESULTS_A", help="a results folder, or docs/results")
     one.add_argument("b", type=Path, metavar="RESULTS_B", help="another one: another commit, another cluster")
     one.add_argument("--json", action="store_true", help="all numbers, for programs")
-    one = command("enter", help="check a method against the leaderboard's rules, and write its entry")
-    one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame of the suite that trained it")
-    one.add_argument("--name", required=True, help="what the entry is called")
-    one.add_argument("--by", required=True, help="who made it, and perhaps where to read of it")
-    one.add_argument("--method", help="the method in that suite, if several could be meant")
-    one = command("leaderboard", help="draw docs/results/leaderboard.md from the committed results")
-    one.add_argument("--check", action="store_true", help="only tell whether it is what they draw; status 1 if not")
     top.set_defaults(commands=commands.choices)
     return top
 
@@ -117,16 +108,6 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "compare":
             found = comparison.compare(args.a, args.b)
             print(json.dumps(comparison.to_json(found), indent=2) if args.json else comparison.report(found))
-        elif args.command == "enter":
-            written = entries.enter(args.frame, name=args.name, by=args.by, method=args.method)
-            leaderboard.write()
-            print("\n".join(map(str, [*written, paths.leaderboard()])))
-        elif args.command == "leaderboard":
-            if not args.check:
-                leaderboard.write()
-            elif not leaderboard.is_current():
-                shown = paths.leaderboard()
-                raise ValueError(f"{shown}: not what the results beside it draw; run: python -m analysis leaderboard")
         else:
             return check()
     except errors.KNOWN as error:

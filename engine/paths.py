@@ -6,8 +6,6 @@ import hashlib
 from pathlib import Path
 
 RESULTS = Path("results")
-COMMITTED = Path("docs") / "results"
-"""Results that are kept in the repository."""
 
 
 def suite(name: str) -> Path:
@@ -159,21 +157,6 @@ def digest(folder: Path) -> Path:
 def collected(suite_name: str) -> Path:
     """The tidy frame of a suite."""
     return RESULTS / "collected" / f"{suite_name}.parquet"
-
-
-def committed(suite_name: str) -> Path:
-    """The tidy frame of a suite that is kept in the repository."""
-    return COMMITTED / f"{suite_name}.parquet"
-
-
-def leaderboard() -> Path:
-    """The page that compares the committed methods and all entries."""
-    return COMMITTED / "leaderboard.md"
-
-
-def entry(name: str, suffix: str = ".parquet") -> Path:
-    """An entry of the leaderboard: its tidy frame; with ``.json`` its card, with ``.py`` its method's file."""
-    return COMMITTED / "entries" / f"{name}{suffix}"
 
 
 def tables(suite_name: str) -> Path:

@@ -25,9 +25,7 @@ MAY_IMPORT = {
     "baselines": FOR_METHODS,
     "analysis": {"analysis", "engine.schema", "engine.paths", "engine.files", "engine.errors", "engine.overview"}
     # Licences and sources of training sets, for the report.
-    | {"experiments.design.cards"}
-    # What the leaderboard's suite and an entry's say, and how they were tuned.
-    | {"experiments.design.expansion", "experiments.design.names", "experiments.design.tuning"},
+    | {"experiments.design.cards", "experiments.design.names"},
     # What tables and figures there are, for the workflow; which labels tables can show.
     "experiments": {"experiments", "engine", "analysis.artifacts", "analysis.latex"},
 }

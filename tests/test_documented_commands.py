@@ -36,12 +36,10 @@ ELSEWHERE = {
     # What is a reader's own.
     r".*(mine/|card FOLDER|card <path>).*|clip_benchmark eval.*": "tests/experiments/test_bring_your_own.py::"
     "test_the_page_leads_from_folders_to_a_report_and_to_stock_tools",
-    r".*path/to/(mine|track)\.yaml|python -m experiments watch mine": "tests/experiments/test_own_methods.py::"
+    r".*path/to/mine\.yaml|python -m experiments watch mine": "tests/experiments/test_own_methods.py::"
     "test_the_pages_suite_runs_into_the_tables_beside_ours",
     r"python -m experiments check-method dcl\.py:DCL": "tests/experiments/test_own_methods.py::"
     "test_the_pages_methods_pass_its_check",
-    r"python -m analysis (enter|leaderboard).*": "tests/analysis/test_leaderboard.py::"
-    "test_a_method_of_ones_own_enters_with_one_command",
     r"python -m experiments tensorboard .*": "tests/experiments/test_tensorboard.py::"
     "test_every_metric_of_every_line_is_there_once",
     r"python -m open_clip_train\.main.*": "tests/standalone/test_use_a_loss_elsewhere.py::"

@@ -62,8 +62,6 @@ LINES: dict[str, tuple[Any, list[list[str]]]] = {
             ["check"],
             ["compare", "results", "results"],
             ["compare", "results", "results", "--json"],
-            ["enter", FRAME, "--name", "mine", "--by", "me", "--method", "neuclip"],
-            ["leaderboard", "--check"],
         ],
     ),
     "train": (train.main, [[str(paths.spec(RUN))], [str(paths.spec(RUN)), "--execution", '{"device": "cpu"}']]),
