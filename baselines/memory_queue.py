@@ -63,7 +63,7 @@ class MemoryQueue(TemperatureMethod):
     def loss(self, features: Features, progress: Progress) -> LossOutput:
         """Return InfoNCE of the local rows against batch and queue, and put the batch into the queue."""
         scale, ours = self.temperature.scale, self.env.collectives
-        image_GD, text_GD = ours.gather_with_grad(features.image_BD), ours.gather_with_grad(features.text_BD)
+        image_GD, text_GD = ours.gather_sides(features.image_BD, features.text_BD)
         index_G = ours.gather(features.index_B)
         log_sum_2B = self._log_sums(features, image_GD, text_GD, index_G, scale)
         total = F.softplus(log_sum_2B).mean()
@@ -86,7 +86,7 @@ class MemoryQueue(TemperatureMethod):
     def log_normalizers(self, features: Features, progress: Progress) -> tuple[Tensor, Tensor]:
         """Return the mean over the other pairs of the batch and the queue, as the loss uses it."""
         ours = self.env.collectives
-        image_GD, text_GD = ours.gather(features.image_BD), ours.gather(features.text_BD)
+        image_GD, text_GD = ours.gather_sides(features.image_BD, features.text_BD)
         log_sum_2B = self._log_sums(features, image_GD, text_GD, ours.gather(features.index_B), self.temperature.scale)
         past_BK = self._is_negative(features.index_B)
         log_mean_2B = log_sum_2B - (past_BK.sum(dim=1) + len(image_GD) - 1).log()

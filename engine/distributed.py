@@ -35,6 +35,17 @@ class Collectives:
         """Like `gather`, but gradients flow back to the process that owns each row, summed over processes."""
         return x
 
+    def gather_sides(self, image_BD: Tensor, text_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `gather_with_grad` of both, which travel together."""
+        return image_BD, text_BD
+
+    def reduce_scatter_with_grad(self, x: Tensor) -> Tensor:
+        """Add up `x`, shape (world_size * b, ...), over processes; returns this process's b rows of the sum.
+
+        The reverse of `gather_with_grad`: gradients of all rows flow back to every process.
+        """
+        return x
+
     def all_to_all(self, x: Tensor) -> Tensor:
         """Send each process its part of `x`, shape (world_size * b, ...); returns what all sent here, in rank order."""
         return x
@@ -55,56 +66,87 @@ class Collectives:
         """Wait until every process is here."""
 
 
-class _GatherWithGrad(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rank: int, world_size: int) -> Tensor:
-        ctx.rank, ctx.rows = rank, x.shape[0]
-        parts = [torch.empty_like(x) for _ in range(world_size)]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, x: Tensor, ours: ProcessGroup) -> Tensor:
+        ctx.ours = ours
+        return ours.gather(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        # Gloo has no reduce-scatter: reduce all, and keep the rows of this process.
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad)
-        return grad[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows], None, None
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return ctx.ours.reduce_scatter(grads[0]), None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ours: ProcessGroup) -> Tensor:
+        ctx.ours = ours
+        return ours.reduce_scatter(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return ctx.ours.gather(grads[0]), None
 
 
 class ProcessGroup(Collectives):
-    """Collectives over torch.distributed's default group (gloo or nccl), which must be initialised."""
+    """Collectives over torch.distributed, whose default group must be initialised.
 
-    def __init__(self) -> None:
+    Args:
+        of_cpu: The group for tensors on the CPU, gloo; None takes the default group for all.
+    """
+
+    def __init__(self, of_cpu: dist.ProcessGroup | None = None) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self._of_cpu = of_cpu
+
+    def _group(self, x: Tensor) -> dist.ProcessGroup | None:
+        return self._of_cpu if x.device.type == "cpu" else None
 
     def gather(self, x: Tensor) -> Tensor:
         """See `Collectives.gather`."""
         x = x.detach().contiguous()
-        parts = [torch.empty_like(x) for _ in range(self.world_size)]
-        dist.all_gather(parts, x)
-        return torch.cat(parts)
+        gathered = x.new_empty((self.world_size * len(x), *x.shape[1:]))
+        dist.all_gather(list(gathered.chunk(self.world_size)), x, group=self._group(x))
+        return gathered
 
     def gather_with_grad(self, x: Tensor) -> Tensor:
         """See `Collectives.gather_with_grad`."""
-        apply: Callable[..., Tensor] = _GatherWithGrad.apply
-        return apply(x, self.rank, self.world_size)
+        apply: Callable[..., Tensor] = _Gather.apply
+        return apply(x, self)
+
+    def gather_sides(self, image_BD: Tensor, text_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Collectives.gather_sides`."""
+        image_GD, text_GD = self.gather_with_grad(torch.stack((image_BD, text_BD), dim=1)).unbind(dim=1)
+        return image_GD, text_GD
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """Add up `x` over processes, without gradient; returns this process's rows of the sum."""
+        parts = list(x.detach().contiguous().chunk(self.world_size))
+        ours = torch.empty_like(parts[0])
+        dist.reduce_scatter(ours, parts, group=self._group(x))
+        return ours
+
+    def reduce_scatter_with_grad(self, x: Tensor) -> Tensor:
+        """See `Collectives.reduce_scatter_with_grad`."""
+        apply: Callable[..., Tensor] = _ReduceScatter.apply
+        return apply(x, self)
 
     def all_to_all(self, x: Tensor) -> Tensor:
         """See `Collectives.all_to_all`."""
         received = torch.empty_like(x, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(received, x.contiguous())
+        dist.all_to_all_single(received, x.contiguous(), group=self._group(x))
         return received
 
     def all_reduce(self, x: Tensor, op: Literal["sum", "mean", "max", "min"]) -> Tensor:
         """See `Collectives.all_reduce`."""
         reduce_op = {"max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}.get(op, dist.ReduceOp.SUM)
-        dist.all_reduce(x, op=reduce_op)
+        dist.all_reduce(x, op=reduce_op, group=self._group(x))
         return x.div_(self.world_size) if op == "mean" else x
 
     def broadcast(self, x: Tensor) -> Tensor:
         """See `Collectives.broadcast`."""
-        dist.broadcast(x, src=0)
+        dist.broadcast(x, src=0, group=self._group(x))
         return x
 
     def subgroup(self, size: int) -> Any:
@@ -113,7 +155,7 @@ class ProcessGroup(Collectives):
 
     def barrier(self) -> None:
         """See `Collectives.barrier`."""
-        dist.barrier()
+        dist.barrier(group=self._of_cpu)
 
 
 def start(device: torch.device) -> Collectives:
@@ -121,23 +163,26 @@ def start(device: torch.device) -> Collectives:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Collectives()
     if not dist.is_initialized():
-        # Tensors on the CPU travel without the GPUs: what processes agree on then waits for no device.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         # nccl would wait ten minutes: too short while the first process writes a large checkpoint to a slow disk.
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    return ProcessGroup()
+        patience = timedelta(minutes=30)
+        # By its name open_clip decides how gradients of its gather travel.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        assert dist.group.WORLD is not None
+        _groups.append(dist.group.WORLD)
+        if device.type == "cuda":
+            # Tensors on the CPU travel without the GPUs: what processes agree on then waits for no device.
+            _groups.append(dist.new_group(backend="gloo", timeout=patience))
+    return ProcessGroup(_groups[-1] if _groups else None)
 
 
-_left: list[dist.ProcessGroup] = []
+_groups: list[dist.ProcessGroup] = []
+"""What `start` made. Kept until the process ends: DistributedDataParallel as the last owner would end gloo's threads
+while it holds Python's lock, and hang if a thread that is late with its last tensor waits for that lock."""
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
-        # Kept: DistributedDataParallel as its last owner would end gloo's threads while it holds Python's lock, and
-        # hang if a thread that is late with its last tensor waits for that lock.
-        assert dist.group.WORLD is not None
-        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

@@ -157,7 +157,8 @@ class MethodConfig(Frozen):
 class Method(nn.Module):
     """A training method. Its state is its parameters, buffers and extra state: `state_dict()` is the checkpoint.
 
-    Every process holds the same state, and must after every step; of `pair_buffers` each holds its share.
+    Every process holds the same state after every step, but for what `complete_state` brings together, and its share
+    of `pair_buffers`.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -218,6 +219,12 @@ class Method(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Clamp, average or solve after the optimiser has moved; `progress` is that of the finished step."""
 
+    def complete_state(self) -> None:
+        """Bring together what each process has moved a share of since the last call, so that all hold the same state.
+
+        Every process calls this before the state is saved. What only its own process needs travels in no step.
+        """
+
     def signatures(self, log: Log) -> list[Signature]:
         """Return the signs of failure in a run's log that only this method can show."""
         return []
@@ -236,8 +243,7 @@ class Method(nn.Module):
         return log_partitions(
             features.image_BD,
             features.text_BD,
-            ours.gather_with_grad(features.image_BD),
-            ours.gather_with_grad(features.text_BD),
+            *ours.gather_sides(features.image_BD, features.text_BD),
             logit_scale,
             offset=ours.rank * len(features.index_B),
             chunk_rows=chunk_rows,

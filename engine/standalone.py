@@ -136,6 +136,9 @@ class StandaloneLoss(nn.Module):
             output = method.loss_at(features, scale, progress)
         if is_training:
             self.step, self.part = (self.step + 1, 0) if is_last else (self.step, self.part + 1)
+            if is_last:
+                # The caller may save the state on one process, after any step.
+                self.method.complete_state()
         self.metrics = output.metrics
         total = output.total if logit_bias is None else output.total + 0 * logit_bias.sum()
         return {"contrastive_loss": total} if output_dict else total

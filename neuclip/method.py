@@ -215,7 +215,7 @@ class NeuCLIP(TemperatureMethod):
             self.normalizer.observe(Observed(embedding_2GD, index_G, log_gamma_2G.detach(), progress.step))
         positive_G = (embedding_2GD[0] * embedding_2GD[1]).sum(dim=1)
 
-        stale_2B = self._alpha(features, logit_scale) if config.updates == "simultaneous" else None
+        stale_2B = self._alpha(features, logit_scale, pair_G2D) if config.updates == "simultaneous" else None
         metrics, before_2G = {}, None
         if config.num_updates and isinstance(self.normalizer, Normalizer):
             before_2G, metrics["npn/gradient_norm"] = self.normalizer.fit(
@@ -230,7 +230,7 @@ class NeuCLIP(TemperatureMethod):
                 lr=config.npn_lr,
                 run=self._recorder,
             )
-        fresh_2B = self._alpha(features, logit_scale)
+        fresh_2B = self._alpha(features, logit_scale, pair_G2D)
         alpha_2B = fresh_2B if stale_2B is None else stale_2B
         size = self.env.global_batch_size
         counted_gamma_2B, counted_alpha_2B = self._counted(log_gamma_2B, size), self._counted(alpha_2B, size)
@@ -275,6 +275,11 @@ class NeuCLIP(TemperatureMethod):
         alpha_image_B, alpha_text_B = alpha_2B.where(self.normalizer.is_ready(features.index_B), math.nan)
         return alpha_image_B, alpha_text_B
 
+    def complete_state(self) -> None:
+        """See `Method.complete_state`: the network's rows."""
+        if isinstance(self.normalizer, Normalizer):
+            self.normalizer.complete()
+
     def signatures(self, log: Log) -> list[Signature]:
         """See `neuclip.signatures`."""
         return find_signatures(log, self.config, rho=self.rho, global_batch_size=self.env.global_batch_size)
@@ -314,14 +319,15 @@ class NeuCLIP(TemperatureMethod):
         )
         return count_positive(torch.stack(log_g), self.env.global_batch_size).mean()
 
-    def _alpha(self, features: Features, logit_scale: Tensor) -> Tensor:
+    def _alpha(self, features: Features, logit_scale: Tensor, pair_G2D: Tensor | None = None) -> Tensor:
         """The log-normalizers that the local anchors get, (2, B)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.npn_gradient == "full"):
             if isinstance(self.normalizer, Stored):
                 return self.normalizer.forward(features, logit_scale)
             embedding_2BD = torch.stack((features.image_BD, features.text_BD))
             positive_B = (features.image_BD * features.text_BD).sum(dim=1)
-            return self.normalizer.forward(embedding_2BD, positive_B, logit_scale)
+            embedding_2GD = None if pair_G2D is None else pair_G2D.transpose(0, 1)
+            return self.normalizer.forward(embedding_2BD, positive_B, logit_scale, embedding_2GD)
 
     def _restart_or_remember(self, normalizer: Normalizer, embedding_2GD: Tensor, step: int) -> None:
         period = math.inf if self.config.restart_period == "never" else self.config.restart_period

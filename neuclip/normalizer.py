@@ -66,15 +66,21 @@ class Normalizer(nn.Module):
         self.register_buffer("weights", torch.zeros(shape))
         self.register_buffer("accumulator", torch.zeros(shape))
 
-    def forward(self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor) -> Tensor:
-        """Return alpha, (2, B), differentiable in every argument.
+    def forward(
+        self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor, embedding_2GD: Tensor | None = None
+    ) -> Tensor:
+        """Return alpha, (2, B), differentiable in every argument. Every process calls this together.
 
         Args:
             embedding_2BD: Unit embeddings of the anchors: images, then texts.
             positive_B: s: cosine of each pair.
             logit_scale: 1 / temperature, scalar.
+            embedding_2GD: Those of all processes' anchors, with gradient; None gathers them if they are needed.
         """
         raise NotImplementedError
+
+    def complete(self) -> None:
+        """Bring together what each process has trained a share of, see `Method.complete_state`."""
 
     def restart(self, embedding_2GD: Tensor, step: int, generator: torch.Generator) -> None:
         """Renew the weights at `step`, given the batch's images and texts, and forget AdaGrad's past."""
@@ -92,8 +98,6 @@ class Normalizer(nn.Module):
         self, anchors: Anchors, *, slope: Slope, num_updates: int, lr: float, run: Recorder = just_run
     ) -> tuple[Tensor, Tensor]:
         """Take AdaGrad steps on (tau / 2) mean_i [ f(alpha1_i) + f(alpha2_i) ], where f has the given slope.
-
-        Afterwards every process holds the same weights.
 
         Args:
             anchors: The global batch, the same on every process.
@@ -126,7 +130,7 @@ class Normalizer(nn.Module):
         raise NotImplementedError
 
     def _put(self, weights: Tensor, accumulator: Tensor) -> None:
-        """Set the state from what every process has trained."""
+        """Take over what this process has trained."""
         raise NotImplementedError
 
     def _gradient(self, weights: Tensor, anchors: Anchors, slope: Slope) -> tuple[Tensor, Tensor]:
@@ -147,7 +151,8 @@ class Prototypes(Normalizer):
 
     Several processes: each trains the rows k = rank, rank + world size, ... on all G anchors, which costs as
     much as all rows on its own anchors but needs no gradients from others, only one sum of exponentials per
-    anchor and step. The rows are put together once, after the last step.
+    anchor and step. So does alpha: each process adds up the exponentials of its own rows for all G anchors, whose
+    embeddings travel for the loss anyway. Rows travel when the state is saved, and after a restart all are the same.
 
     Args:
         num_prototypes: M, at least the number of processes.
@@ -184,20 +189,39 @@ class Prototypes(Normalizer):
         self.num_prototypes, self.chunk_rows = num_prototypes, chunk_rows
         self.register_buffer("recent", torch.zeros(2, num_remembered, embed_dim))
 
-    def forward(self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor) -> Tensor:
+    def forward(
+        self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor, embedding_2GD: Tensor | None = None
+    ) -> Tensor:
         """See `Normalizer.forward`. A chunk's similarities are computed again in the backward pass."""
-        unit_2MD = self.weights / _norms(self.weights)
+        ours = self.collectives
+        anchor_2GD, positive_G = embedding_2BD, positive_B
+        if ours.world_size > 1:
+            anchor_2GD = torch.stack(ours.gather_sides(*embedding_2BD)) if embedding_2GD is None else embedding_2GD
+            positive_G = anchor_2GD.prod(dim=0).sum(dim=1)
+        weights_2SD = self.weights[:, self._share]
+        unit_2SD = weights_2SD / _norms(weights_2SD)
         chunks = [
-            (unit_2MD, embedding_2BD[:, rows], positive_B[rows], logit_scale)
-            for rows in slices(len(positive_B), self.chunk_rows)
+            (unit_2SD, anchor_2GD[:, rows], positive_G[rows], logit_scale)
+            for rows in slices(len(positive_G), self.chunk_rows * ours.world_size)
         ]
-        return predict_in_chunks(self._predict, chunks)
+        logsumexp_2B = predict_in_chunks(self._share_of_logsumexp, chunks)
+        if ours.world_size > 1:
+            sum_G2 = (logsumexp_2B.double() + logit_scale * positive_G).exp().T
+            sum_2B = ours.reduce_scatter_with_grad(sum_G2).T
+            logsumexp_2B = (sum_2B.log() - logit_scale * positive_B).to(logsumexp_2B.dtype)
+        return self._alpha(logsumexp_2B)
 
-    def _predict(self, unit_2MD: Tensor, embedding_2CD: Tensor, positive_C: Tensor, logit_scale: Tensor) -> Tensor:
+    def _share_of_logsumexp(
+        self, unit_2SD: Tensor, embedding_2CD: Tensor, positive_C: Tensor, logit_scale: Tensor
+    ) -> Tensor:
         # Unit already; as a cosine, though, alpha has no gradient along the embedding itself.
         anchor_2CD = functional.normalize(embedding_2CD, dim=2)
-        logit_2CM = logit_scale * cosines_above(positive_C, anchor_2CD, unit_2MD)
-        return self._alpha(logit_2CM.logsumexp(dim=2))
+        return (logit_scale * cosines_above(positive_C, anchor_2CD, unit_2SD)).logsumexp(dim=2)
+
+    @property
+    def _share(self) -> slice:
+        """Rows of this process."""
+        return slice(self.collectives.rank, None, self.collectives.world_size)
 
     def _alpha(self, logsumexp_2C: Tensor) -> Tensor:
         return add_eps(logsumexp_2C - math.log(self.num_prototypes), self.eps)
@@ -224,19 +248,27 @@ class Prototypes(Normalizer):
             self.recent.copy_(torch.cat((self.recent, embedding_2GD), dim=1)[:, -self.recent.shape[1] :])
 
     def _take(self) -> tuple[Tensor, Tensor]:
-        share = slice(self.collectives.rank, None, self.collectives.world_size)
-        return self.weights[:, share].clone(), self.accumulator[:, share].clone()
+        return self.weights[:, self._share].clone(), self.accumulator[:, self._share].clone()
 
     def _put(self, weights: Tensor, accumulator: Tensor) -> None:
-        processes, length = self.collectives.world_size, self.num_prototypes
-        if processes > 1:
-            # Row k is number k // processes of process k % processes; the last row of some is padding.
-            most = math.ceil(length / processes)
-            share = torch.stack((weights, accumulator)).movedim(2, 0)
-            padded = functional.pad(share, (0, 0) * 3 + (0, most - len(share)))
-            by_process = self.collectives.gather(padded).reshape(processes, *padded.shape)
-            weights, accumulator = by_process.transpose(0, 1).flatten(0, 1)[:length].movedim(0, 2).contiguous()
+        if self.collectives.world_size > 1:
+            rows = (weights, accumulator)
+            weights, accumulator = self.weights.clone(), self.accumulator.clone()
+            weights[:, self._share], accumulator[:, self._share] = rows
         self.weights, self.accumulator = weights, accumulator
+
+    @torch.no_grad()
+    def complete(self) -> None:
+        """See `Normalizer.complete`."""
+        processes, length = self.collectives.world_size, self.num_prototypes
+        if processes == 1:
+            return
+        # Row k is number k // processes of process k % processes; the last row of some is padding.
+        most = math.ceil(length / processes)
+        share = torch.stack(self._take()).movedim(2, 0)
+        padded = functional.pad(share, (0, 0) * 3 + (0, most - len(share)))
+        by_process = self.collectives.gather(padded).reshape(processes, *padded.shape)
+        self.weights, self.accumulator = by_process.transpose(0, 1).flatten(0, 1)[:length].movedim(0, 2).contiguous()
 
     def _gradient(self, weights: Tensor, anchors: Anchors, slope: Slope) -> tuple[Tensor, Tensor]:
         """Return the gradient in this process's rows, in closed form, and alpha, (2, G).
@@ -298,7 +330,9 @@ class MLP(Normalizer):
         self.embed_dim, self.sizes = embed_dim, [embed_dim * embed_dim, embed_dim, embed_dim, 1]
         super().__init__((2, sum(self.sizes)), eps=eps, collectives=collectives)
 
-    def forward(self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor) -> Tensor:
+    def forward(
+        self, embedding_2BD: Tensor, positive_B: Tensor, logit_scale: Tensor, embedding_2GD: Tensor | None = None
+    ) -> Tensor:
         """See `Normalizer.forward`."""
         return self._predict(self.weights, embedding_2BD, positive_B, logit_scale)
 

@@ -410,6 +410,7 @@ class Trainer:
             DiskFullError: On every process, if there is no room for it.
         """
         assert self._unseen is None, "settle first: a step that diverged is not to be saved"
+        self.method.complete_state()
         state = self._state() if self.collectives.rank == 0 else self._own_state()
         with self.clock.phase("checkpoint"):
             checkpoint.save_checkpoint(paths.checkpoints(self.spec.run_id), self.step_number, state, self.collectives)

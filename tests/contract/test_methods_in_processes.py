@@ -23,6 +23,7 @@ def train_all(collectives: Collectives | None = None) -> dict[str, Any]:
         # One sample twice, in rows of different processes.
         batches[-1].index_B[5] = batches[-1].index_B[0]
         steps = [train_step(method, step, batch) for step, batch in enumerate(batches)]
+        method.complete_state()
         results[label((name, options))] = {"steps": steps, "state": dict(method.state_dict())}
     return results
 

@@ -529,6 +529,7 @@ def train_variants() -> dict[str, Any]:
         options = {"num_prototypes": 11, "num_updates": 3, "npn_lr": 0.02, "restart_period": 3, **options}
         method = make_method("neuclip", dtype=dtype, collectives=collectives, **options)
         steps = [train_step(method, step, random_features(step, dtype=dtype)) for step in range(5)]
+        method.complete_state()
         results[name] = {"steps": steps, "state": dict(method.state_dict())}
     return results
 
