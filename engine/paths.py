@@ -13,9 +13,9 @@ def suite(name: str) -> Path:
     return RESULTS / "suites" / f"{name}.json"
 
 
-def expanded(name: str, file: Path) -> Path:
-    """The remembered expansion of a suite, whether any workflow was about it or not; `file` is the suite's."""
-    return RESULTS / "expanded" / f"{name}-{_place(file)}.json"
+def answers() -> Path:
+    """What methods and tunings answered when suites were expanded, remembered."""
+    return RESULTS / "answers.json"
 
 
 def evaluation(key: str) -> Path:

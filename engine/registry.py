@@ -12,13 +12,15 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import files, paths
-from engine.method import Method, MethodConfig, MethodEnv
 from engine.schema.base import located, unknown_name, validated
 from engine.schema.run import MethodSource, MethodSpec
 from engine.versions import ROOT
+
+if TYPE_CHECKING:  # torch is imported with the first method that is asked for
+    from engine.method import Method, MethodConfig, MethodEnv
 
 
 def method_names() -> tuple[str, ...]:
@@ -115,6 +117,8 @@ def _said(error: BaseException) -> str:
 
 def _methods_in(module: ModuleType) -> dict[str, type[Method]]:
     """Return the methods that a file defines itself, by the names of their classes."""
+    from engine.method import Method
+
     return {
         key: value
         for key, value in vars(module).items()
@@ -123,6 +127,8 @@ def _methods_in(module: ModuleType) -> dict[str, type[Method]]:
 
 
 def _class_in(module: ModuleType, name: str) -> type[Method]:
+    from engine.method import Method, MethodConfig
+
     found = _methods_in(module)
     if name not in found:
         why = (

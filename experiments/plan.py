@@ -31,7 +31,7 @@ from engine.training.checkpoint import KEEP
 from engine.training.towers import introduce, outline
 from experiments import needs
 from experiments.design import cards
-from experiments.design.suite import OWN_MODELS
+from experiments.design.models import OWN_MODELS
 from experiments.watch import ENDED, STATES, RunView, Watcher
 
 PUBLISHED_MODEL, PUBLISHED_HOURS, PUBLISHED_PAIRS = "ViT-B-16", 2 * 24 * 8, 1.28e9

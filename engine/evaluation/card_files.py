@@ -41,6 +41,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def has(folder: Path, name: str) -> bool:
+    """Tell if a folder has a card of that name."""
+    return "/" not in name and os.path.isfile(folder / f"{name}{SUFFIX}")
+
+
 def placed(reference: str, folder: Path, suffix: str = SUFFIX) -> str:
     """Return a reference that a file in `folder` gives as one that holds everywhere: a path absolute, a name as it is.
 
@@ -91,9 +96,9 @@ def read_card(folder: Path, reference: str, model: type[ModelT], noun: str) -> M
     file = own_file(folder, reference, noun)
     if file is None:
         name = Path(reference).stem if reference.endswith(SUFFIX) else reference
-        if name not in names(folder):
-            raise ValueError(unknown_name(noun, name, names(folder)) + f" One of your own: path/to/NAME{SUFFIX}")
         file = folder / f"{name}{SUFFIX}"
+        if not has(folder, name):
+            raise ValueError(unknown_name(noun, name, names(folder)) + f" One of your own: path/to/NAME{SUFFIX}")
     card = read_yaml(file, model)
     calls_itself = getattr(card, "name", file.stem)
     if calls_itself != file.stem:

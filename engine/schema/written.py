@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import unicodedata
 from collections.abc import Iterator
@@ -30,8 +31,15 @@ def read_yaml(path: Path, model: type[ModelT]) -> ModelT:
     Raises:
         ValueError: If it is not valid; the message names the file and every wrong key.
     """
-    said = load_yaml(path)
-    with located(str(path), model):
+    found: ModelT = _read(files.read_text(path), str(path), model)
+    return found
+
+
+# A card is read for every run that it has a part in.
+@functools.lru_cache(maxsize=1024)
+def _read(text: str, where: str, model: type[ModelT]) -> ModelT:
+    said = parse_yaml(text, where)
+    with located(where, model):
         return validated(model, said)
 
 

@@ -88,7 +88,7 @@ def dataset(name: str, pairs: int | None = None) -> DatasetCard:
     if not _has_card(name) and _has_card(whole) and re.fullmatch(_PART, name):
         return subset(dataset(whole), float(fraction), pairs)
     copy = paths.dataset(name)
-    if name not in names("datasets") and copy.exists():
+    if not card_files.has(FOLDER / "datasets", name) and copy.exists():
         return parse(DatasetCard, files.read_text(copy), str(copy))
     return card_files.read_card(FOLDER / "datasets", name, DatasetCard, "data set")
 
@@ -99,7 +99,7 @@ def is_known(name: str) -> bool:
 
 
 def _has_card(name: str) -> bool:
-    return name in names("datasets") or paths.dataset(name).exists()
+    return card_files.has(FOLDER / "datasets", name) or os.path.isfile(paths.dataset(name))
 
 
 def keep(reference: str) -> str:

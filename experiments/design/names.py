@@ -1,4 +1,4 @@
-"""Names of suites, and what they ask for. Standard library and cards only: reading the workflow imports no torch.
+"""Names of suites, and what they ask for.
 
 - ``NAME`` is a file of `experiments/suites/`;
 - ``ablation_WHAT@NAME`` is a file of `experiments/ablations/`, applied to that suite; without ``@NAME`` to `laptop`;
@@ -18,31 +18,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, JsonValue
-
 from engine import files, paths
 from engine.evaluation import card_files
 from engine.schema.base import ID_PATTERN, check_known, located, parse, unknown_name
+from engine.schema.suite import ExpandedSuite
 from experiments.design import cards
+from experiments.design.suite_file import Ablation, Suite
 
 BASE = "laptop"
 """What an ablation is applied to when nothing is said: small enough for one machine."""
 PREFIX = "ablation_"
 TUNING = "tuning"
 SUFFIX = ".yaml"
-
-
-class _Bundle(BaseModel):
-    """Other suites that a suite names: those asked for along with it, and its tuning."""
-
-    ablations: tuple[str, ...] = ()
-    tuning: dict[str, JsonValue] | None = None
-
-
-class _Listed(BaseModel):
-    """Whether an ablation is one of `ablations@NAME`."""
-
-    by_name_only: bool = False
 
 
 def suites() -> list[str]:
@@ -52,14 +39,17 @@ def suites() -> list[str]:
 
 def ablations(base: str = BASE) -> list[str]:
     """Names of a suite's ablations, sorted, but for those that are asked for by name only."""
-    files = {what: cards.FOLDER / "ablations" / f"{what}{SUFFIX}" for what in cards.names("ablations")}
-    return [f"{PREFIX}{what}@{base}" for what, file in files.items() if not cards.read_yaml(file, _Listed).by_name_only]
+    return [f"{PREFIX}{what}@{base}" for what in cards.names("ablations") if not ablation(what).by_name_only]
 
 
 def tunings() -> list[str]:
     """Names of the tunings of all suites that have one, sorted."""
-    files = {name: cards.FOLDER / "suites" / f"{name}{SUFFIX}" for name in suites()}
-    return [f"{TUNING}@{name}" for name, file in files.items() if cards.read_yaml(file, _Bundle).tuning is not None]
+    return [f"{TUNING}@{name}" for name in suites() if split(name).said.tuning is not None]
+
+
+def ablation(what: str) -> Ablation:
+    """Return what the file of an ablation says."""
+    return cards.read_yaml(cards.FOLDER / "ablations" / f"{what}{SUFFIX}", Ablation)
 
 
 class Asked(NamedTuple):
@@ -92,6 +82,11 @@ class Asked(NamedTuple):
     def ablation(self) -> str | None:
         """Name of the ablation's file."""
         return self.part.removeprefix(PREFIX) if self.part and self.part != TUNING else None
+
+    @property
+    def said(self) -> Suite:
+        """What the suite's file says, word for word."""
+        return cards.read_yaml(self.file, Suite)
 
     @property
     def tuned(self) -> Path:
@@ -166,13 +161,9 @@ def _outside(base: str) -> str | None:
     return None
 
 
-class _Origin(BaseModel):
-    file: str | None = None
-
-
 def file_of(path: Path) -> str | None:
     """Return the file that an expanded suite was written in; None for one of this repository."""
-    return parse(_Origin, files.read_text(path), str(path)).file
+    return parse(ExpandedSuite, files.read_text(path), str(path)).file
 
 
 def resolve(asked: Iterable[str]) -> list[str]:
@@ -190,7 +181,7 @@ def resolve(asked: Iterable[str]) -> list[str]:
         one = split(name)
         found[one.reference] = None
         if one.part is None:
-            patterns, known = cards.read_yaml(one.file, _Bundle).ablations, cards.names("ablations")
+            patterns, known = one.said.ablations, cards.names("ablations")
             for pattern in patterns:
                 if not fnmatch.filter(known, pattern):
                     raise ValueError(f"{one.file}: ablations: " + unknown_name("ablation", pattern, known))

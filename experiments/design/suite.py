@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import math
 import re
 import string
@@ -12,26 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from analysis import latex
-from engine import files, paths
 from engine.evaluation import card_files
-from engine.method import Method, MethodEnv
-from engine.registry import build_method, keep, method_class, method_names, resolve_config
+from engine.registry import method_names
 from engine.schema.base import check_known, fingerprint, gathered, located, unknown_name, validated
 from engine.schema.evaluation import EvalCard, Evaluation
-from engine.schema.run import DatasetSpec, MethodSource, MethodSpec, ModelSpec, RunSpec
+from engine.schema.run import DatasetSpec, MethodSource, MethodSpec, RunSpec
 from engine.schema.suite import DEFAULTS, ExpandedSuite, Hypothesis, SuiteRun
-from experiments.design import cards, hypotheses, names
-from experiments.design.suite_file import Ablation, Factors, MethodEntry, Options, Suite, Training, Variant
-from experiments.design.tuning import SCORE, Tuned, Tuning, described, nested, points, trial
+from experiments.design import cards, hypotheses, models, names
+from experiments.design.answers import Answers
+from experiments.design.suite_file import Factors, MethodEntry, Options, Suite, Training, Variant
+from experiments.design.tuning import SCORE, Tuned, Tuning, described, nested, trial
 
 _FACTORS = ("options_times", "training_times")
-OWN_MODELS = cards.FOLDER.parent / "engine" / "models"
-_MODEL_SUFFIX = ".json"
-MAX_EMBED_DIM = 2**16
-_MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$"
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -47,7 +38,7 @@ def _read(asked: names.Asked) -> Suite:
     Raises:
         ValueError: Naming all cards of training sets that are wrong.
     """
-    suite = cards.read_yaml(asked.file, Suite)
+    suite = asked.said
     place = partial(card_files.placed, folder=asked.file.parent)
     named = dict.fromkeys([suite.dataset, *(each.dataset for each in suite.variants if each.dataset is not None)])
     evaluation = place(suite.evaluation)
@@ -57,7 +48,7 @@ def _read(asked: names.Asked) -> Suite:
     called = dict(zip(named, kept, strict=True))
 
     def model(name: str | None) -> str | None:
-        return name and card_files.placed(name, asked.file.parent, _MODEL_SUFFIX)
+        return name and card_files.placed(name, asked.file.parent, models.SUFFIX)
 
     variants = tuple(
         each.model_copy(update={"dataset": each.dataset and called[each.dataset], "model": model(each.model)})
@@ -66,52 +57,6 @@ def _read(asked: names.Asked) -> Suite:
     tuning = suite.tuning and suite.tuning.model_copy(update={"score": tuple(map(place, suite.tuning.score))})
     changes = {"dataset": called[suite.dataset], "model": model(suite.model), "evaluation": evaluation}
     return suite.model_copy(update={**changes, "variants": variants, "tuning": tuning})
-
-
-def _model(reference: str) -> ModelSpec:
-    """Return a model by its name, or by its config's file, of which a copy is kept."""
-    file = card_files.own_file(OWN_MODELS, reference, "model", _MODEL_SUFFIX, _MODEL_PATTERN)
-    known = _model_files()
-    if file is None:
-        name = Path(reference).stem if reference.endswith(_MODEL_SUFFIX) else reference
-        if name not in known:
-            raise ValueError(unknown_name("model", name, known) + f" One of your own: path/to/NAME{_MODEL_SUFFIX}")
-        is_ours = known[name].parent == OWN_MODELS
-        return ModelSpec(name=name, config_sha256=files.file_sha256(known[name]) if is_ours else None)
-    config, parts = files.read_json(file), ("embed_dim", "vision_cfg", "text_cfg")
-    if not isinstance(config, dict) or not config.keys() >= set(parts):
-        raise ValueError(f"model {file}: allowed is an open_clip config: a JSON with {', '.join(parts)}")
-    if type(config["embed_dim"]) is not int or not 0 < config["embed_dim"] <= MAX_EMBED_DIM:
-        raise ValueError(f"model {file}: embed_dim: allowed is a whole number from 1 to {MAX_EMBED_DIM}")
-    if file.stem in known:
-        raise ValueError(f"model {file}: open_clip has a model of this name: rename the file")
-    content = file.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    copy = paths.model(sha256, file.stem)
-    if not copy.exists() or copy.read_bytes() != content:
-        with files.atomic_write(copy) as temporary:
-            temporary.write_bytes(content)
-    return ModelSpec(name=file.stem, config_sha256=sha256, is_own=True)
-
-
-def _model_files() -> dict[str, Path]:
-    """Return the config files of known models, looked up without importing open_clip, which takes seconds."""
-    package = importlib.util.find_spec("open_clip")
-    assert package is not None
-    assert package.origin is not None
-    folders = (Path(package.origin).parent / "model_configs", OWN_MODELS)
-    return {path.stem: path for folder in folders for path in folder.glob("*.json")}
-
-
-def _num_extra_pairs(spec: RunSpec) -> int:
-    """Return the `Method.num_extra_pairs` of a run, from a method without memory."""
-    if method_class(spec.method.name, spec.method.source).num_extra_pairs is Method.num_extra_pairs:
-        return 0
-    model = spec.model
-    config = paths.model(str(model.config_sha256), model.name) if model.is_own else _model_files()[model.name]
-    embed_dim = files.read_json(config)["embed_dim"]
-    with torch.device("meta"):
-        return build_method(spec.method, MethodEnv.of(spec, embed_dim)).num_extra_pairs
 
 
 def _times(values: Options, factors: Factors, where: str) -> Options:
@@ -134,7 +79,9 @@ def _times(values: Options, factors: Factors, where: str) -> Options:
     return nested(changed)
 
 
-def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Variant) -> tuple[Options, Options]:
+def _changed(
+    suite: Suite, variant: Variant, method: str, source: MethodSource | None, answers: Answers
+) -> tuple[Options, Options]:
     """Return a method's resolved options and its training, with a variant's changes."""
     entry = MethodEntry() if variant.defaults else suite.methods[method]
     known = {*method_names(), *suite.methods}
@@ -146,9 +93,9 @@ def _changed(suite: Suite, method: str, source: MethodSource | None, variant: Va
             check_known("method", owner, known, f"options_times: {key}")
         if owner in ("", method):
             factors[option] = factor
-    options = resolve_config(method, entry.options, source).model_dump(mode="json")
+    options = answers.config(method, entry.options, source)
     changes = merge(variant.options, _times(options, factors, "options"))
-    config = resolve_config(method, merge(entry.options, changes), source).model_dump(mode="json")
+    config = answers.config(method, merge(entry.options, changes), source)
 
     training = merge(suite.training, entry.training)
     plan = _training(training).model_dump()
@@ -196,27 +143,14 @@ def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
     return cards.subset(card, float(f"{math.prod(fractions):.12g}")) if fractions else card
 
 
-def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | None, seed: int) -> SuiteRun:
-    config, training = _changed(suite, method, source, variant)
+def _runs_of(
+    suite: Suite, variant: Variant, method: str, source: MethodSource | None, seeds: Iterable[int], answers: Answers
+) -> Iterator[SuiteRun]:
+    """Yield a method's runs of a variant, one a seed."""
+    config, training = _changed(suite, variant, method, source, answers)
     plan = _training(training)
     card = _card(suite, variant)
-    if plan.global_batch_size > card.pairs:
-        raise ValueError(
-            f"training: global_batch_size = {plan.global_batch_size} exceeds the {card.pairs} pairs of {card.name!r}: "
-            "use a smaller batch or a larger data set"
-        )
-    if (plan.epochs is None) == (plan.samples_seen is None):
-        raise ValueError("training: give either epochs or samples_seen")
-    batch = plan.global_batch_size
-    if plan.epochs is not None:
-        if not math.isfinite(plan.epochs * card.pairs):
-            raise ValueError(f"training: epochs = {plan.epochs} are too many: use fewer")
-        num_steps = round(plan.epochs * (card.pairs // batch))
-    else:
-        assert plan.samples_seen is not None
-        if plan.samples_seen % batch:
-            raise ValueError(f"training: samples_seen = {plan.samples_seen} is no multiple of the batch of {batch}")
-        num_steps = plan.samples_seen // batch
+    batch, num_steps = plan.global_batch_size, _num_steps(plan, card)
     sample = plan.batch_norm_sample or batch
     if batch % sample:
         raise ValueError(f"training: batch_norm_sample = {sample} does not divide global_batch_size = {batch}")
@@ -230,33 +164,52 @@ def _run(suite: Suite, variant: Variant, method: str, source: MethodSource | Non
         return tuple(sorted({max(1, round(share * num_steps)) * batch for share in shares}))
 
     error, gradients = plan.normalizer_error, plan.gradient_error
-    spec = RunSpec.model_validate(
-        {
-            "method": MethodSpec(name=method, config=config, source=source),
-            "dataset": DatasetSpec(name=card.name, revision=card.revision, pairs=card.pairs, captions=card.captions),
-            "model": _model(variant.model or suite.model),
-            "global_batch_size": batch,
-            "samples_seen": num_steps * batch,
-            "milestones": samples_at((*plan.milestones, 1.0)),
-            "optimizer": optimizer,
-            "augmentation": plan.augmentation,
-            "precision": plan.precision,
-            "method_tf32": plan.method_tf32,
-            "batch_norm_groups": batch // sample,
-            "normalizer_error": error and {**error.model_dump(), "at": samples_at(error.at)},
-            "gradient_error": gradients and {**gradients.model_dump(), "at": samples_at(gradients.at)},
-            "seed": seed,
-        }
-    )
+    settings = {
+        "method": MethodSpec(name=method, config=config, source=source),
+        "dataset": DatasetSpec(name=card.name, revision=card.revision, pairs=card.pairs, captions=card.captions),
+        "model": models.model(variant.model or suite.model),
+        "global_batch_size": batch,
+        "samples_seen": num_steps * batch,
+        "milestones": samples_at((*plan.milestones, 1.0)),
+        "optimizer": optimizer,
+        "augmentation": plan.augmentation,
+        "precision": plan.precision,
+        "method_tf32": plan.method_tf32,
+        "batch_norm_groups": batch // sample,
+        "normalizer_error": error and {**error.model_dump(), "at": samples_at(error.at)},
+        "gradient_error": gradients and {**gradients.model_dump(), "at": samples_at(gradients.at)},
+    }
     label = _label(variant, {**training, **config})
     with located("label"):
         latex.escape(label)  # or tables would refuse it, after training
-    return SuiteRun(variant=label, spec=spec, num_extra_pairs=_num_extra_pairs(spec), over_training=suite.over_training)
+    for seed in seeds:
+        spec = RunSpec.model_validate({**settings, "seed": seed})
+        num_extra_pairs = answers.num_extra_pairs(spec, models.embed_dim(spec.model))
+        yield SuiteRun(variant=label, spec=spec, num_extra_pairs=num_extra_pairs, over_training=suite.over_training)
+
+
+def _num_steps(plan: Training, card: cards.DatasetCard) -> int:
+    batch = plan.global_batch_size
+    if batch > card.pairs:
+        raise ValueError(
+            f"training: global_batch_size = {batch} exceeds the {card.pairs} pairs of {card.name!r}: use a smaller "
+            "batch or a larger data set"
+        )
+    if (plan.epochs is None) == (plan.samples_seen is None):
+        raise ValueError("training: give either epochs or samples_seen")
+    if plan.epochs is not None:
+        if not math.isfinite(plan.epochs * card.pairs):
+            raise ValueError(f"training: epochs = {plan.epochs} are too many: use fewer")
+        return round(plan.epochs * (card.pairs // batch))
+    assert plan.samples_seen is not None
+    if plan.samples_seen % batch:
+        raise ValueError(f"training: samples_seen = {plan.samples_seen} is no multiple of the batch of {batch}")
+    return plan.samples_seen // batch
 
 
 def _with_ablation(suite: Suite, what: str) -> Suite:
     """Put an ablation in the place of a suite's variants."""
-    ablation = cards.read_yaml(cards.FOLDER / "ablations" / f"{what}.yaml", Ablation)
+    ablation = names.ablation(what)
     methods = ablation.methods or tuple(suite.methods)
     for method in methods:
         check_known("method", method, suite.methods, f"ablation {what!r}")
@@ -319,7 +272,7 @@ def _digest(suite: Suite, tuning: Tuning, method: str) -> str:
     return fingerprint(
         {
             "dataset": [card.name, card.revision, card.pairs],
-            "model": _model(suite.model).model_dump(mode="json"),
+            "model": models.model(suite.model).model_dump(mode="json"),
             "training": _training_of_trials(suite, tuning),
             "method": entry.model_dump(mode="json", include={"options", "training"}),
             "space": {
@@ -361,7 +314,7 @@ def _with_tuned(suite: Suite, asked: names.Asked) -> Suite:
     return suite.model_copy(update={"methods": methods})
 
 
-def _sources(suite: Suite, folder: Path) -> dict[str, MethodSource | None]:
+def _sources(suite: Suite, folder: Path, answers: Answers) -> dict[str, MethodSource | None]:
     """Find a suite's methods; of those that are not in this repository, a copy is kept."""
     sources: dict[str, MethodSource | None] = {}
     for method, entry in suite.methods.items():
@@ -371,16 +324,16 @@ def _sources(suite: Suite, folder: Path) -> dict[str, MethodSource | None]:
             raise ValueError(f"{message} A method of your own needs its file: class: file.py:ClassName")
         if entry.class_ is not None and is_ours:
             raise ValueError(f"method {method!r} has a class, but that name is one of this repository's: take another")
-        sources[method] = None if entry.class_ is None else keep(entry.class_, folder)
+        sources[method] = None if entry.class_ is None else answers.source(entry.class_, folder)
     return sources
 
 
-def _runs(suite: Suite, asked: names.Asked) -> Iterator[SuiteRun]:
+def _runs(suite: Suite, asked: names.Asked, answers: Answers) -> Iterator[SuiteRun]:
     """Yield the runs of all variants."""
     for variant in suite.variants:
         for method in variant.methods or ():
             check_known("method", method, suite.methods, f"variant {variant.label!r}")
-    sources = _sources(suite, asked.file.parent)
+    sources = _sources(suite, asked.file.parent, answers)
     tuned = _with_tuned(suite, asked)
     for variant in suite.variants:
         for method in variant.methods or tuple(suite.methods):
@@ -389,8 +342,7 @@ def _runs(suite: Suite, asked: names.Asked) -> Iterator[SuiteRun]:
                 # What was chosen for the variant lies over what it says.
                 base = _with_tuned(_as_variant(suite, variant, method), asked)
                 changes = Variant.model_validate(variant.model_dump(include={"label", *_FACTORS}))
-            for seed in variant.seeds or suite.seeds:
-                yield _run(base, changes, method, sources[method], seed)
+            yield from _runs_of(base, changes, method, sources[method], variant.seeds or suite.seeds, answers)
 
 
 def _as_variant(suite: Suite, variant: Variant, method: str) -> Suite:
@@ -409,19 +361,20 @@ def _as_variant(suite: Suite, variant: Variant, method: str) -> Suite:
     )
 
 
-def _trials(suite: Suite, tuning: Tuning, asked: names.Asked) -> Iterator[SuiteRun]:
+def _trials(suite: Suite, tuning: Tuning, asked: names.Asked, answers: Answers) -> Iterator[SuiteRun]:
     """Yield the runs of a tuning: every method's trials, and it with its own defaults."""
     suite = suite.model_copy(update={"training": _training_of_trials(suite, tuning)})
-    sources = _sources(suite, asked.file.parent)
+    sources = _sources(suite, asked.file.parent, answers)
     for method in suite.methods:
         space = tuning.of(method)
         with located(f"tuning of {method}"):
-            tried = points(space, tuning.trials)
-        for seed in tuning.seeds:
-            for number, point in enumerate(tried, start=1):
-                run = _run(suite, Variant(label=trial(number), **nested(point)), method, sources[method], seed)
+            tried = answers.points(space, tuning.trials)
+        for number, point in enumerate(tried, start=1):
+            variant = Variant(label=trial(number), **nested(point))
+            for run in _runs_of(suite, variant, method, sources[method], tuning.seeds, answers):
                 yield run.model_copy(update={"settings": described(point, space)})
-            yield _run(suite, Variant(label=DEFAULTS, defaults=True), method, sources[method], seed)
+        defaults = Variant(label=DEFAULTS, defaults=True)
+        yield from _runs_of(suite, defaults, method, sources[method], tuning.seeds, answers)
 
 
 def _refuse_titles(evaluation: Evaluation) -> None:
@@ -449,17 +402,18 @@ def _refuse_one_name(runs: Iterable[SuiteRun]) -> None:
             )
 
 
-def expand(name: str) -> ExpandedSuite:
+def expand(name: str, answers: Answers | None = None) -> ExpandedSuite:
     """Read a suite, or an ablation or the tuning of one, and return its runs, sorted by id.
 
     Args:
         name: As in `experiments.design.names`, but one suite, no group of them.
+        answers: What is known of methods and tunings; None asks all anew.
 
     Raises:
         ValueError: If anything in the suite, its cards or its methods is unknown or wrong, if two runs are the same, or
             if they differ and have one name.
     """
-    asked = names.split(name)
+    asked, answers = names.split(name), answers or Answers()
     with located(f"suite {asked.name!r}", Training):
         suite = _read(asked)
         evaluation, tuning, digests = cards.evaluation(suite.evaluation), suite.tuning, {}
@@ -469,11 +423,11 @@ def expand(name: str) -> ExpandedSuite:
         if asked.ablation is not None:
             suite = _with_ablation(suite, asked.ablation)
         if asked.part != names.TUNING:
-            found = _runs(suite, asked)
+            found = _runs(suite, asked, answers)
         elif tuning is None:
             raise ValueError(f"{asked.file} has no `tuning`: see docs/tuning.md")
         else:
-            found, evaluation = _trials(suite, tuning, asked), _of_score(evaluation, tuning)
+            found, evaluation = _trials(suite, tuning, asked, answers), _of_score(evaluation, tuning)
             digests = {method: _digest(suite, tuning, method) for method in suite.methods}
             suite = suite.model_copy(update={"title": f"Tuning ({suite.title})"})
         _refuse_titles(evaluation)

@@ -193,7 +193,7 @@ FILES = {
     "shard": FileKind(lambda run: Path("data/toy/train/*.tar"), ("train",), "fetching it again"),
     "picture set": FileKind(lambda run: Path("data/toy/evals/*/*/*.tar"), ("evaluate", "collect"), "fetching it again"),
     "suite": FileKind(lambda run: paths.suite(SUITE)),
-    "remembered suite": FileKind(lambda run: paths.RESULTS / "expanded/*.json"),
+    "remembered answers": FileKind(lambda run: paths.answers()),
     "evaluation file": FileKind(lambda run: paths.evaluation("*"), ("evaluate", "collect")),
     "result": FileKind(lambda run: paths.eval_result(run, "*", "*")),
     "mark of an evaluation": FileKind(lambda run: paths.evaluated(run, "*", "*")),

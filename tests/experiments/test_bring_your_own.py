@@ -20,7 +20,7 @@ from engine.schema.evaluation import EvalCard
 from engine.schema.record import Record
 from experiments import draft
 from experiments.__main__ import main
-from experiments.design import cards, expansion, names
+from experiments.design import cards
 from experiments.design.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,16 +154,6 @@ def test_another_model_config_is_another_run(mine):
     before = expand("mine/study.yaml").runs[0].spec.run_id
     edit(mine / "small.json", '"layers": 1, "width": 32, "head_width"', '"layers": 2, "width": 32, "head_width"')
     assert expand("mine/study.yaml").runs[0].spec.run_id != before
-
-
-def test_an_edit_of_any_file_that_a_suite_names_expands_it_again(mine):
-    write_cards()
-    asked = names.split("mine/study.yaml")
-    digests = [expansion._digest("", asked)]
-    for name in ("study.yaml", "squares.yaml", "tests.yaml", "sayings.yaml", "small.json", "dcl.py"):
-        (mine / name).write_text((mine / name).read_text() + "\n")
-        digests.append(expansion._digest("", asked))
-    assert len(set(digests)) == len(digests)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,20 @@
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from support import toy
 
-from engine import paths
+from engine import paths, registry
 from engine.data.index import build_index
 from engine.schema.base import canonical_json, parse
 from engine.schema.run import Execution, RunSpec
 from experiments.__main__ import main
-from experiments.design import cards, expansion, names
+from experiments.design import answers, cards, expansion, names
 from experiments.design.suite import expand
 from experiments.design.suite_file import Suite
 
@@ -473,19 +475,27 @@ def test_a_typo_in_a_card_names_the_card(own):
         expand("smoke")
 
 
-def test_expansions_are_made_once_and_again_when_a_source_changes(tmp_path, monkeypatch):
+def test_what_methods_answered_is_asked_again_only_when_code_has_changed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    calls = []
-    honest = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kw: calls.append(args) or honest(*args, **kw))
+    asked = []
+    honest = registry.resolve_config
+    monkeypatch.setattr(registry, "resolve_config", lambda *args: asked.append(args[0]) or honest(*args))
     first = expansion.load(["smoke"])
+    assert {"amorlip", "fastclip", "neuclip", "openclip", "siglip"} == set(asked)
+    asked.clear()
     assert expansion.load(["smoke"]) == first
-    assert len(calls) == 1
-    monkeypatch.setattr(expansion, "sources_sha256", lambda: "changed")
+    assert asked == []
+    # What was changed by others is not believed.
+    text = paths.answers().read_text()
+    for damage in (text.replace('"rho":', '"rh":'), text[:-9], "", "null"):
+        paths.answers().write_text(damage)
+        assert expansion.load(["smoke"]) == first
+    asked.clear()
+    monkeypatch.setattr(answers, "sources_sha256", lambda: "changed")
     assert expansion.load(["smoke"]) == first
-    assert len(calls) == 2
+    assert asked
     # To look at a suite is to run nothing of it: only what is written for a workflow is seen by others.
-    assert [path.name for path in paths.RESULTS.iterdir()] == ["expanded"]
+    assert list(paths.RESULTS.iterdir()) == [paths.answers()]
     assert expansion.written() == []
     expansion.write(first["smoke"])
     assert expansion.written() == [first["smoke"].sealed()]
@@ -493,17 +503,27 @@ def test_expansions_are_made_once_and_again_when_a_source_changes(tmp_path, monk
     assert parse(RunSpec, paths.spec(run.run_id).read_text(), "spec") == run
 
 
-def test_an_expansion_depends_on_this_repositorys_code_and_on_no_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(expansion, "ROOT", tmp_path)
+def test_an_expansion_that_was_made_before_imports_neither_torch_nor_scipy(tmp_path):
+    code = "import sys; from experiments.design import expansion; expansion.load(sys.argv[1:]); print(*sys.modules)"
+    asked = ["smoke", "ablation_headroom@smoke", "tuning@one_gpu"]
+    command, environment = [sys.executable, "-c", code, *asked], {**os.environ, "PYTHONPATH": str(answers.ROOT)}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": True}
+    first, second = (set(subprocess.run(command, **options).stdout.split()) for _ in range(2))
+    assert {"torch", "scipy"} <= first
+    assert not {"torch", "scipy"} & second
+
+
+def test_an_answer_depends_on_this_repositorys_code_and_on_no_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "ROOT", tmp_path)
     ours = tmp_path / "engine" / "training" / "step.py"
     digests = []
     for path in (ours, tmp_path / ".venv" / "lib" / "x.py", tmp_path / "results" / "code" / "x" / "engine" / "y.py"):
         path.parent.mkdir(parents=True)
         path.write_text("")
-        digests.append(expansion.sources_sha256())
+        digests.append(answers.sources_sha256())
     assert len(set(digests)) == 1
     ours.write_text("changed = True\n")
-    assert expansion.sources_sha256() != digests[0]
+    assert answers.sources_sha256() != digests[0]
 
 
 def test_canonical_json_refuses_what_is_not_a_number():

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from engine import files, paths
 from engine.schema.suite import DEFAULTS
-from experiments.design import cards, expansion, names
+from experiments.design import cards, names
 from experiments.design.suite import expand
 from experiments.design.tuning import Chosen, Range, Tuned, choose, points, write
 
@@ -377,15 +377,6 @@ def test_a_variant_has_its_methods_defaults_or_what_was_chosen(here):
     path = suite_with(variants=[{}, {"label": "both", "defaults": True, "tuned": "mine.yaml"}])
     with pytest.raises(ValueError, match=r"leaves out what tuned = 'mine\.yaml' would choose: give one of them"):
         expand(path)
-
-
-def test_an_expansion_is_made_anew_when_the_files_that_it_takes_settings_from_change(here):
-    suite_with(name="large")
-    for name in ("mine", "large"):
-        path = suite_with(tuned="mine", variants=[{}, {"label": "large", "tuned": "large.yaml"}])
-        before = expansion._digest("", names.split(path))
-        tune(f"{name}.yaml", **{"training.optimizer.lr": 1.5e-3})
-        assert expansion._digest("", names.split(path)) != before
 
 
 def write_results(suite, scores):

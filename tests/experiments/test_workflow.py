@@ -10,20 +10,16 @@ from engine import errors, paths
 from engine.schema.base import fingerprint, parse
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments.design import expansion, names
+from experiments.design import expansion
 from experiments.workflow import ABLATIONS, Workflow
 
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
-    """A working directory in which some suites are expanded."""
+    """A working directory, in which methods are asked once."""
     folder = tmp_path_factory.mktemp("workflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("smoke", "ablation_objective@smoke", "ablation_dataset_size@smoke", "tuning@laptop"):
-            asked = names.split(name)
-            digest = expansion._digest(expansion.sources_sha256(), asked)
-            expansion.main([digest, str(paths.expanded(asked.name, asked.file)), name])
         yield folder
 
 

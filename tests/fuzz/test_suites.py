@@ -16,7 +16,7 @@ from support.fuzzing import Judge, Refused, changed, clear, controls, damaged, n
 
 from engine import files
 from engine.schema.suite import ExpandedSuite
-from experiments.design import expansion, names
+from experiments.design import names
 from experiments.design.suite import expand
 
 pytestmark = pytest.mark.slow
@@ -85,9 +85,8 @@ def mine(judge: Judge) -> Path:
 
 
 def asked(reference: str) -> ExpandedSuite:
-    """What commands make of a suite: resolve its name, see what it depends on, expand it."""
+    """What commands make of a suite: resolve its name, expand it."""
     (name,) = [name for name in names.resolve([reference]) if "ablation" not in name]
-    expansion._digest("", names.split(name))
     return expand(name)
 
 

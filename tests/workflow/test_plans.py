@@ -1,7 +1,6 @@
 """What the workflow would do: dry runs over everything there is, and from a finished suite after a change or a loss."""
 
 import itertools
-import json
 import os
 import re
 import shutil
@@ -14,8 +13,7 @@ import yaml
 from support import evalsets
 
 from engine import paths
-from engine.schema.base import fingerprint
-from experiments.design import cards
+from experiments.design import cards, expansion
 from experiments.design.suite import expand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,12 +49,12 @@ def trained(plan):
 
 def files_of(folder):
     """All results with their times, but for what is remembered of suites."""
-    found = (path for path in (folder / paths.RESULTS).rglob("*") if "expanded" not in path.parts)
+    found = (path for path in (folder / paths.RESULTS).rglob("*") if path.name != paths.answers().name)
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
 
 
 @pytest.mark.slow
-def test_the_page_says_how_many_jobs_everything_is(tmp_path):
+def test_the_page_says_how_many_jobs_everything_is(tmp_path, monkeypatch):
     (asked,) = re.findall(r"^snakemake (-n -q rules --config suites=\S+)$", PAGE, re.MULTILINE)
     suites = asked.partition("=")[2].split(",")
     assert set(suites) >= set(cards.names("suites"))
@@ -67,8 +65,9 @@ def test_the_page_says_how_many_jobs_everything_is(tmp_path):
     stated = {rule: int(count.replace(",", "")) for rule, count in rows}
     assert counts(snakemake(tmp_path, *asked.split())) == stated
     # What several suites share is trained once.
-    expanded = [json.loads(path.read_text())["suite"] for path in (tmp_path / paths.RESULTS / "expanded").iterdir()]
-    assert stated["train"] == len({fingerprint(run["spec"]) for suite in expanded for run in suite["runs"]})
+    monkeypatch.chdir(tmp_path)
+    found = expansion.load(suites).values()
+    assert stated["train"] == len({run.spec.run_id for suite in found for run in suite.runs})
 
 
 @pytest.fixture(scope="module")
