@@ -130,8 +130,9 @@ def _score_rows(
             _agree(seen, ("evaluator of", name), canonical_json(dict(result.evaluator)), path)
             if result.data_sha256 is not None:
                 _agree(seen, ("content of", name), result.data_sha256, path)
-        absent = "diverged" if record.status == "diverged" else "absent"
-        lost = {name for name, result in results.items() if result.status == "absent"}
+        is_diverged = "diverged" in (record.status, *(result.status for result in results.values()))
+        absent = "diverged" if is_diverged else "absent"
+        lost = {name for name, result in results.items() if result.status in ("absent", "diverged")}
         values = {name: result.value for name, result in results.items()}
         for kind, of_kind in (("average", evaluation), ("validation", _of_validation(evaluation))):
             for key, average in of_kind.averaged(values, missing).items():

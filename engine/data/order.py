@@ -38,6 +38,7 @@ def hash_keys(positions: NDArray[np.int64], *, seed: int, epoch: int, purpose: i
 _SHARD_KEYS, _SAMPLE_KEYS = 0, 1
 AUGMENTATION_KEYS, CAPTION_KEYS, SUBSET_KEYS = 2, 3, 4
 _EXTRA_KEYS = 5
+TIE_KEYS = 6
 
 
 def epoch_order(

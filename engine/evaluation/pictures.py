@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ from engine.imports import late
 
 with late("torch._dynamo", "torch._dynamo.utils"):
     from torchvision.transforms import Compose, Normalize, ToTensor
-
-ColumnT = TypeVar("ColumnT", Tensor, list[list[str]])
 
 MIN_IMAGES_FOR_WORKERS = 2000
 """Worker processes take longer to start than they save on fewer images."""
@@ -100,6 +98,7 @@ class ImageBatches:
         pixels: From a PIL image to a tensor.
         batch_size: Images in a batch; the last may have fewer.
         num_workers: Processes that decode.
+        pin_memory: Whether batches leave in page-locked memory, from which copies to a GPU need not be waited for.
     """
 
     def __init__(
@@ -109,6 +108,7 @@ class ImageBatches:
         *,
         batch_size: int,
         num_workers: int,
+        pin_memory: bool = False,
     ) -> None:
         self.data, self.pixels, self.batch_size = data, pixels, batch_size
         small = len(data.locations) < MIN_IMAGES_FOR_WORKERS
@@ -117,6 +117,7 @@ class ImageBatches:
             batch_size=batch_size,
             num_workers=0 if small else num_workers,
             collate_fn=_collate,
+            pin_memory=pin_memory,
         )
         self.num_transparent = 0
         """Images seen so far that have an alpha channel."""
@@ -128,10 +129,3 @@ class ImageBatches:
             images, transparent = batch
             self.num_transparent += int(transparent.sum())
             yield images
-
-    def beside(self, column: ColumnT) -> Iterator[tuple[Tensor, ColumnT]]:
-        """Yield every batch with its part of a column that has a row for each image."""
-        row = 0
-        for images in self:
-            yield images, column[row : row + len(images)]
-            row += len(images)

@@ -33,6 +33,10 @@ WhenMissing = Literal["refuse", "no_average", "average_of_available"]
 the average so."""
 
 
+Status = Literal["evaluated", "absent", "diverged", "missing"]
+"""absent: the run never reached the milestone; diverged: embeddings are not finite; missing: the set is not on disk."""
+
+
 class Original(Frozen):
     """The files that a set is made from, if nobody offers it in a layout that `engine.evaluation.reading` reads."""
 
@@ -226,8 +230,7 @@ class EvalResult(Sealed):
     run_id: str
     milestone: int
     eval_set: str
-    status: Literal["evaluated", "absent", "missing"]
-    """absent: the run never reached the milestone; missing: the set is not on disk."""
+    status: Status
     metrics: dict[str, float]
     main_metric: str
     value: float | None

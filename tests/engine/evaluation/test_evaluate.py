@@ -1,4 +1,5 @@
 import io
+import math
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from engine import evaluate as command_line
 from engine import files, paths
 from engine.evaluation import runner
 from engine.evaluation.runner import evaluate_run
+from engine.evaluation.tasks import Answer
 from engine.schema.run import Execution
 from engine.training.loop import train
 from engine.training.towers import load_export
@@ -153,7 +155,7 @@ def test_a_stopped_evaluation_keeps_what_it_has_and_a_later_one_adds_the_rest(do
         evaluate_run(record, 960, evaluation, "cpu")
     monkeypatch.undo()
     seen = []
-    monkeypatch.setattr(runner, "answer_set", lambda data, model: seen.append(data) or ({"mean_recall@1": 0.5}, None))
+    monkeypatch.setattr(runner, "answer_set", lambda data, model: seen.append(data) or Answer({"mean_recall@1": 0.5}, None))
     again = {result.eval_set: result for result in evaluate_run(record, 960, evaluation, "cpu")}
     assert [data.card.name for data in seen] == ["toy_retrieval"]
     assert again["toy_colours"] == results["toy_colours"]
@@ -164,6 +166,33 @@ def test_a_milestone_that_was_never_reached_is_absent(done):
     record, evaluation, _ = done
     for result in evaluate_run(record, 1920, evaluation, "cpu"):
         assert (result.status, result.value, result.num_samples) == ("absent", None, None)
+
+
+def test_a_run_whose_embeddings_are_not_finite_has_diverged_and_a_model_of_others_is_an_error(
+    done, monkeypatch, capsys, tmp_path
+):
+    record, evaluation, _ = done
+
+    def broken(*args):
+        clip, *rest = load_export(*args)
+        with torch.no_grad():
+            clip.text_projection.fill_(math.nan)
+        return clip, *rest
+
+    for name in evaluation.sets:
+        paths.eval_result(record.run_id, 960, name).unlink(missing_ok=True)
+    monkeypatch.setattr(runner, "load_export", broken)
+    results = evaluate_run(record, 960, evaluation, "cpu")
+    assert {(result.status, result.value) for result in results} == {("diverged", None)}
+    said = capsys.readouterr().err
+    assert f"{record.run_id} @ 960: evaluation set 'toy_colours': the embeddings of 4 of 4 classes are not fin" in said
+    assert "set 'toy_retrieval': the embeddings of 16 of 16 captions are not finite: it counts as diverged" in said
+    for name in evaluation.sets:
+        paths.eval_result(record.run_id, 960, name).unlink()
+    weights = broken(paths.weights(record.run_id, 960))
+    monkeypatch.setattr(runner.loading, "load_model", lambda *_, **__: weights)
+    with pytest.raises(ValueError, match=r"theirs w\.pt @ 0: evaluation set 'toy_colours': .* 4 of 4 classes"):
+        runner.evaluate_published("theirs", "w.pt", evaluation, tmp_path, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from engine.evaluation import scoring
 
@@ -46,7 +48,7 @@ def test_a_class_that_is_never_recognised_has_f1_zero():
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 def test_mean_per_class_recall_is_that_of_clip_benchmark():
-    recall = scoring.mean_per_class_recall(TRUE, PREDICTED)
+    recall = scoring.mean_per_class_recall(TRUE, (TRUE == PREDICTED).astype(float))
     assert recall == balanced_accuracy_score(TRUE, PREDICTED)
     assert recall == pytest.approx(slow_recalls_and_f1()[0], abs=1e-12)
 
@@ -68,23 +70,31 @@ def test_four_wrong_images_of_one_region_make_the_worst_region_zero_and_leave_th
     assert math.isnan(scoring.worst_group(hit, region, 1000))
 
 
-def test_top_k_counts_a_label_among_the_k_best():
-    logits = torch.from_numpy(random.standard_normal((50, 12)))
-    labels = torch.from_numpy(random.integers(0, 12, 50))
-    for k in (1, 5):
-        slow = [int(labels[i]) in sorted(range(12), key=lambda c: -logits[i, c])[:k] for i in range(50)]
-        assert scoring.in_top(logits, labels, k).tolist() == slow
+@given(st.integers(0, 2**31), st.integers(2, 6), st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
+def test_equal_scores_are_put_in_every_order_and_the_mean_counts(seed, size, num_scores):
+    random = np.random.default_rng(seed)
+    scores, right = random.integers(num_scores, size=size), random.random(size) < 0.5
+    orders = [np.array(order) for order in itertools.permutations(range(size))]
+    best_first = [order[np.argsort(-scores[order], kind="stable")] for order in orders]
+    ks = range(1, size + 1)
+    found = scoring.hits(torch.tensor(scores)[None].float(), torch.tensor(right)[None], ks)
+    for k in ks:
+        assert found[k].item() == pytest.approx(np.mean([right[order[:k]].any() for order in best_first]), abs=1e-12)
+    if k := np.count_nonzero(right):
+        shared = [np.count_nonzero(right[order[:k]]) for order in best_first]
+        mean = np.mean([hits / (2 * k - hits) for hits in shared])
+        assert scoring.jaccard(scores.astype(np.float32), right) == pytest.approx(mean, abs=1e-12)
 
 
-def test_the_jaccard_index_chooses_as_many_candidates_as_are_associated():
-    for size, count in itertools.product((5, 6, 10, 12), (1, 2, 4)):
-        scores = random.standard_normal(size).astype(np.float32)
-        truth = np.isin(np.arange(size), random.choice(size, count, replace=False))
-        chosen = set(sorted(range(size), key=lambda c: -scores[c])[:count])
-        right = {c for c in range(size) if truth[c]}
-        assert scoring.jaccard(scores, truth) == len(chosen & right) / len(chosen | right)
-        predicted = np.isin(np.arange(size), list(chosen))
-        assert scoring.jaccard(scores, truth) == pytest.approx(jaccard_score(truth, predicted), abs=1e-12)
+def test_of_equal_best_classes_each_is_drawn_as_often_and_a_single_one_always():
+    scores = torch.zeros(3000, 5)
+    scores[:, [1, 3, 4]] = 1.0
+    counts = np.bincount(scoring.best_drawn(scores), minlength=5)
+    assert counts[[0, 2]].tolist() == [0, 0]
+    assert np.abs(counts[[1, 3, 4]] - 1000).max() < 4 * np.sqrt(3000 * 2 / 9)
+    apart = torch.from_numpy(random.standard_normal((50, 12)))
+    assert scoring.best_drawn(apart).tolist() == apart.argmax(dim=1).tolist()
 
 
 @pytest.mark.parametrize(("cue", "prompt"), [("Owl", "An owl"), ("dog", "A dog"), ("ICE cream", "An ice cream")])

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader
 from analysis import bootstrap
 from engine.data.archive import read_members
 from engine.evaluation import loading, pictures, reading
-from engine.evaluation.runner import Model, answer_set
+from engine.evaluation.model import Model
+from engine.evaluation.tasks import answer_set
 from engine.schema.evaluation import Evaluation
 
 
@@ -107,9 +108,8 @@ def test_transparent_pictures_lose_their_alpha_as_in_clip_benchmark_and_are_coun
     assert "20 images have an alpha channel; it is dropped" in capsys.readouterr().err
 
 
-def test_retrieval_is_that_of_clip_benchmark_with_none_to_three_captions_and_doubles(tmp_path):
+def test_retrieval_is_that_of_clip_benchmark_with_none_to_three_captions(tmp_path):
     captions = [[f"number {n} {'abc'[i]}" for i in range(n % 4)] for n in range(150)]
-    captions[1] = captions[2] = ["twice the same"]
     eval_card = retrieval(tmp_path / "set", captions, shards=3, captions=sum(map(len, captions)))
     assert_equal_to_stock(eval_card)
 
@@ -142,6 +142,19 @@ def test_choosing_a_caption_is_the_share_of_pictures_to_which_the_first_is_neare
     nearest = np.einsum("nd,nkd->nk", image, text).argmax(axis=1)
     assert len(set(nearest)) > 1
     assert evaluated(eval_card)["text_acc"] == pytest.approx(np.mean(nearest == 0), abs=1e-6)
+
+
+@pytest.mark.parametrize("facts", [{}, {"hf_repo": "theirs/set"}], ids=["own", "published"])
+def test_choices_that_the_tokenizer_cuts_to_equal_tokens_are_refused_or_told_of(tmp_path, capsys, facts):
+    choices = [["a" * 47 + letter for letter in "xy"], ["a" * 48 + letter for letter in "xy"], ["yes", "no"]]
+    eval_card = selection(tmp_path / "set", choices).model_copy(update=facts)
+    said = f"/1.tar, key '00001': the captions '{'a' * 48}x' and '{'a' * 48}y' have equal tokens for this model"
+    if not facts:
+        with pytest.raises(ValueError, match=rf"'set': \S+{said}.*longer context: mend"):
+            evaluated(eval_card)
+        return
+    assert evaluated(eval_card)["text_acc"] * 6 % 2 == pytest.approx(1, abs=1e-5)  # a half, and ones and zeros
+    assert said in capsys.readouterr().err
 
 
 def predicted_slowly(eval_card, best=1):
@@ -310,6 +323,16 @@ def test_a_model_that_knows_nothing_scores_chance_in_every_metric_and_on_average
     add(association(tmp_path / "cues", made, 200), float(means.mean()), (squares - means**2).sum() / len(made) ** 2)
     sets = {name: eval_card for name, (eval_card, _) in guesses.items()}
     evaluation = Evaluation(name="chance", sets=sets, averages={"Average": tuple(sets)})
+
+    # One whose scores are all equal, as that of weights that are zero: to the last digit, but for a drawn F1.
+    dead = LinearClip()
+    torch.nn.init.zeros_(dead.text)
+    dead = Model(dead, evalsets.transform, evalsets.tokenizer, "cpu")
+    for name, (eval_card, variance) in guesses.items():
+        apart = answer_set(reading.read(eval_card), dead).metrics[eval_card.metric] - eval_card.chance
+        if eval_card.group_by is not None:  # every group scores chance, and so does the lowest
+            apart += eval_card.chance - (5 if eval_card.metric == "acc_top5_wg" else 1) * p
+        assert abs(apart) < (4 * math.sqrt(variance) if eval_card.metric == "F1-macro_all" else 1e-6), name
 
     seeds = range(4)
     found = []
