@@ -155,7 +155,8 @@ def test_a_stopped_evaluation_keeps_what_it_has_and_a_later_one_adds_the_rest(do
         evaluate_run(record, 960, evaluation, "cpu")
     monkeypatch.undo()
     seen = []
-    monkeypatch.setattr(runner, "answer_set", lambda data, model: seen.append(data) or Answer({"mean_recall@1": 0.5}, None))
+    half = Answer({"mean_recall@1": 0.5}, None)
+    monkeypatch.setattr(runner, "answer_set", lambda data, _: seen.append(data) or half)
     again = {result.eval_set: result for result in evaluate_run(record, 960, evaluation, "cpu")}
     assert [data.card.name for data in seen] == ["toy_retrieval"]
     assert again["toy_colours"] == results["toy_colours"]
