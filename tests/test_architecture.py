@@ -31,7 +31,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "submitit": {"engine/jobs/launcher.py", "engine/jobs/process.py", "engine/jobs/controller.py"},
-    "clip_benchmark": {"engine/evaluation/runner.py"},
+    "clip_benchmark": {"engine/evaluation/model.py"},
     "open_clip": {
         "engine/training/towers.py",
         "engine/evaluation/loading.py",
