@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 import json
 import os
@@ -23,8 +24,9 @@ from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
 from engine.schema.written import parse_yaml
-from experiments import check_method, draft, jobs
+from experiments import check_method, jobs
 from experiments.design import expansion, names, tuning
+from experiments.design.answers import Answers
 from experiments.design.suite import expand
 from experiments.fetch import training
 from experiments.tensorboard import mirror
@@ -52,35 +54,44 @@ def _list(console: Console, args: argparse.Namespace) -> None:
     runs = Table(Column("run", no_wrap=True), "variant", "state")
     claims: list[str] = []
     found: list[dict[str, Any]] = []
-    for name in names.resolve(asked or [*names.suites(), *names.tunings(), "ablations"]):
-        try:
-            suite = expand(name)
-        except ValueError as error:
-            table.add_row(name, "", "", f"wrong: {errors.describe(error)}")
-            found.append({"name": name, "error": errors.describe(error)})
-            continue
-        states = {run.spec.run_id: paths.record(run.spec.run_id).exists() for run in suite.runs}
-        datasets = sorted({run.spec.dataset.name for run in suite.runs})
-        shown = name if asked else name.removesuffix(f"@{names.BASE}")
-        table.add_row(shown, str(len(states)), str(sum(states.values())), suite.title)
-        rows = [(run.spec.run_id, run.variant, "done" if states[run.spec.run_id] else "to do") for run in suite.runs]
-        for row in rows:
-            runs.add_row(*row)
-        listed = [dict(zip(("run_id", "variant", "state"), row, strict=True)) for row in rows]
-        claimed = list(map(str, suite.hypotheses))
-        claims.extend(f"{shown} claims {one}" for one in claimed)
-        found.append({"name": name, "title": suite.title, "datasets": datasets, "hypotheses": claimed, "runs": listed})
+    with Answers.of_folder() as answers:
+        for name in names.resolve(asked or [*names.suites(), *names.tunings(), "ablations"]):
+            try:
+                suite = expand(name, answers)
+            except ValueError as error:
+                table.add_row(name, "", "", f"wrong: {errors.describe(error)}")
+                found.append({"name": name, "error": errors.describe(error)})
+                continue
+            states = {
+                run.spec.run_id: "done" if paths.record(run.spec.run_id).exists() else "to do" for run in suite.runs
+            }
+            shown = name if asked else name.removesuffix(f"@{names.BASE}")
+            table.add_row(shown, str(len(states)), str(list(states.values()).count("done")), suite.title)
+            rows = [(run.spec.run_id, run.variant, states[run.spec.run_id]) for run in suite.runs]
+            for row in rows:
+                runs.add_row(*row)
+            claimed = list(map(str, suite.hypotheses))
+            claims.extend(f"{shown} claims {one}" for one in claimed)
+            datasets = sorted({run.spec.dataset.name for run in suite.runs})
+            listed = [dict(zip(("run_id", "variant", "state"), row, strict=True)) for row in rows]
+            found.append(
+                {"name": name, "title": suite.title, "datasets": datasets, "hypotheses": claimed, "runs": listed}
+            )
     if args.json:
         print(json.dumps(found, indent=1))
-        return
-    console.print(table)
-    if asked:
-        console.print(runs)
-        for claim in claims:
-            console.print(claim)
     else:
-        console.print(f"Any ablation applies to any suite: {names.PREFIX}WHAT@SUITE.")
-        console.print("ablations@SUITE is all of them, but for those that say by_name_only.")
+        console.print(table)
+        if asked:
+            console.print(runs)
+            for claim in claims:
+                console.print(claim)
+        else:
+            console.print(f"Any ablation applies to any suite: {names.PREFIX}WHAT@SUITE.")
+            console.print("ablations@SUITE is all of them, but for those that say by_name_only.")
+        if not paths.run("").exists():
+            console.print(f"No run lies in {paths.run('').absolute()}: what is done elsewhere is seen there.")
+    if any("error" in each for each in found):
+        sys.exit(1)
 
 
 def _plan(console: Console, args: argparse.Namespace) -> None:
@@ -106,7 +117,11 @@ def _run_id(text: str) -> str:
 def _read(run_id: str) -> RunSpec:
     path = paths.spec(run_id)
     if not path.exists():
-        raise ValueError(f"no run {run_id!r} below {path.parent.parent}: `python -m experiments list SUITE` shows them")
+        close = difflib.get_close_matches(run_id, [each.name for each in paths.run("").glob("*")], n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ":"
+        raise ValueError(
+            f"no run {run_id!r} below {paths.run('')}{meant} `python -m experiments list SUITE` shows them"
+        )
     return parse(RunSpec, files.read_text(path), str(path))
 
 
@@ -244,6 +259,8 @@ def _check_method(console: Console, args: argparse.Namespace) -> None:
 
 
 def _card(console: Console, args: argparse.Namespace) -> None:
+    from experiments import draft  # here: it imports numpy
+
     told = draft.write(args.folder, args.out, captions=args.captions, task=args.task, split=args.split)
     for line in told:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engine import files, paths
+from engine.logs import parse_lines
 from engine.schema.base import parse
 from engine.schema.evaluation import EvalResult
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from engine.training.reporting import parse_lines
 
 _PLACE = {"step", "samples_seen", "epoch", "unix_sec"}
 _READ_SEC = 3600

@@ -20,10 +20,10 @@ from rich.text import Text
 
 from engine import paths
 from engine.jobs import scheduler
+from engine.logs import RecentRate, format_duration, parse_lines, read_attempts
 from engine.schema.base import Frozen
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from engine.training.reporting import RecentRate, format_duration, parse_lines, read_attempts
 
 TAIL_BYTES = 32 * 1024
 """Bytes that are read of the end of a log: some tens of lines."""

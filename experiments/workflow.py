@@ -6,11 +6,13 @@ never changes.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import functools
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +37,9 @@ DEFAULT = "quickstart"
 
 TUNE = "tune"
 """Target that runs the trials of the suites that are asked for, and writes what they have chosen."""
+
+_PREFIXES = (names.PREFIX, "fetch_", "crawl_")
+"""Of targets: a word that begins so is no option's value."""
 
 T = TypeVar("T")
 
@@ -97,6 +102,14 @@ def place_of(config: Mapping[str, Any]) -> tuple[Config, cluster.Cluster]:
         ValueError: If a key or value is not allowed.
     """
     settings = parse(Config, json.dumps(config), "--config")
+    if settings.suites is None and "suites" in settings.model_fields_set:
+        raise ValueError("--config suites= names no suite: allowed are names, separated by commas")
+    for key, said in settings.model_dump(exclude={"suites", "cluster", "on_interrupt"}, exclude_none=True).items():
+        if glued := next((word for word in said if re.search(":.", word)), None):
+            raise ValueError(
+                f"--config {key}: {glued!r} is one word in YAML: write a space after the colon, "
+                f"'{key}={{{glued.replace(':', ': ', 1)}}}'"
+            )
     return settings, cluster.configure(cluster.load(settings.cluster), settings.model_dump(), "--config")
 
 
@@ -116,7 +129,6 @@ class Workflow:
     def __init__(self, config: Mapping[str, Any], argv: Sequence[str] = (), cores: int = 1) -> None:
         settings, self._cluster = place_of(config)
         self._on_interrupt = settings.on_interrupt
-        _refuse_unknown_ablations(argv)
         chosen, bases = (
             _listed(default if settings.suites is None else settings.suites) for default in (DEFAULT, names.BASE)
         )
@@ -143,6 +155,7 @@ class Workflow:
             "evaluation", {suite.evaluation.key: suite.evaluation for suite in self.suites.values()}
         )
         self.datasets = Known("data set", {name: cards.dataset(name) for name in cards.names("datasets")})
+        _refuse_unknown_targets(argv, [*self.targets, *ABLATIONS, *self.fetches(), TUNE, "all", "evaluation_data"])
         for spec in self.runs.values():
             if spec.dataset.name not in self.datasets:  # a part of one
                 self.datasets[spec.dataset.name] = cards.dataset(spec.dataset.name, spec.dataset.pairs)
@@ -340,11 +353,12 @@ def _full_names(asked: str) -> list[str]:
     return [names.split(name).name for name in names.resolve([asked])]
 
 
-def _refuse_unknown_ablations(argv: Sequence[str]) -> None:
+def _refuse_unknown_targets(argv: Sequence[str], targets: Sequence[str]) -> None:
     for word in argv:
-        # What exists is a file or a folder that an option is given.
-        if word.startswith(names.PREFIX) and word not in ABLATIONS and not Path(word).exists():
-            raise ValueError(unknown_name("target", word, ABLATIONS) + " Name its suite with --config suites=...")
+        # What exists is a file or a folder that an option is given; other words may be an option's value.
+        close = difflib.get_close_matches(word, targets, 1, 0.8) if word.isidentifier() else []
+        if (close or word.startswith(_PREFIXES)) and word not in targets and not Path(word).exists():
+            raise ValueError(unknown_name("target", word, targets) + " Name its suite with --config suites=...")
 
 
 def refuse_read_only(files: Iterable[Path]) -> None:

@@ -45,7 +45,7 @@ ONLY_IN = {
 
 # Wings of the engine, from the ground up: each may import those before it in its list.
 COMMANDS = {"index", "train", "evaluate", "launch"}
-GROUND = {"errors", "files", "imports", "origin", "overview", "paths", "stop", "versions"}
+GROUND = {"errors", "files", "imports", "logs", "origin", "overview", "paths", "stop", "versions"}
 METHODS = {"method", "contrastive", "distributed", "shares", "graphs", "standalone", "signatures", "registry"}
 WINGS = {
     "schema": {"schema"} | GROUND,
@@ -112,7 +112,8 @@ def test_a_table_or_figure_depends_on_no_other_file_of_its_folder(form):
             assert not name.startswith(("analysis.tables", "analysis.figures")), f"{path} imports {name}"
 
 
-def test_the_workflows_python_imports_neither_torch_nor_pandas():
-    code = "import sys, experiments.workflow; print(*sys.modules)"
+@pytest.mark.parametrize("module", ["workflow", "__main__"])
+def test_the_workflow_and_commands_import_neither_torch_nor_pandas(module):
+    code = f"import sys, experiments.{module}; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "open_clip", "clip_benchmark", "pandas", "matplotlib"} & set(modules)

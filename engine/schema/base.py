@@ -179,27 +179,12 @@ def _model_in(annotation: Any) -> Any:
 
 
 def validated(model: type[ModelT], said: Any) -> ModelT:
-    """Return what a YAML file says as a model. It may write numbers as texts (for YAML 1e-3 is one), not as switches.
+    """Return what a YAML file says as a model. Neither texts nor switches are taken for numbers.
 
     Raises:
-        ValueError: If it is not valid: a pydantic error, or one that names each switch in the place of a number.
+        ValueError: If it is not valid: a pydantic error.
     """
-    found = model.model_validate(said)
-    if places := list(_switches(said, found.model_dump(by_alias=True))):
-        raise ValueError(f"{', '.join(places)}: yes and no, on and off, true and false are no numbers: write a number")
-    return found
-
-
-def _switches(said: Any, found: Any, place: str = "") -> Iterator[str]:
-    """Yield the places where a number was made of a switch."""
-    if isinstance(said, bool) and isinstance(found, int | float) and not isinstance(found, bool):
-        yield place
-    elif isinstance(said, dict) and isinstance(found, dict):
-        for key in said.keys() & found.keys():
-            yield from _switches(said[key], found[key], f"{place}.{key}" if place else str(key))
-    elif isinstance(said, list | tuple) and isinstance(found, list | tuple):
-        for number, (ours, theirs) in enumerate(zip(said, found, strict=False)):
-            yield from _switches(ours, theirs, f"{place}.{number}")
+    return model.model_validate_json(json.dumps(said), strict=True)
 
 
 def parse(model: type[ModelT], text: str, where: str, *, strict: bool = False) -> ModelT:

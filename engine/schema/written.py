@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,8 @@ def read_yaml(path: Path, model: type[ModelT]) -> ModelT:
 @functools.lru_cache(maxsize=1024)
 def _read(text: str, where: str, model: type[ModelT]) -> ModelT:
     said = parse_yaml(text, where)
+    if said is None:
+        raise ValueError(f"{where}: it is an empty file: write what docs/bring-your-own.md shows")
     with located(where, model):
         return validated(model, said)
 
@@ -85,6 +88,12 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
                     raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+
+# A number for YAML 1.2 as well, where YAML 1.1 asks for a point: 1e-3.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _refuse_odd(said: Any) -> None:

@@ -9,13 +9,14 @@ from typing import Any, cast
 
 from engine import files, paths
 from engine.data.index import read_index
+from engine.logs import parse_lines, read_attempts
 from engine.schema import results
 from engine.schema.base import fingerprint, parse
 from engine.schema.record import Attempt, Divergence, Milestone, Record
 from engine.schema.run import RunSpec
 from engine.signatures import find_signatures
 from engine.training.provenance import provenance
-from engine.training.reporting import parse_lines, peak_memory_bytes, read_attempts
+from engine.training.reporting import peak_memory_bytes
 from engine.training.towers import CONFIG_FILE, WEIGHTS_FILE, Towers, export
 from engine.training.trainer import Trainer
 

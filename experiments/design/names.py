@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -139,7 +140,7 @@ def _find(base: str) -> tuple[str, Path, bool]:
         base = remembered
     file = files.user_path(base)
     if not file.is_file():
-        raise ValueError(f"suite {base}: there is no file {file.absolute()}")
+        raise ValueError(f"suite {base}: there is no file {os.path.abspath(file)}")
     if file.resolve().parent == folder.resolve():
         return file.stem, folder / file.name, True
     is_taken = file.stem in (TUNING, *suites()) or file.stem.startswith(PREFIX)

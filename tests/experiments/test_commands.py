@@ -39,3 +39,23 @@ def test_explain_says_why_a_run_diverged(tmp_path, monkeypatch, capsys):
     assert status == f"diverged; folder {paths.run(spec.run_id)}"
     assert why.startswith(f"diverged at step {end.step}: the loss or its gradient is not finite (temperature ")
     assert why.endswith(f"first positions of the batch {', '.join(map(str, end.indices))}")
+
+
+def test_a_wrong_suite_ends_a_list_with_an_error_and_the_others_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("wrong", "titel: x\n"), ("empty", "")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            main(["list", f"{name}.yaml"])
+        assert ended.value.code not in (0, None), name
+    assert "an empty file: write what docs/bring-your-own.md shows" in str(ended.value.code)
+    main(["list", "smoke"])
+    assert f"No run lies in {tmp_path}/results/runs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_id_with_one_wrong_digit_is_answered_with_the_right_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_id = "openclip-toy-tiny-vit-s0-af35bd52"
+    paths.run(run_id).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=f"no run '{run_id[:-1]}3' below results/runs; did you mean '{run_id}'"):
+        main(["explain", f"{run_id[:-1]}3"])

@@ -18,12 +18,12 @@ from support.terminal import lines_of, run_on_terminal
 from engine import files, paths
 from engine.jobs import scheduler
 from engine.jobs.scheduler import Job
+from engine.logs import RECENT_SEC
 from engine.schema.record import Attempt
 from engine.schema.run import Execution
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training.loop import train
 from engine.training.provenance import provenance
-from engine.training.reporting import RECENT_SEC
 from experiments.__main__ import main
 from experiments.watch import STATES, TAIL_BYTES, Overview, RunView, Watcher, show
 

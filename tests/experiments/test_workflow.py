@@ -82,9 +82,16 @@ def test_suites_are_listed_with_spaces_and_a_comma_at_the_end():
         Workflow({"suites": " ,"}, ["snakemake"])
 
 
-@pytest.mark.parametrize("word", ["ablation_restart_perod", "ablation_objective@cc3m"])
-def test_a_misspelt_ablation_is_named_with_those_that_there_are(word):
-    meant = "ablation_restart_period" if "restart" in word else "ablation_objective"
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("ablation_restart_perod", "ablation_restart_period"),
+        ("ablation_objective@cc3m", "ablation_objective"),
+        ("fetch_cc3n", "fetch_cc3m"),
+        ("repot", "report"),
+    ],
+)
+def test_a_misspelt_target_is_named_with_those_that_there_are(word, meant):
     with pytest.raises(ValueError, match=f"unknown target '{word}'; did you mean '{meant}'.*--config suites=") as error:
         Workflow({"suites": "smoke"}, ["snakemake", "-n", word])
     assert all(target in str(error.value) for target in ABLATIONS)
@@ -174,6 +181,8 @@ def test_a_name_that_no_suite_of_the_command_has_is_one_clear_error(smoke):
             "global_batch_size = 64 cannot be divided among 3 processes",
         ),
         ({"suites": ""}, "--config suites='' names no suite"),
+        ({"suites": None}, "--config suites= names no suite"),
+        ({"train": {"gpus_per_node:1": None}}, "a space after the colon, 'train={gpus_per_node: 1}'"),
         ({"suites": "smok"}, "unknown suite 'smok'; did you mean 'smoke'"),
     ],
 )

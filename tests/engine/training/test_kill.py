@@ -20,12 +20,12 @@ from support import toy
 from support.killing import ENDING, STARTING, TRAINING, UPDATES, WRITING, Events, Kill, KillAfter, Server
 
 from engine import paths
+from engine.logs import read_attempts
 from engine.registry import method_names
 from engine.schema.base import parse
 from engine.schema.record import Record
 from engine.schema.run import RunSpec
 from engine.training.checkpoint import newest_step
-from engine.training.reporting import read_attempts
 
 pytestmark = pytest.mark.slow
 FIRST_SEED = int(os.environ.get("KILL_SEED", "0"))

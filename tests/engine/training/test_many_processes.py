@@ -22,6 +22,7 @@ from support import toy
 from support.killing import Kill, Server
 
 from engine import distributed, files, paths
+from engine.logs import read_attempts
 from engine.method import LossOutput
 from engine.registry import method_class, method_names
 from engine.schema.base import parse
@@ -29,7 +30,6 @@ from engine.schema.record import Record
 from engine.schema.run import Execution
 from engine.training import loop, sweep
 from engine.training.checkpoint import load_checkpoint, load_parts, newest_step
-from engine.training.reporting import read_attempts
 from engine.training.towers import WEIGHTS_FILE, build_towers
 from engine.training.trainer import Trainer
 

@@ -11,8 +11,9 @@ from support import toy
 from support.terminal import lines_of, run_on_terminal
 
 from engine import files, paths
+from engine.logs import RECENT_SEC, RecentRate, format_duration
 from engine.schema.record import Attempt, Provenance
-from engine.training.reporting import LOG_LINE_SEC, RECENT_SEC, RecentRate, Reporter, format_duration
+from engine.training.reporting import LOG_LINE_SEC, Reporter
 
 ORIGIN = Provenance(
     commit="c", dirty_sha256=None, lock_sha256="l", dataset_sha256="d", device="Toy CPU", device_count=2, world_size=2,
