@@ -102,6 +102,8 @@ def _refuse_odd(said: Any) -> None:
         # Aliases may lead round in circles.
         if count > MAX_VALUES or len(place) > MAX_DEPTH:
             raise ValueError(f"more than {MAX_VALUES:,} values, or {MAX_DEPTH} within each other: write fewer aliases")
+        if not isinstance(value, str | int | float | dict | list | None):
+            raise ValueError(f"{_called(place)}: {value} is read as a {type(value).__name__}: put it in quotes")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{_called(place)}: {value} is no finite number: write one")
         for c in value if isinstance(value, str) else "":
