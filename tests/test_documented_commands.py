@@ -53,7 +53,7 @@ ELSEWHERE = {
     r"python -m experiments\.icons .*": "tests/experiments/test_icons.py::"
     "test_two_builds_are_equal_to_the_byte_whatever_the_jobs_and_the_hash_seed",
     r"snakemake -n -q rules --config suites=cc3m,cc12m,.*": "tests/workflow/test_plans.py::"
-    "test_the_page_says_how_many_jobs_everything_is",
+    "test_everything_there_is_can_be_planned_and_what_suites_share_is_trained_once",
     r"snakemake --report FILE\.html": "tests/workflow/test_snakemake.py::"
     "test_snakemakes_own_report_has_every_table_and_figure",
     r"UPDATE_GOLDEN=1 python -m pytest .*": "",

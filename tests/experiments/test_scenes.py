@@ -15,7 +15,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -438,27 +437,3 @@ def test_a_picture_with_a_palette_holds_the_pixels() -> None:
     read = Image.open(io.BytesIO(palette_png(codes.tobytes(), 5, 9, palette.tobytes())))
     assert read.mode == "P"
     assert np.array_equal(np.asarray(read.convert("RGB")), palette[codes])
-
-
-# What was measured
-
-
-def test_the_page_says_what_the_committed_results_are() -> None:
-    frame = pd.read_parquet(ROOT / "docs/results/scenes_headroom.parquet")
-    averages = frame[frame["is_final"] & (frame["kind"] == "average")]
-    assert averages["commit"].nunique() == 1
-    scores = averages.groupby(["name", "global_batch_size"])["value"].agg(["mean", "std", "count"])
-    chance = averages.groupby("name")["chance"].first()
-    page = (ROOT / "docs/scenes.md").read_text()
-    for name in chance.index:
-        small, large = (
-            f"{100 * scores.loc[(name, batch), 'mean']:.1f} ± {100 * scores.loc[(name, batch), 'std']:.1f}"
-            for batch in (32, 256)
-        )
-        assert f"| {name} | {small} | {large} | {100 * chance[name]:.1f} |" in page
-    assert set(scores["count"]) == {5}
-    gap = scores.loc[("Average", 256), "mean"] - scores.loc[("Average", 32), "mean"]
-    spread = scores.loc[("Average", 32), "std"]
-    assert f"ahead by {100 * gap:.1f} points, {gap / spread:.1f} standard deviations" in page
-    assert gap >= 0.05
-    assert gap >= 3 * spread

@@ -54,20 +54,16 @@ def files_of(folder):
 
 
 @pytest.mark.slow
-def test_the_page_says_how_many_jobs_everything_is(tmp_path, monkeypatch):
+def test_everything_there_is_can_be_planned_and_what_suites_share_is_trained_once(tmp_path, monkeypatch):
     (asked,) = re.findall(r"^snakemake (-n -q rules --config suites=\S+)$", PAGE, re.MULTILINE)
     suites = asked.partition("=")[2].split(",")
     assert set(suites) >= set(cards.names("suites"))
     datasets = {"cc3m", "cc12m", "dfn14m", "dfn192m", "dfn1b"}
     assert {f"ablations@{name}" for name in datasets} < set(suites)
-    (table,) = re.findall(r"^\| rule \| jobs \|\n\| --- \| --- \|\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
-    rows = re.findall(r"^\| (\w+) \| ([\d,]+) \|$", table, re.MULTILINE)
-    stated = {rule: int(count.replace(",", "")) for rule, count in rows}
-    assert counts(snakemake(tmp_path, *asked.split())) == stated
-    # What several suites share is trained once.
+    planned = counts(snakemake(tmp_path, *asked.split()))
     monkeypatch.chdir(tmp_path)
     found = expansion.load(suites).values()
-    assert stated["train"] == len({run.spec.run_id for suite in found for run in suite.runs})
+    assert planned["train"] == len({run.spec.run_id for suite in found for run in suite.runs})
 
 
 @pytest.fixture(scope="module")
