@@ -100,7 +100,7 @@ def _shared(suite: str, run: SuiteRun, record: Record) -> Row:
     return {
         "suite": suite,
         "run_id": run.spec.run_id,
-        "method": run.spec.method.name,
+        "method": run.method,
         "variant": run.variant,
         "dataset": run.spec.dataset.name,
         "dataset_pairs": run.spec.dataset.pairs,
@@ -179,7 +179,7 @@ def _of_validation(evaluation: Evaluation) -> Evaluation:
 def _place(run: SuiteRun) -> tuple[object, ...]:
     """Return what runs have in common that differ in their seed only."""
     spec = run.spec
-    return spec.method.name, run.variant, spec.dataset, spec.model.name, spec.global_batch_size
+    return run.method, run.variant, spec.dataset, spec.model.name, spec.global_batch_size
 
 
 def _sampling_rows(evaluation: Evaluation, run: SuiteRun) -> Iterator[Row]:

@@ -30,7 +30,12 @@ from engine.training.provenance import provenance
 T = TypeVar("T")
 CPU = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {
-    "methods": {"nargs": "+", "choices": method_names(), "default": method_names(), "metavar": "NAME"},
+    "methods": {
+        "nargs": "+",
+        "choices": method_names(controls=False),
+        "default": method_names(controls=False),
+        "metavar": "NAME",
+    },
     "set": {"nargs": "+", "default": [], "metavar": "METHOD.OPTION=VALUE", "help": "neuclip.num_prototypes=1024"},
     "batch": {"nargs": "+", "type": int, "default": [256, 1024], "help": "B"},
     "dim": {"nargs": "+", "type": int, "default": [256], "help": "D"},

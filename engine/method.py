@@ -1,6 +1,6 @@
 """The interface of a training method: what the engine gives it, and what it gives back.
 
-A method is one file (`baselines/<name>.py` or `<name>/method.py`) with one subclass of `Method`. It owns the
+A method is one file (see `engine.registry`) with one subclass of `Method` that is not abstract. It owns the
 temperature and everything else beyond the two encoders. Shape suffixes: B local batch, G global batch,
 D embedding, N data set.
 """

@@ -1,4 +1,6 @@
-"""Find methods by their file: `baselines/<name>.py` or `<name>/method.py` here, or a file outside this repository.
+"""Find methods by their file: `baselines/<name>.py`, `<name>/method.py` or a control of a method here, or outside.
+
+A control is `<method>/controls/<name>.py`: a sibling that tells what the method's gain comes of.
 
 Nothing is registered. A file from outside is copied to `paths.method()` when a suite names it. The run executes the
 copy, and its id covers the copy's digest.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import sys
 import traceback
 from pathlib import Path
@@ -23,11 +26,16 @@ if TYPE_CHECKING:  # torch is imported with the first method that is asked for
     from engine.method import Method, MethodConfig, MethodEnv
 
 
-def method_names() -> tuple[str, ...]:
-    """Return the names of all methods of this repository, sorted."""
-    files = [p.stem for p in (ROOT / "baselines").glob("*.py") if not p.stem.startswith("_")]
-    packages = [p.parent.name for p in ROOT.glob("*/method.py") if p.parent.name != "engine"]
-    return tuple(sorted(files + packages))
+def _method_files(*, controls: bool = True) -> dict[str, Path]:
+    """Return the files of all methods of this repository, by name."""
+    methods = {path.parent.name: path for path in ROOT.glob("*/method.py") if path.parent.name != "engine"}
+    singles = [path for folder in ("baselines", "*/controls")[: 1 + controls] for path in ROOT.glob(f"{folder}/*.py")]
+    return methods | {path.stem: path for path in singles if not path.stem.startswith("_")}
+
+
+def method_names(*, controls: bool = True) -> tuple[str, ...]:
+    """Return the names of all methods of this repository, sorted, with the controls of methods or without."""
+    return tuple(sorted(_method_files(controls=controls)))
 
 
 def method_class(name: str, source: MethodSource | None = None) -> type[Method]:
@@ -43,10 +51,10 @@ def method_class(name: str, source: MethodSource | None = None) -> type[Method]:
     """
     if source is not None:
         return _class_in(_kept_module(source), source.class_name)
-    if name not in method_names():
-        raise ValueError(unknown_name("method", name, method_names()))
-    in_package = (ROOT / name / "method.py").exists()
-    module = importlib.import_module(f"{name}.method" if in_package else f"baselines.{name}")
+    known = _method_files()
+    if name not in known:
+        raise ValueError(unknown_name("method", name, sorted(known)))
+    module = importlib.import_module(".".join(known[name].relative_to(ROOT).with_suffix("").parts))
     found = _methods_in(module)
     if len(found) != 1:
         raise ValueError(f"{module.__file__}: expected exactly one subclass of Method, found {len(found)}")
@@ -116,13 +124,14 @@ def _said(error: BaseException) -> str:
 
 
 def _methods_in(module: ModuleType) -> dict[str, type[Method]]:
-    """Return the methods that a file defines itself, by the names of their classes."""
+    """Return the methods that a file defines itself, by the names of their classes; an abstract class is none."""
     from engine.method import Method
 
+    own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
     return {
         key: value
-        for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+        for key, value in own.items()
+        if isinstance(value, type) and issubclass(value, Method) and not inspect.isabstract(value)
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from engine.standalone import StandaloneLoss
 
@@ -15,28 +15,38 @@ class NeuCLIPLoss(StandaloneLoss):
         global_batch_size: Pairs in a call, over all processes.
         accum_freq: Calls that share an optimiser step, as in open_clip's trainer.
         seed: Decides which embeddings become prototypes.
-        **options: Those of `neuclip.method.NeuCLIP.Config`, except `temperature`.
+        control: A sibling of `neuclip/controls/` in place of NeuCLIP: the batch itself or a queue gives normalizers.
+            A call must pass `index` to the queue, and need not otherwise.
+        **options: Those of the method's `Config`, except `temperature`.
 
     Raises:
         ValueError: If an option is unknown or wrong, or a size is not positive.
-
-    A call must pass `index` with ``architecture="queue"``, and need not otherwise.
 
     Source: NeuCLIP, arXiv:2511.08417. Differs: the temperature is moved by the caller, at the caller's rate.
     """
 
     def __init__(
-        self, embed_dim: int, global_batch_size: int, *, accum_freq: int = 1, seed: int = 0, **options: Any
+        self,
+        embed_dim: int,
+        global_batch_size: int,
+        *,
+        accum_freq: int = 1,
+        seed: int = 0,
+        control: Literal["neuclip_batch", "neuclip_queue"] | None = None,
+        **options: Any,
     ) -> None:
-        if options.get("architecture") == "average":
-            raise ValueError("architecture 'average' is FastCLIP's estimate: use FastCLIPLoss")
+        if control not in (None, "neuclip_batch", "neuclip_queue"):
+            raise ValueError(
+                f"control = {control!r}: allowed are neuclip_batch and neuclip_queue; a moving average is "
+                "FastCLIPLoss, and exact normalizers take the suite's own trainer"
+            )
         super().__init__(
-            "neuclip",
+            control or "neuclip",
             options,
             embed_dim=embed_dim,
             global_batch_size=global_batch_size,
             accum_freq=accum_freq,
             seed=seed,
         )
-        if options.get("architecture") == "queue":
-            self.index_is_for = "architecture 'queue' leaves out an anchor's own past"
+        if control == "neuclip_queue":
+            self.index_is_for = "neuclip_queue leaves out an anchor's own past"

@@ -1,7 +1,7 @@
 """The networks that predict log-normalizers, and how they are trained inside a step and restarted.
 
-`Prototypes` is the paper's normalizer-prediction network (NPN); `MLP` is what its ablation puts in its place. What
-needs no network is in `neuclip.stored`. All keep their state in buffers: the engine's optimiser never sees it.
+`Prototypes` is the paper's normalizer-prediction network (NPN); `MLP` is what its ablation puts in its place. Both keep
+their state in buffers: the engine's optimiser never sees it.
 Shape suffixes: 2 sides (image anchors, text anchors), B local anchors, G global batch, C chunk of anchors,
 M prototypes (S: this process's share of them) or embeddings of other pairs, D embedding, K weights of the MLP.
 """
@@ -88,10 +88,6 @@ class Normalizer(nn.Module):
 
     def remember(self, embedding_2GD: Tensor, steps_to_restart: float) -> None:
         """See a batch that the restart `steps_to_restart` steps from now may want to draw from."""
-
-    def is_ready(self, index_B: Tensor) -> Tensor:
-        """Return whether there has been a restart, without which there is no prediction; scalar."""
-        return self.weights.any()
 
     @torch.no_grad()
     def fit(

@@ -1,4 +1,4 @@
-"""Finds signs of NeuCLIP's failures in its log; `NeuCLIP.loss_at` defines the metrics."""
+"""Finds signs of NeuCLIP's failures in its log; `Unified.loss_at` defines the metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.schema.record import Signature
 from engine.signatures import Log, Window, temperature_at_floor
 
 if TYPE_CHECKING:
-    from neuclip.method import NeuCLIP
+    from neuclip.method import NeuCLIP, Unified
 
 MAX_FLOOR_SHARE = 0.5
 """Above it, most of exp(alpha) is eps, and the network gets less than half of its gradient."""
@@ -29,26 +29,16 @@ MIN_TOOTH = 2.0
 """Factor by which the gap grows between restarts and falls at each. In a healthy run it rises at a restart."""
 
 
-def find_signatures(log: Log, config: NeuCLIP.Config, *, rho: float, global_batch_size: int) -> list[Signature]:
-    """Return all signs that a log shows.
-
-    Args:
-        log: The run's log.
-        config: The method's options.
-        rho: The value in use.
-        global_batch_size: Pairs per batch.
-    """
+def of_network(log: Log, config: NeuCLIP.Config) -> list[Signature]:
+    """Return the signs of a network that is trained and restarted."""
     rare = _restarts_too_rare(log, config)
-    if config.architecture not in {"prototypes", "mlp"}:
-        # Without a network there is no training and no restart.
-        return [*_temperature_at_floor(log, config, rho, global_batch_size), *_estimates_at_floor(log, config)]
     # A network that a restart mends is not too small.
     small = [] if rare else _npn_too_small(log, config)
-    vanishing, unstable = _npn_gradient_vanishing(log, config), _alternation_unstable(log)
-    return [*_temperature_at_floor(log, config, rho, global_batch_size), *vanishing, *unstable, *small, *rare]
+    return [*_npn_gradient_vanishing(log, config), *_alternation_unstable(log), *small, *rare]
 
 
-def _temperature_at_floor(log: Log, config: NeuCLIP.Config, rho: float, global_batch_size: int) -> list[Signature]:
+def of_temperature(log: Log, config: Unified.Config, *, rho: float, global_batch_size: int) -> list[Signature]:
+    """Return a signature if the temperature ends at its minimum; `rho` is the value in use."""
     if not config.temperature.learnable:
         return []
     advice = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
@@ -63,7 +53,8 @@ def _temperature_at_floor(log: Log, config: NeuCLIP.Config, rho: float, global_b
     return temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
 
 
-def _estimates_at_floor(log: Log, config: NeuCLIP.Config) -> list[Signature]:
+def of_estimates(log: Log, config: Unified.Config) -> list[Signature]:
+    """Return a signature if most of what a control takes for normalizers is eps."""
     return log.find(
         "estimates_at_floor",
         lambda now: now["npn/floor_share"] > MAX_FLOOR_SHARE,

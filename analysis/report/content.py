@@ -163,8 +163,8 @@ def _dataset(spec: RunSpec) -> str:
 
 def _methods(suite: ExpandedSuite) -> tuple[MethodSection, ...]:
     found = []
-    for name in style.ordered({run.spec.method.name for run in suite.runs}):
-        runs = [run for run in suite.runs if run.spec.method.name == name]
+    for name in style.ordered({run.method for run in suite.runs}):
+        runs = [run for run in suite.runs if run.method == name]
         main = [run for run in runs if not run.variant] or runs
         values: dict[str, list[str]] = {}
         for run in main:
@@ -238,7 +238,7 @@ def _runs(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[Table,
         }
         rows.append(
             {
-                "Method": style.method(run.spec.method.name).name,
+                "Method": style.method(run.method).name,
                 "Setting": labels.get(run_id, ""),
                 "Variant": run.variant,
                 "Seed": Cell(run.spec.seed, form="d"),

@@ -70,8 +70,8 @@ class Runs:
         logged = dict(list(frame[frame["kind"] == "train"].drop_duplicates(point).groupby("run_id", sort=False)))
         places = {variant: place for place, variant in enumerate(tidy.variants(frame))}
         self.sections: dict[str, RunSection] = {}
-        for method in style.ordered({run.spec.method.name for _, run in runs.values()}):
-            of_method = [(suite, run) for suite, run in runs.values() if run.spec.method.name == method]
+        for method in style.ordered({run.method for _, run in runs.values()}):
+            of_method = [(suite, run) for suite, run in runs.values() if run.method == method]
             of_method.sort(key=lambda item: _order(item[1], places))
             main = [run for _, run in of_method if not run.variant] or [run for _, run in of_method]
             for suite, run in of_method:
@@ -94,8 +94,8 @@ class Runs:
         where = f"{style.dataset(spec.dataset.name)}, {spec.model.name}, batch {spec.global_batch_size}"
         return RunSection(
             run_id=spec.run_id,
-            title=f"{style.variant(spec.method.name, run.variant)}, seed {spec.seed} ({where})",
-            color=style.method(spec.method.name).color,
+            title=f"{style.variant(run.method, run.variant)}, seed {spec.seed} ({where})",
+            color=style.method(run.method).color,
             status=_status(record),
             dates=f"{day(dates[0])} to {day(dates[1])} (UTC)" if dates else "",
             compared_with=other,

@@ -28,12 +28,19 @@ class SuiteRun(Frozen):
     variant: str
     """Empty for a main run."""
     spec: RunSpec
+    control_of: str | None = None
+    """The suite's method that the spec's stands in for, as a control."""
     settings: dict[str, Setting] = Field(default_factory=dict)
     """Of a trial: what it tries, by dotted name."""
     num_extra_pairs: int = Field(default=0, exclude_if=lambda count: count == 0)
     """Those that its method asks for in every step; see `engine.method.Method`."""
     over_training: bool = True
     """Whether the suite evaluates all milestones of the run, or its end alone."""
+
+    @property
+    def method(self) -> str:
+        """The suite's method that it is a run of, as tables and figures show it."""
+        return self.control_of or self.spec.method.name
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -49,7 +56,7 @@ class Side(Frozen):
 
     def has(self, run: SuiteRun) -> bool:
         """Tell whether a run is one of them."""
-        here = (run.spec.method.name, run.spec.global_batch_size)
+        here = (run.method, run.spec.global_batch_size)
         return not run.variant and here == (self.method, self.global_batch_size)
 
     def __str__(self) -> str:

@@ -95,12 +95,21 @@ def _changed(
             factors[option] = factor
     options = answers.config(method, entry.options, source)
     changes = merge(variant.options, _times(options, factors, "options"))
-    config = answers.config(method, merge(entry.options, changes), source)
+    said, (name, source) = entry.options, _trained(variant, method, source)
+    if variant.control is not None:
+        taken = answers.config(name, {}, None)
+        said = {key: value for key, value in said.items() if key in taken}
+    config = answers.config(name, merge(said, changes), source)
 
     training = merge(suite.training, entry.training)
     plan = _training(training).model_dump()
     changes = merge(variant.training, _times(plan, variant.training_times, "training"))
     return config, merge(training, changes)
+
+
+def _trained(variant: Variant, method: str, source: MethodSource | None) -> tuple[str, MethodSource | None]:
+    """Return the name and source of what is trained: the method, or a control of it."""
+    return (method, source) if variant.control is None else (variant.control, None)
 
 
 def _training(said: Options) -> Training:
@@ -148,6 +157,7 @@ def _runs_of(
 ) -> Iterator[SuiteRun]:
     """Yield a method's runs of a variant, one a seed."""
     config, training = _changed(suite, variant, method, source, answers)
+    name, source = _trained(variant, method, source)
     plan = _training(training)
     card = _card(suite, variant)
     batch, num_steps = plan.global_batch_size, _num_steps(plan, card)
@@ -165,7 +175,7 @@ def _runs_of(
 
     error, gradients = plan.normalizer_error, plan.gradient_error
     settings = {
-        "method": MethodSpec(name=method, config=config, source=source),
+        "method": MethodSpec(name=name, config=config, source=source),
         "dataset": DatasetSpec(name=card.name, revision=card.revision, pairs=card.pairs, captions=card.captions),
         "model": models.model(variant.model or suite.model),
         "global_batch_size": batch,
@@ -185,7 +195,13 @@ def _runs_of(
     for seed in seeds:
         spec = RunSpec.model_validate({**settings, "seed": seed})
         num_extra_pairs = answers.num_extra_pairs(spec, models.embed_dim(spec.model))
-        yield SuiteRun(variant=label, spec=spec, num_extra_pairs=num_extra_pairs, over_training=suite.over_training)
+        yield SuiteRun(
+            variant=label,
+            spec=spec,
+            control_of=None if variant.control is None else method,
+            num_extra_pairs=num_extra_pairs,
+            over_training=suite.over_training,
+        )
 
 
 def _num_steps(plan: Training, card: cards.DatasetCard) -> int:
@@ -392,12 +408,12 @@ def _refuse_one_name(runs: Iterable[SuiteRun]) -> None:
     named: dict[tuple[str | int, ...], RunSpec] = {}
     for run in runs:
         spec = run.spec
-        name = (spec.dataset.name, spec.model.name, spec.global_batch_size, spec.method.name, run.variant)
+        name = (spec.dataset.name, spec.model.name, spec.global_batch_size, run.method, run.variant)
         other = named.setdefault(name, spec)
         if spec.model_copy(update={"seed": other.seed}) != other:
             label = f"the label {run.variant!r}" if run.variant else "no label"
             raise ValueError(
-                f"runs of {spec.method.name} on {spec.dataset.name} differ in more than their seeds, {other.seed} and "
+                f"runs of {run.method} on {spec.dataset.name} differ in more than their seeds, {other.seed} and "
                 f"{spec.seed}, and have {label}: tables would not tell them apart; label their variants"
             )
 
@@ -437,7 +453,7 @@ def expand(name: str, answers: Answers | None = None) -> ExpandedSuite:
             # At this scale, an ablation's variant may be what the main run already is, and a trial what defaults are.
             if known is not run and run.variant != DEFAULTS and not (asked.ablation and known.variant == ""):
                 spec = run.spec
-                raise ValueError(f"variant {run.variant!r} of {spec.method.name} with seed {spec.seed} occurs twice")
+                raise ValueError(f"variant {run.variant!r} of {run.method} with seed {spec.seed} occurs twice")
         _refuse_one_name(runs.values())
         claimed: tuple[Hypothesis, ...] = ()
         if asked.part is None and suite.hypotheses:

@@ -78,6 +78,9 @@ class Variant(Frozen):
     suite's."""
     tuned: str | None = None
     """As the suite's, for these runs, with the variant's changes; None: the suite's."""
+    control: str | None = None
+    """A method of this repository that is trained in the place of each, such as ``neuclip_exact``, with those of its
+    options that it has. Tables show it as a variant of that method, by its label."""
     options: Options = Field(default_factory=dict)
     options_times: Factors = Field(default_factory=dict)
     """Factors by which options change: one ablation then makes sense at every scale. ``fastclip.rho`` is an option of
@@ -88,6 +91,8 @@ class Variant(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Variant:
+        if self.control is not None and not (self.label and self.tuned is None):
+            raise ValueError(f"control = {self.control!r}: give it a label, and no tuned")
         if self.defaults and self.tuned is not None:
             raise ValueError(f"defaults: true leaves out what tuned = {self.tuned!r} would choose: give one of them")
         # The method in `fastclip.rho` is no part of the option's name.

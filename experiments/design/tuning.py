@@ -253,7 +253,7 @@ def choose(suite: ExpandedSuite) -> Tuned:
 
 
 def _choose(suite: ExpandedSuite, method: str) -> Chosen:
-    runs = sorted((run for run in suite.runs if run.spec.method.name == method), key=lambda run: run.spec.seed)
+    runs = sorted((run for run in suite.runs if run.method == method), key=lambda run: run.spec.seed)
     scores: dict[str, list[float | None]] = {}
     for run in runs:
         scores.setdefault(run.variant, []).append(_score(suite, run))

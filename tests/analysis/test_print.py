@@ -33,7 +33,7 @@ def luminance(color: str) -> float:
     return float(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(method_names(), 2)), ids=" and ".join)
+@pytest.mark.parametrize("pair", list(itertools.combinations(method_names(controls=False), 2)), ids=" and ".join)
 def test_two_methods_differ_in_marker_and_dashes_as_well_as_in_colour(pair: tuple[str, str]) -> None:
     one, two = (style.method(name) for name in pair)
     assert one.marker != two.marker
@@ -41,7 +41,7 @@ def test_two_methods_differ_in_marker_and_dashes_as_well_as_in_colour(pair: tupl
     assert one.color != two.color
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", method_names(controls=False))
 def test_every_method_is_seen_on_white(name: str) -> None:
     # A line needs less contrast than text; 2 to 1 is what Okabe and Ito's lightest blue and orange have.
     assert 1.05 / (luminance(style.method(name).color) + 0.05) >= 2.0
@@ -63,7 +63,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     main = {"num_updates": 10, "restart_period": 500, **synthetic.CORNERS[-1]}
     specs = [
         synthetic.run_spec(method, seed, global_batch_size=size, config=main)
-        for method in method_names()
+        for method in method_names(controls=False)
         for size in (64, 32)
         for seed in range(2)
     ]
@@ -82,7 +82,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
             synthetic.run_spec("neuclip", seed, config={**main, **corner}) for seed in range(2)
         ]
     variants["fixed temperature"] = [
-        synthetic.run_spec(method, 0, config={**main, "fixed": True}) for method in method_names()
+        synthetic.run_spec(method, 0, config={**main, "fixed": True}) for method in method_names(controls=False)
     ]
     averages = {"DataComp": list(cards), "ImageNet & Variants": ["set3", "set0"], "Retrieval": ["set4"]}
     sign = {"name": "embedding_collapse", "first_step": 3, "last_step": 30, "evidence": {}, "advice": "-"}

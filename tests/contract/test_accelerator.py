@@ -107,10 +107,9 @@ def batch_of(trainer: Trainer) -> Batch:
 
 
 RUNS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in method_names()),
+    *((name, {}) for name in method_names(controls=True)),
     ("openclip", {"optimizer": {"ema_decay": 0.9, "grad_clip_norm": 1.0}, "model": {"name": "tiny-resnet"}}),
     ("neuclip", {"precision": "fp16", "accumulation_steps": 2}),
-    ("neuclip", {"options": {"architecture": "exact"}}),
 ]
 
 

@@ -43,7 +43,7 @@ from engine.method import Features, LossOutput
 
 every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=map(label, VARIANTS))
 every_small_variant = pytest.mark.parametrize(("name", "options"), SMALL, ids=map(label, SMALL))
-every_method = pytest.mark.parametrize("name", method_names())
+every_method = pytest.mark.parametrize("name", method_names(controls=True))
 
 
 # Loss, gradients, metrics -------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def few(name: str) -> Options:
 def variants() -> list[tuple[str, Options]]:
     """List every method as it is by default, and with small integers and each single choice."""
     found: list[tuple[str, Options]] = []
-    for name in method_names():
+    for name in method_names(controls=True):
         small = few(name)
         single = [{key: value} for key, values in alternatives(method_class(name).Config).items() for value in values]
         candidates = [small, *(small | choice for choice in single)]

@@ -48,7 +48,7 @@ def train_toy(method, options=None, **changes):
         ("amorlip", {"init_output_bias": True}, 60),
         ("siglip", SIGLIP, 120),
         ("neuclip", {}, 120),
-        ("neuclip", {"architecture": "queue"}, 120),
+        ("neuclip_queue", {}, 120),
     ],
 )
 def test_a_healthy_run_shows_nothing(root, method, options, steps):
@@ -69,7 +69,7 @@ def test_a_healthy_run_in_half_precision_shows_nothing(root):
         ("npn_gradient_vanishing", "neuclip", {"eps": 10.0}, {}),
         ("npn_too_small", "neuclip", {"num_prototypes": 1}, {}),
         ("alternation_unstable", "neuclip", {"num_prototypes": 1}, {}),
-        ("estimates_at_floor", "neuclip", {"architecture": "queue", "eps": 10.0}, {}),
+        ("estimates_at_floor", "neuclip_queue", {"eps": 10.0}, {}),
         ("estimates_unvisited", "fastclip", {}, {"batch": 2, "steps": 40}),
         ("estimates_at_floor", "fastclip", {"eps": 10.0}, {}),
         ("network_not_fitting", "amorlip", {"network_lr": 1e-6, "z_beta_max": 0.0}, {}),

@@ -342,9 +342,9 @@ def test_settings_that_mislead_are_warned_of(root):
 
 
 def test_more_extra_pairs_than_the_set_has_are_warned_of():
-    spec = toy.run_spec("neuclip", options={"architecture": "exact", "num_prototypes": 97})
+    spec = toy.run_spec("neuclip_exact", options={"num_prototypes": 97})
     assert [line.partition(":")[0] for line in needs.doubts(spec, 97)] == [
-        "neuclip encodes 97 extra pairs in every step, and toy has 96"
+        "neuclip_exact encodes 97 extra pairs in every step, and toy has 96"
     ]
     assert list(needs.doubts(spec, 96)) == []
 

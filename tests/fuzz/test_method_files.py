@@ -147,7 +147,7 @@ OPTIONS = {
         "npn_lr": 0.01,
         "rho": 1.5,
         "eps": 1e-14,
-        "architecture": "queue",
+        "architecture": "mlp",
         "temperature": {"init": 0.1, "learnable": False},
     },
     "fastclip": {

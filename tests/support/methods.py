@@ -13,9 +13,9 @@ CHECKED = os.environ.get("CHECK_METHOD")
 """``path/to/file.py:ClassName``, set by `python -m experiments check-method`; tests' own processes see it too."""
 
 
-def method_names() -> tuple[str, ...]:
-    """Names of all methods to test, sorted."""
-    return registry.method_names() if CHECKED is None else (CHECKED.rpartition(":")[2].lower(),)
+def method_names(*, controls: bool = False) -> tuple[str, ...]:
+    """Names of all methods to test, sorted; controls of methods keep the contract, and are not trained whole."""
+    return registry.method_names(controls=controls) if CHECKED is None else (CHECKED.rpartition(":")[2].lower(),)
 
 
 def source(name: str) -> MethodSource | None:

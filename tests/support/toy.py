@@ -105,6 +105,10 @@ def build_evaluation(root: Path) -> Evaluation:
 
 OPTIONS = {
     "neuclip": {"num_prototypes": 24, "restart_period": 4, "num_updates": 2, "rho": 1.0},
+    "neuclip_average": {"rho": 1.0},
+    "neuclip_batch": {"rho": 1.0},
+    "neuclip_exact": {"num_prototypes": 24, "rho": 1.0},
+    "neuclip_queue": {"num_prototypes": 24, "rho": 1.0},
     "fastclip": {"rho": 1.0, "gamma_min": 0.5},
     "amorlip": {"rho": [1.0, -1.0]},
 }

@@ -148,7 +148,7 @@ EXACT = {
     "fastclip": ("fastclip", {"eps": 1e-6}),
     "fastclip 2024": ("fastclip", {"eps": 1e-6, "form": 2024}),
     "amorlip": ("amorlip", {}),
-    "neuclip's queue": ("neuclip", {"eps": 1e-6, "architecture": "queue", "num_prototypes": toy.NUM_PAIRS}),
+    "neuclip's queue": ("neuclip_queue", {"eps": 1e-6, "num_prototypes": toy.NUM_PAIRS}),
 }
 
 

@@ -25,7 +25,7 @@ from engine.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NUM_EXTRA = 24
-EXACT = {"architecture": "exact", "num_prototypes": NUM_EXTRA}
+EXACT = {"num_prototypes": NUM_EXTRA}
 
 open_clip.add_model_config(MODELS)
 
@@ -37,8 +37,8 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_trainer(execution=None, collectives=None, options=EXACT, **changes):
-    spec = toy.run_spec("neuclip", options=options, **changes)
+def make_trainer(execution=None, collectives=None, options=EXACT, name="neuclip_exact", **changes):
+    spec = toy.run_spec(name, options=options, **changes)
     return Trainer(spec, execution or Execution(), CPU, collectives or Collectives())
 
 
@@ -77,7 +77,10 @@ def test_a_method_sees_its_pairs_as_the_current_encoders_have_them(root):
 
 def test_they_leave_no_trace_in_batch_norm_nor_in_what_the_batch_draws(root):
     for model in ("tiny-resnet", "dropout-vit"):
-        with_extra, without = (make_trainer(options=options, model={"name": model}) for options in (EXACT, {}))
+        with_extra, without = (
+            make_trainer(options=options, name=name, model={"name": model})
+            for name, options in (("neuclip_exact", EXACT), ("neuclip", {}))
+        )
         ours, theirs = seen_by(with_extra), seen_by(without)
         assert torch.equal(ours.image_BD, theirs.image_BD)
         assert torch.equal(ours.text_BD, theirs.text_BD)
@@ -122,7 +125,7 @@ def test_two_processes_share_the_pairs_and_see_all_of_them(root, changes):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_killed_run_goes_on_bit_for_bit_and_tells_what_the_pairs_cost(root, num_workers):
-    spec = toy.run_spec("neuclip", options=EXACT, steps=6)
+    spec = toy.run_spec("neuclip_exact", options=EXACT, steps=6)
     path, server, finals = toy.write_spec(root, spec), Server(), []
     execution = {"save_every_min": 0, "num_workers": num_workers}
     for kills in ([], [Kill("step", 4)]):

@@ -103,7 +103,8 @@ def assert_weights_agree(found, expected, spec):
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name == "neuclip" else pytest.mark.slow) for name in method_names()]
+    "method",
+    [pytest.param(name, marks=[] if name == "neuclip" else pytest.mark.slow) for name in method_names(controls=False)],
 )
 def test_a_run_that_goes_on_with_another_number_of_processes_ends_as_one_that_did_not(root, server, method):
     spec = make_spec(method)

@@ -1,0 +1,1 @@
+"""Controls of NeuCLIP: methods with its loss and without its network, one file each, found by name."""
