@@ -20,7 +20,7 @@ try:
 
     from analysis import artifacts
     from engine import paths
-    from experiments.workflow import ABLATIONS, Workflow, sources_sha256, wait_for_many
+    from experiments.workflow import ABLATIONS, Workflow, wait_for_many
 
     flow = Workflow(config, sys.argv, workflow.cores)
 except errors.KNOWN as error:
@@ -30,8 +30,6 @@ if flow.is_elsewhere:
     wait_for_many(workflow)
 # Rules start the interpreter that runs Snakemake, whatever comes first on the PATH.
 shell.prefix(f"export PATH='{os.path.dirname(sys.executable)}':$PATH; ")
-TABLE = f"{paths.tables('{suite}')}/{{name}}"
-FIGURE = f"{paths.figures('{suite}')}/{{name}}"
 
 
 rule all:
@@ -197,50 +195,29 @@ rule collect:
         here=1,
     params:
         content=lambda wildcards: flow.digest(wildcards.suite),
-        sources=sources_sha256(),
+        sources=artifacts.collecting_sha256(),
     message:
         "collect {wildcards.suite}"
     shell:
         f"python -m analysis collect {paths.suite('{wildcards.suite}')} --out {{output}} 2> {{log}}"
 
 
-# Snakemake's own report (`snakemake --report FILE`) shows one format of each table and figure.
-rule table:
+# All tables and figures that a frame has something for. What is current stays.
+rule draw:
     input:
         paths.collected("{suite}"),
     output:
-        report(f"{TABLE}.csv", category="{suite}"),
-        [f"{TABLE}{end}" for end in artifacts.TABLE_SUFFIXES if end != ".csv"],
+        paths.drawn("{suite}"),
     log:
-        paths.log("table", "{suite}-{name}"),
+        paths.log("draw", "{suite}"),
     resources:
         here=1,
     params:
-        folder=subpath(output[0], parent=True),
-        sources=lambda wildcards: sources_sha256("table", wildcards.name),
+        sources=artifacts.drawing_sha256(),
     message:
-        "draw the table {wildcards.name} of {wildcards.suite}"
+        "draw {wildcards.suite}"
     shell:
-        "python -m analysis table {input} {wildcards.name} --out {params.folder} 2> {log}"
-
-
-rule figure:
-    input:
-        paths.collected("{suite}"),
-    output:
-        report(f"{FIGURE}.svg", category="{suite}"),
-        [f"{FIGURE}{end}" for end in artifacts.FIGURE_SUFFIXES if end != ".svg"],
-    log:
-        paths.log("figure", "{suite}-{name}"),
-    resources:
-        here=1,
-    params:
-        folder=subpath(output[0], parent=True),
-        sources=lambda wildcards: sources_sha256("figure", wildcards.name),
-    message:
-        "draw the figure {wildcards.name} of {wildcards.suite}"
-    shell:
-        "python -m analysis figure {input} {wildcards.name} --out {params.folder} 2> {log}"
+        f"python -m analysis draw {{input}} --out {paths.RESULTS} 2> {{log}}"
 
 
 rule page:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from analysis import artifacts, collect, comparison, frame, rendering, staleness
+from analysis import artifacts, collect, comparison, draw, frame, rendering, staleness
 from analysis.report import content, page
 from engine import errors, files, paths
 from engine.overview import overview
@@ -24,6 +24,7 @@ CELL_WIDTH = 16
 EPILOG = """\
 examples:
   python -m analysis collect results/suites/quickstart.json --out results/collected/quickstart.parquet
+  python -m analysis draw results/collected/quickstart.parquet --out results
   python -m analysis table results/collected/quickstart.parquet main_results --out results/tables/quickstart
   python -m analysis figure results/collected/quickstart.parquet training_curves --out results/figures/quickstart
   python -m analysis report quickstart --out results/reports/quickstart.html
@@ -36,7 +37,7 @@ examples:
 
 GROUPS = {
     "Read what came out": ("show", "report", "check"),
-    "Draw one thing again": ("collect", "table", "figure"),
+    "Draw again": ("collect", "draw", "table", "figure"),
     "Compare and publish": ("compare", "publish"),
 }
 """Commands by what one wants to do."""
@@ -58,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     one = command("collect", help="check all results of a suite and write them as one tidy frame")
     one.add_argument("suite", type=Path, metavar="SUITE_JSON", help="the expanded suite, results/suites/<suite>.json")
     one.add_argument("--out", type=Path, required=True, metavar="PARQUET", help="file to write")
+    one = command("draw", help="write all tables and figures that a frame has something for")
+    one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame")
+    one.add_argument("--out", type=Path, required=True, metavar="RESULTS", help="results folder to write to")
     for form, names in {"table": artifacts.tables(), "figure": artifacts.figures()}.items():
         one = command(form, help=f"write one {form} in all formats, with its sidecar")
         one.add_argument("frame", type=Path, metavar="PARQUET", help="the collected frame")
@@ -95,10 +99,13 @@ def main(argv: list[str] | None = None) -> int:
             print(overview("python -m analysis", args.commands, GROUPS))
         elif args.command == "collect":
             frame.write(collect.collect(args.suite), args.out)
-        elif args.command == "table":
-            rendering.write_table(frame.read(args.frame), args.id, args.out)
-        elif args.command == "figure":
-            rendering.write_figure(frame.read(args.frame), args.id, args.out)
+        elif args.command == "draw":
+            draw.draw(args.frame, args.out)
+        elif args.command in ("table", "figure"):
+            if not rendering.write(args.command, frame.read(args.frame), args.id, args.out):
+                raise ValueError(
+                    f"{args.frame}: nothing in it for the {args.command} {args.id}; {args.out} is as it was"
+                )
         elif args.command == "publish":
             publish(args.frame, args.ids, args.out)
         elif args.command == "report":
@@ -148,6 +155,9 @@ def show(places: list[Path]) -> None:
     console = Console()
     for file in frames:
         table = rendering.build_table(frame.read(file), _first_table(file.stem))
+        if table is None:
+            console.print(f"{file}: no scores", markup=False)
+            continue
         alone = dataclasses.replace(table, title=f"{file.stem}: {table.title}", reference=None)
         columns = max(1, console.width // CELL_WIDTH - table.num_keys)
         console.print(Markdown(rendering.to_markdown(alone, columns=columns)))

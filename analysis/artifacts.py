@@ -1,22 +1,18 @@
-"""Finds tables and figures by file name. Imports the standard library only: Snakemake needs this to read its rules.
+"""Tables and figures by name, and what was drawn of a suite. Snakemake reads this: it imports no pandas.
 
-A table is ``tables/<id>.py`` with ``build(frame)``, a figure ``figures/<id>.py`` with ``build(frame, width)``, the
-width in inches. Each may say, as literals,
-
-- ``KINDS``: the kinds of rows that `build` gets; by default `rendering.DEFAULT_KINDS`;
-- ``SUITES``: patterns of the suites it is made for, such as ``("ablation_*",)``; a pattern that begins with ``!`` names
-  suites that it is not made for. By default it is made for all but tunings, whose trials are no results: they have what
-  names ``tuning@*``.
+A study is ``studies/<name>.py``: with ``def table(frame)`` there is a table of its name, with ``def figure(frame,
+width)`` a figure, the width in inches.
 """
 
 from __future__ import annotations
 
-import ast
-import fnmatch
 import functools
 import hashlib
 from pathlib import Path
 from typing import Literal
+
+from engine import files, paths
+from engine.schema.base import Frozen, parse
 
 Form = Literal["table", "figure"]
 
@@ -28,89 +24,79 @@ FIGURE_FORMATS = ("pdf", "svg", "png")
 FIGURE_SUFFIXES = (*(f"{end}.{form}" for end in ("", IN_COLUMN) for form in FIGURE_FORMATS), ".json")
 
 
-def tables(suite: str | None = None) -> tuple[str, ...]:
-    """Return the ids of all tables, or of those made for a suite."""
-    return _find("table", suite)
+class Drawn(Frozen):
+    """The tables and figures that a suite's frame has something for; written when all of them are there."""
+
+    tables: tuple[str, ...]
+    figures: dict[str, str]
+    """Titles by name."""
 
 
-def figures(suite: str | None = None) -> tuple[str, ...]:
-    """Return the ids of all figures, or of those made for a suite."""
-    return _find("figure", suite)
+def tables() -> tuple[str, ...]:
+    """Return the names of all tables."""
+    return _studies("table")
 
 
-def source(form: Form, name: str) -> Path:
-    """Return the file that defines a table or a figure."""
-    return HERE / f"{form}s" / f"{name}.py"
+def figures() -> tuple[str, ...]:
+    """Return the names of all figures."""
+    return _studies("figure")
 
 
-def literal(form: Form, name: str, constant: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Read a module-level constant without importing the module.
+def drawn(suite: str) -> Drawn:
+    """Read what was drawn of a suite.
 
     Raises:
-        ValueError: If the constant is not a literal tuple of strings.
+        FileNotFoundError: If it was never drawn.
+        ValueError: If the file is damaged.
     """
-    path = source(form, name)
-    written = _constants(path).get(constant)
-    if written is None:
-        return default
-    try:
-        value = ast.literal_eval(written)
-    except ValueError:
-        value = None
-    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
-        raise ValueError(
-            f"{path}: {constant} = {ast.unparse(written)}: allowed is a literal tuple of strings, "
-            f'such as {constant} = ("ablation_*",)'
-        )
-    return value
+    file = paths.drawn(suite)
+    return parse(Drawn, files.read_text(file), str(file))
 
 
-@functools.cache  # the workflow asks for every suite
-def _constants(path: Path) -> dict[str, ast.expr]:
-    """Return the names that a module defines."""
-    nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    return {
-        target.id: node.value
-        for node in nodes
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
+def lost(suite: str) -> dict[Path, list[str]]:
+    """Return the names of the files that tables and figures lack which were drawn, by their path without suffix."""
+    said = drawn(suite)
+    places: list[tuple[Path, tuple[str, ...]]] = [(paths.tables(suite) / name, TABLE_SUFFIXES) for name in said.tables]
+    places += [(paths.figures(suite) / name, FIGURE_SUFFIXES) for name in said.figures]
+    lacking = {
+        place: [f"{place.name}{end}" for end in suffixes if not place.with_name(f"{place.name}{end}").exists()]
+        for place, suffixes in places
     }
+    return {place: names for place, names in lacking.items() if names}
 
 
-def sources_sha256(form: Form | None = None, name: str = "") -> str:
-    """Return the digest of the code that draws a table or a figure: this package's modules, and its own file.
-
-    Without arguments, return the digest of this package's modules. When the digest changes, draw again.
-    """
-    return _digest([*_own(), *([source(form, name)] if form else [])])
+@functools.cache
+def collecting_sha256() -> str:
+    """Return the digest of this package's own modules: when it changes, collect again."""
+    return _digest(_files(HERE))
 
 
+@functools.cache
+def drawing_sha256() -> str:
+    """Return the digest of the code that draws, which is that and all studies: when it changes, draw again."""
+    return _digest([*_files(HERE), *_files(HERE / "studies")])
+
+
+@functools.cache
 def report_sha256() -> str:
     """Return the digest of the code that writes reports; tables and figures have their own."""
-    report = sorted(path for path in (HERE / "report").rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return _digest([*_own(), *report])
+    folders = [HERE, *sorted(path for path in (HERE / "report").rglob("*") if path.is_dir()), HERE / "report"]
+    return _digest([file for folder in folders for file in _files(folder)])
 
 
-def _own() -> list[Path]:
-    return [path for path in sorted(HERE.iterdir()) if path.is_file()]
+@functools.cache
+def _studies(form: Form) -> tuple[str, ...]:
+    start = f"\ndef {form}("
+    found = sorted((HERE / "studies").glob("[a-z]*.py"))
+    return tuple(path.stem for path in found if start in path.read_text(encoding="utf-8"))
 
 
-def _digest(files: list[Path]) -> str:
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".pyc")
+
+
+def _digest(read: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in files:
+    for path in read:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _find(form: Form, suite: str | None) -> tuple[str, ...]:
-    found = sorted(path.stem for path in (HERE / f"{form}s").glob("[a-z]*.py"))
-    return tuple(name for name in found if suite is None or _serves(literal(form, name, "SUITES", ("*",)), suite))
-
-
-def _serves(patterns: tuple[str, ...], suite: str) -> bool:
-    wanted = [p for p in patterns if not p.startswith("!")] or ["*"]
-    if suite.startswith("tuning@"):
-        wanted = [p for p in wanted if p.startswith("tuning@")]
-    unwanted = [p.removeprefix("!") for p in patterns if p.startswith("!")]
-    return any(fnmatch.fnmatch(suite, p) for p in wanted) and not any(fnmatch.fnmatch(suite, p) for p in unwanted)

@@ -123,8 +123,8 @@ def attributions(frame: pd.DataFrame) -> list[Attribution]:
             doubles += [
                 f"Left out: {style.variant(style.OURS, other)}; its factors are those of {first}." for other in others
             ]
-        if len(runs) < 2:
-            continue  # a setting that nothing but the main run was trained in
+        if any(len({cell[factor] for cell in runs}) < 2 for factor in (0, 1)):
+            continue  # a setting in which nothing is to be divided
         temperatures = {cell: _final_temperatures(frame, of_cell) for cell, of_cell in runs.items()}
         for score in tidy.scores(rows):
             scores = {

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 
 import pandas as pd
 
-from analysis import artifacts, headroom, hypotheses, stats, style
 from analysis import frame as tidy
+from analysis import headroom, hypotheses, stats, style
 
 
 def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
@@ -18,8 +18,8 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
 
     Args:
         frame: The tidy frame of one suite.
-        averaged: The evaluation sets in the suite's first average. Methods are compared set by set over them, in suites
-            that have the table `across_sets`. In other suites, sets are few or share pictures.
+        averaged: The evaluation sets over which methods are compared set by set: those in the suite's first average.
+            None where sets are few or share pictures.
 
     Returns:
         Sentences: of hypotheses; by setting over seeds, over sets and of variants; of what a larger batch is worth; of
@@ -31,9 +31,7 @@ def claims(frame: pd.DataFrame, averaged: Collection[str]) -> tuple[str, ...]:
         return ("No statement: this suite has no scores.", *_lost(frame))
     title = scores[0].title
     of_score = final[(final["kind"] == scores[0].kind) & (final["name"] == scores[0].name)]
-    suite = frame["suite"].iloc[0]
-    compared = averaged if "across_sets" in artifacts.tables(suite) else ()
-    sets = final[(final["kind"] == "eval") & final["name"].isin(compared)]
+    sets = final[(final["kind"] == "eval") & final["name"].isin(averaged)]
     methods = tidy.methods(tidy.main_runs(final))
     main_method = tidy.main_method(tidy.main_runs(final))
     tested = hypotheses.tested(frame)

@@ -98,14 +98,6 @@ def fit(items: Sequence[Item], most: int, what: str, *, in_tables: bool = True) 
     return list(items[:most]), note
 
 
-def nothing(reason: str, width: float) -> Figure:
-    """Return a figure that says why there is nothing to show. An empty one could be an error."""
-    lines = textwrap.wrap(reason, int(width * LETTERS_PER_IN))
-    figure = Figure(figsize=(width, 0.3 + LINE_IN * len(lines)))
-    figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=style.MUTED)
-    return figure
-
-
 def curve(axes: Axes, rows: pd.DataFrame, method: str, *, x: str = "samples_seen", marked: bool = False) -> None:
     """Draw the mean of `value` over seeds, and a band from the lowest to the highest seed.
 

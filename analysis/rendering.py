@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -41,42 +42,91 @@ def commits_of(rows: pd.DataFrame) -> str:
     return ", ".join(map(short, sorted({commit for each in rows["commit"].unique() for commit in each.split(", ")})))
 
 
-def build_table(frame: pd.DataFrame, name: str) -> Table:
-    """Build a table from its kinds of rows, and note at its end which runs they are of."""
+def study(form: artifacts.Form, name: str) -> ModuleType:
+    """Import the study that draws a table or a figure.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    known = artifacts.tables() if form == "table" else artifacts.figures()
+    if name not in known:
+        where = artifacts.HERE / "studies" / f"{name}.py"
+        raise ValueError(f"unknown {form} {name!r}; known: {', '.join(known)}; to add it, write {where}")
+    return importlib.import_module(f"analysis.studies.{name}")
+
+
+def select(form: artifacts.Form, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Select the kinds of rows that a table or figure is drawn from; its sidecar has their digest.
+
+    Trials of a tuning are no results: a study that does not ask for their settings gets nothing of them.
+    """
+    kinds = getattr(study(form, name), "KINDS", DEFAULT_KINDS)
+    is_tuning = (frame["kind"] == "setting").any() and "setting" not in kinds
+    return frame[:0] if is_tuning else frame[frame["kind"].isin(kinds)]
+
+
+def build_table(frame: pd.DataFrame, name: str) -> Table | None:
+    """Build a table from its kinds of rows, and note at its end which runs they are of; None if it has nothing."""
     rows = select("table", name, frame)
-    table = without_empty_keys(importlib.import_module(f"analysis.tables.{name}").build(rows))
+    table: Table | None = study("table", name).table(rows) if len(rows) else None
+    if table is None or not table.rows:
+        return None
     suites, num_runs = ", ".join(rows["suite"].unique()), rows["run_id"].nunique()
     origin = f"Suite {suites}; {num_runs} runs; commit {commits_of(rows)}."
-    missing = () if table.rows else ("Nothing to show: this suite has no rows for this table.",)
-    return dataclasses.replace(table, notes=(*missing, *table.notes, *((origin,) if len(rows) else ())))
-
-
-def write_table(frame: pd.DataFrame, name: str, folder: Path) -> None:
-    """Write a table as ``<name>.csv``, ``.md``, ``.tex``, with its sidecar ``<name>.json``."""
-    table = build_table(frame, name)
-    texts = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}
-    for suffix, text in {**texts, "json": _sidecar("table", name, frame)}.items():
-        files.write_text(folder / f"{name}.{suffix}", text)
+    return dataclasses.replace(without_empty_keys(table), notes=(*table.notes, origin))
 
 
 @style.paper
-def build_figure(frame: pd.DataFrame, name: str, width: float = style.PAGE_IN) -> Figure:
-    """Build a figure from its kinds of rows; `width` is in inches."""
-    figure: Figure = importlib.import_module(f"analysis.figures.{name}").build(select("figure", name, frame), width)
+def build_figure(frame: pd.DataFrame, name: str, width: float = style.PAGE_IN) -> Figure | None:
+    """Build a figure from its kinds of rows; `width` is in inches. None if it has nothing to show."""
+    rows = select("figure", name, frame)
+    figure: Figure | None = study("figure", name).figure(rows, width) if len(rows) else None
     return figure
 
 
-@style.paper
-def write_figure(frame: pd.DataFrame, name: str, folder: Path) -> None:
-    """Write a figure in two widths, with its sidecar ``<name>.json``.
+def figure_title(name: str) -> str:
+    """Return the first line of the docstring of a figure's study."""
+    text = (study("figure", name).__doc__ or name).splitlines()[0]
+    return text.split(" (`docs/")[0].rstrip(".") + "."
 
-    As wide as a page: ``<name>.pdf``, ``.svg``, ``.png``. As wide as one of two columns: ``<name>_column.pdf``, ...
+
+def write(form: artifacts.Form, frame: pd.DataFrame, name: str, folder: Path) -> bool:
+    """Write a table or a figure in all formats, with its sidecar ``<name>.json``; tell whether it has anything to show.
+
+    A table is ``<name>.csv``, ``.md``, ``.tex``; a figure ``<name>.pdf``, ``.svg``, ``.png`` as wide as a page, and
+    ``<name>_column.pdf``, ... as wide as one of two columns.
     """
+    is_written = _write_table(frame, name, folder) if form == "table" else _write_figure(frame, name, folder)
+    if is_written:
+        files.write_text(folder / f"{name}.json", _sidecar(form, name, frame))
+    return is_written
+
+
+def _write_table(frame: pd.DataFrame, name: str, folder: Path) -> bool:
+    table = build_table(frame, name)
+    if table is not None:
+        for suffix, text in {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}.items():
+            files.write_text(folder / f"{name}.{suffix}", text)
+    return table is not None
+
+
+@style.paper
+def _write_figure(frame: pd.DataFrame, name: str, folder: Path) -> bool:
     for end, width in {"": style.PAGE_IN, artifacts.IN_COLUMN: style.COLUMN_IN}.items():
         figure = build_figure(frame, name, width)
+        if figure is None:
+            return False
         for form in artifacts.FIGURE_FORMATS:
             _save(figure, folder / f"{name}{end}.{form}")
-    files.write_text(folder / f"{name}.json", _sidecar("figure", name, frame))
+    return True
+
+
+def is_current(form: artifacts.Form, frame: pd.DataFrame, name: str, folder: Path) -> bool:
+    """Tell whether a table or figure lies in a folder, drawn from these rows by this code."""
+    suffixes = artifacts.TABLE_SUFFIXES if form == "table" else artifacts.FIGURE_SUFFIXES
+    if not all((folder / f"{name}{end}").exists() for end in suffixes):
+        return False
+    return files.read_text(folder / f"{name}.json") == _sidecar(form, name, frame)
 
 
 @style.paper
@@ -85,15 +135,26 @@ def publish(frame: pd.DataFrame, names: Sequence[str], folder: Path) -> pd.DataF
 
     Returns:
         The rows that they are drawn from.
+
+    Raises:
+        ValueError: If a name is unknown, or the frame has nothing for it.
     """
     # A name that neither has is refused as a table, before anything is written.
-    tables = [name for name in names if name in artifacts.tables() or name not in artifacts.figures()]
-    figures = [name for name in names if name in artifacts.figures()]
-    drawn = [*(select("table", name, frame) for name in tables), *(select("figure", name, frame) for name in figures)]
-    for name in tables:
-        files.write_text(folder / f"{name}.md", to_markdown(build_table(frame, name)))
-    for name in figures:
-        _save(build_figure(frame, name), folder / f"{name}.svg")
+    forms: list[tuple[artifacts.Form, str]] = [
+        ("table", name) for name in names if name in artifacts.tables() or name not in artifacts.figures()
+    ]
+    forms += [("figure", name) for name in names if name in artifacts.figures()]
+    drawn = [select(form, name, frame) for form, name in forms]
+    written = set()
+    for form, name in forms:
+        if form == "table" and (table := build_table(frame, name)) is not None:
+            files.write_text(folder / f"{name}.md", to_markdown(table))
+            written.add(name)
+        elif form == "figure" and (figure := build_figure(frame, name)) is not None:
+            _save(figure, folder / f"{name}.svg")
+            written.add(name)
+    if lacking := [name for name in names if name not in written]:
+        raise ValueError(f"{', '.join(lacking)}: this frame has nothing for it")
     return frame.loc[sorted(set[int]().union(*(rows.index for rows in drawn)))]
 
 
@@ -141,15 +202,6 @@ def to_markdown(table: Table, level: int = 3, columns: int = MAX_COLUMNS) -> str
     return text + ("\n" + to_markdown(table.reference, level + 1) if table.reference else "")
 
 
-def select(form: artifacts.Form, name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Select the kinds of rows that a table or figure is drawn from; its sidecar has their digest."""
-    known = artifacts.tables() if form == "table" else artifacts.figures()
-    if name not in known:
-        where = artifacts.source(form, name)
-        raise ValueError(f"unknown {form} {name!r}; known: {', '.join(known)}; to add it, write {where}")
-    return frame[frame["kind"].isin(artifacts.literal(form, name, "KINDS", DEFAULT_KINDS))]
-
-
 def _sidecar(form: artifacts.Form, name: str, frame: pd.DataFrame) -> str:
     rows = select(form, name, frame)
     origin = {
@@ -158,7 +210,7 @@ def _sidecar(form: artifacts.Form, name: str, frame: pd.DataFrame) -> str:
         **{f"{column}s": sorted(rows[column].unique()) for column in ("suite", "kind", "commit", "device", "run_id")},
         "num_rows": len(rows),
         "rows_sha256": digest(rows),
-        "code_sha256": artifacts.sources_sha256(form, name),
+        "code_sha256": artifacts.drawing_sha256(),
     }
     return json.dumps(origin, indent=2) + "\n"
 

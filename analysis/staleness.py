@@ -79,33 +79,25 @@ def of_suite(suite: str) -> dict[Path, str]:
 
 def incomplete(suite: str) -> dict[Path, str]:
     """Return what a suite's tables and figures lack, by path without suffix; those with all files are left out."""
-    made = (
-        (paths.tables(suite), artifacts.tables(suite), artifacts.TABLE_SUFFIXES),
-        (paths.figures(suite), artifacts.figures(suite), artifacts.FIGURE_SUFFIXES),
-    )
-    found = {}
-    for folder, ids, suffixes in made:
-        for name in ids:
-            lost = [f"{name}{end}" for end in suffixes if not (folder / f"{name}{end}").exists()]
-            if lost:
-                found[folder / name] = "missing" if len(lost) == len(suffixes) else f"lacks {', '.join(lost)}"
-    return found
+    if not paths.drawn(suite).exists():
+        return {paths.drawn(suite): "missing"}
+    return {place: f"lacks {', '.join(names)}" for place, names in artifacts.lost(suite).items()}
 
 
 def _stale_artifacts(suite: str, rows: pd.DataFrame) -> Iterator[tuple[Path, str]]:
-    forms: dict[artifacts.Form, tuple[Path, tuple[str, ...], tuple[str, ...]]] = {
-        "table": (paths.tables(suite), artifacts.tables(), artifacts.tables(suite)),
-        "figure": (paths.figures(suite), artifacts.figures(), artifacts.figures(suite)),
-    }
-    for form, (folder, known, of_suite) in forms.items():
-        for path in sorted(folder.glob("*.json")):
-            shown = files.read_json(path)
-            place = path.with_suffix("")
-            by_hand = f"remove it, since this suite draws none, or draw it with `python -m analysis {form}`"
-            again = "draw it again" if path.stem in of_suite else by_hand
-            if path.stem not in known:
-                yield place, f"there is no {form} of this name any more; remove it"
-            elif shown["rows_sha256"] != frame.digest(rendering.select(form, path.stem, rows)):
-                yield place, f"older than its records; {again}"
-            elif shown.get("code_sha256") != artifacts.sources_sha256(form, path.stem):
-                yield place, f"drawn by other code than this checkout's; {again}"
+    if not paths.drawn(suite).exists():
+        return
+    said = artifacts.drawn(suite)
+    made: list[tuple[artifacts.Form, Path, str]] = [("table", paths.tables(suite), name) for name in said.tables]
+    made += [("figure", paths.figures(suite), name) for name in said.figures]
+    for form, folder, name in made:
+        sidecar = folder / f"{name}.json"
+        known = artifacts.tables() if form == "table" else artifacts.figures()
+        if name not in known:
+            yield folder / name, f"there is no {form} of this name any more; draw the suite again"
+        elif sidecar.exists():
+            shown = files.read_json(sidecar)
+            if shown["rows_sha256"] != frame.digest(rendering.select(form, name, rows)):
+                yield folder / name, "older than its records; draw it again"
+            elif shown["code_sha256"] != artifacts.drawing_sha256():
+                yield folder / name, "drawn by other code than this checkout's; draw it again"

@@ -169,6 +169,11 @@ def figures(suite_name: str) -> Path:
     return RESULTS / "figures" / suite_name
 
 
+def drawn(suite_name: str) -> Path:
+    """Which tables and figures were drawn of a suite; written last."""
+    return RESULTS / "drawn" / f"{suite_name}.json"
+
+
 def report(name: str) -> Path:
     """The report of a suite and what it brings along, or of a group of ablations."""
     return RESULTS / "reports" / f"{name}.html"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -42,8 +41,6 @@ _PREFIXES = (names.PREFIX, "fetch_", "crawl_")
 """Of targets: a word that begins so is no option's value."""
 
 T = TypeVar("T")
-
-sources_sha256 = functools.cache(artifacts.sources_sha256)  # asked for once a job
 
 
 class Config(Frozen):
@@ -177,6 +174,9 @@ class Workflow:
             for path, missing in results.lost(suite).items()
             if path not in missing
         ]
+        self._broken += [
+            paths.drawn(name) for name in self.suites if paths.drawn(name).exists() and artifacts.lost(name)
+        ]
         """Results that are there, and have lost a file that they stand for."""
         # What cannot run where it is to be is found now, for every run, before anything is submitted.
         self.prepare = cluster.resolve(self._cluster, "prepare")[0]
@@ -236,9 +236,8 @@ class Workflow:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def shown_in(self, report: str) -> list[Path]:
-        """Return the tables and figures of a report, by their sidecars."""
-        files = (file for suite in self.reports[report] for file in (*tables(suite), *figures(suite)))
-        return [file for file in files if file.suffix == ".json"]
+        """Return what says which tables and figures were drawn of a report's suites."""
+        return [paths.drawn(suite) for suite in self.reports[report]]
 
     def preparation(self, name: str, output: str | Path) -> str:
         """Return what comes before the module that prepares data: the launcher when that is a job, Python if not."""
@@ -284,20 +283,20 @@ class Workflow:
 
     def _about(self, jobs: Sequence[Any]) -> list[ExpandedSuite]:
         """Return the suites that jobs draw, and those of the other runs among them."""
-        drawn = {job.wildcards.suite for job in jobs if job.rule.name in ("collect", "table", "figure")}
+        drawn = {job.wildcards.suite for job in jobs if job.rule.name in ("collect", "draw")}
         runs = {job.wildcards.run for job in jobs if job.rule.name in ("train", "evaluate")}
         ids = {name: {run.spec.run_id for run in suite.runs} for name, suite in self.suites.items()}
         others = runs.difference(*(ids[name] for name in ids if name in drawn))
         return [suite for name, suite in self.suites.items() if name in drawn or ids[name] & others]
 
     def made(self, workflow: Any) -> list[Path]:
-        """Return the frames of the suites of which a table or figure was drawn, and the reports that were written.
+        """Return the frames of the suites that were drawn, and the reports that were written.
 
         Args:
             workflow: Snakemake's.
         """
         jobs = jobs_that_ran(workflow)
-        suites = {job.wildcards.suite for job in jobs if job.rule.name in ("table", "figure")}
+        suites = {job.wildcards.suite for job in jobs if job.rule.name == "draw"}
         reports = {job.wildcards.report for job in jobs if job.rule.name == "page"}
         frames = [paths.collected(suite) for suite in self.suites if suite in suites]
         return frames + [paths.report(report) for report in self.reports if report in reports]
@@ -305,12 +304,12 @@ class Workflow:
     def _files(self, asked: Sequence[str]) -> dict[str, list[Path]]:
         reports = [names.called(name) for name in asked]
         suites = dict.fromkeys(suite for report in reports for suite in self.reports[report])
-        frames = [paths.collected(suite) for suite in suites]
+        drawn = [paths.drawn(suite) for suite in suites]
         # All of it, though most is made of the rest: Snakemake makes what is asked for and is not there.
         return {
             "runs": [path for suite in suites for path in self._runs(suite)],
-            "tables": frames + [path for suite in suites for path in tables(suite)],
-            "figures": [path for suite in suites for path in figures(suite)],
+            "tables": [*(paths.collected(suite) for suite in suites), *drawn],
+            "figures": drawn,
             "report": [paths.report(report) for report in reports],
         }
 
@@ -327,18 +326,6 @@ class Workflow:
 
     def _options(self, request: cluster.Request) -> str:
         return cluster.launch_options(self._cluster, request, self._on_interrupt)
-
-
-def tables(suite: str) -> list[Path]:
-    """Return the files of a suite's tables."""
-    folder = paths.tables(suite)
-    return [folder / f"{name}{end}" for name in artifacts.tables(suite) for end in artifacts.TABLE_SUFFIXES]
-
-
-def figures(suite: str) -> list[Path]:
-    """Return the files of a suite's figures."""
-    folder = paths.figures(suite)
-    return [folder / f"{name}{end}" for name in artifacts.figures(suite) for end in artifacts.FIGURE_SUFFIXES]
 
 
 def _listed(suites: str) -> list[str]:

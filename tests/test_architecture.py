@@ -104,12 +104,11 @@ def test_a_library_has_one_place(library):
     assert found <= ONLY_IN[library]
 
 
-@pytest.mark.parametrize("form", ["tables", "figures"])
-def test_a_table_or_figure_depends_on_no_other_file_of_its_folder(form):
-    """`analysis.artifacts.sources_sha256` covers the package's own modules and the file itself."""
-    for path in (ROOT / "analysis" / form).glob("*.py"):
-        for name in imports(path):
-            assert not name.startswith(("analysis.tables", "analysis.figures")), f"{path} imports {name}"
+def test_no_module_of_the_analysis_depends_on_a_study_by_name():
+    """Studies are found by file name: what several share is in a module beside them, or in one of them."""
+    for path in (ROOT / "analysis").rglob("*.py"):
+        if path.parent.name != "studies":
+            assert not any(name.startswith("analysis.studies") for name in imports(path)), path
 
 
 @pytest.mark.parametrize("module", ["workflow", "__main__"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import html
 import re
 import urllib.parse
@@ -59,8 +58,6 @@ class Artifacts:
 
     tables: list[ShownTable] = field(default_factory=list)
     figures: list[ShownFigure] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    """Titles of tables that have nothing to show."""
 
 
 def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifacts:
@@ -72,23 +69,25 @@ def gather(suite: str, frame: pd.DataFrame, stale: Mapping[Path, str]) -> Artifa
         stale: Why files are out of date, by path without suffix; see `analysis.staleness.of_suite`.
     """
     found = Artifacts()
-    for name in sorted(artifacts.tables(suite), key=lambda name: name not in FIRST):
-        place = paths.tables(suite) / name
-        command = f"snakemake --config suites={suite} --force -- {place}.json"
-        table = rendering.build_table(frame, name)
-        if table.rows:
-            found.tables.append(ShownTable(name, str(place), command, stale.get(place, ""), table))
-        else:
-            found.empty.append(table.title)
-    for name in sorted(artifacts.figures(suite), key=lambda name: name not in FIRST):
+    if not paths.drawn(suite).exists():
+        return found
+    drawn = artifacts.drawn(suite)
+    command = f"python -m analysis {{form}} {paths.collected(suite)} {{name}} --out {{folder}}"
+    for name in sorted(drawn.tables, key=lambda name: name not in FIRST):
+        folder = paths.tables(suite)
+        again = command.format(form="table", name=name, folder=folder)
+        table = rendering.build_table(frame, name) if name in artifacts.tables() else None
+        if table is not None:
+            found.tables.append(ShownTable(name, str(folder / name), again, stale.get(folder / name, ""), table))
+    for name in sorted(drawn.figures, key=lambda name: name not in FIRST):
         place = paths.figures(suite) / name
-        command = f"snakemake --config suites={suite} --force -- {place}.json"
+        again = command.format(form="figure", name=name, folder=place.parent)
         if place.with_suffix(".svg").exists():
-            found.figures.append(_figure(name, place, command, stale.get(place, "")))
+            found.figures.append(_figure(name, drawn.figures[name], place, again, stale.get(place, "")))
     return found
 
 
-def _figure(name: str, place: Path, command: str, stale: str) -> ShownFigure:
+def _figure(name: str, title: str, place: Path, command: str, stale: str) -> ShownFigure:
     svg = place.with_suffix(".svg").read_text(encoding="utf-8")
     narrow = place.with_name(f"{name}{artifacts.IN_COLUMN}.svg")
     return ShownFigure(
@@ -96,17 +95,11 @@ def _figure(name: str, place: Path, command: str, stale: str) -> ShownFigure:
         str(place),
         command,
         stale,
-        title=_summary(name),
-        alt=_alt(_summary(name), svg),
+        title=title,
+        alt=_alt(title, svg),
         image=_data_uri(svg),
         narrow_image=_data_uri(narrow.read_text(encoding="utf-8")) if narrow.exists() else "",
     )
-
-
-def _summary(name: str) -> str:
-    """Return a figure's summary: the first line of its module's docstring."""
-    text = ast.get_docstring(ast.parse(artifacts.source("figure", name).read_text(encoding="utf-8"))) or name
-    return text.splitlines()[0].split(" (`docs/")[0].rstrip(".") + "."
 
 
 def _alt(title: str, svg: str) -> str:

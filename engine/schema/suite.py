@@ -73,6 +73,18 @@ class Hypothesis(Frozen):
         return f"{self.higher} > {self.lower}"
 
 
+class Draw(Frozen):
+    """Which of the tables and figures that a suite's results have something for are drawn."""
+
+    only: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names; None: all."""
+    leave_out: tuple[str, ...] = ()
+
+    def wants(self, name: str) -> bool:
+        """Tell whether a table or figure is drawn."""
+        return (self.only is None or name in self.only) and name not in self.leave_out
+
+
 class ExpandedSuite(Sealed):
     """A suite with its runs, sorted by id."""
 
@@ -85,3 +97,4 @@ class ExpandedSuite(Sealed):
     hypotheses: tuple[Hypothesis, ...] = Field(default=(), exclude_if=lambda fixed: not fixed)
     digests: dict[str, str] = Field(default_factory=dict)
     """Of a tuning: by method, the digest of what the suite says of its trials."""
+    draw: Draw = Draw()

@@ -467,4 +467,5 @@ def expand(name: str, answers: Answers | None = None) -> ExpandedSuite:
         file=None if asked.is_ours else str(asked.file),
         hypotheses=claimed,
         digests=digests,
+        draw=suite.draw,
     )

@@ -6,8 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, model_validator
 
+from analysis import artifacts
 from engine.schema.base import Frozen, check_known
 from engine.schema.run import AugmentationSpec, OptimizerSpec
+from engine.schema.suite import Draw
 from experiments.design.tuning import Tuning
 
 Options = dict[str, JsonValue]
@@ -139,9 +141,14 @@ class Suite(Frozen):
     hypotheses: tuple[str, ...] = ()
     """What is claimed before the first run is trained, such as ``neuclip > openclip@256``; see
     `experiments.design.hypotheses`."""
+    draw: Draw = Draw()
+    """Tables and figures to leave out, or the only ones to draw."""
 
     @model_validator(mode="after")
     def _check(self) -> Suite:
+        for key, names in (("only", self.draw.only or ()), ("leave_out", self.draw.leave_out)):
+            for name in names:
+                check_known("table or figure", name, {*artifacts.tables(), *artifacts.figures()}, f"draw: {key}")
         for method in self.tuning.methods if self.tuning else ():
             check_known("method", method, self.methods, "tuning")
         return self

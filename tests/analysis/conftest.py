@@ -40,8 +40,8 @@ def frame(_collected: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture
 def everything() -> Path:
-    """A suite of which every table and every figure has something to show."""
-    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(6)}
+    """A suite of which every table and figure has something to show, but for those of `synthetic.write_trials`."""
+    cards = {f"set{i}": {**synthetic.CARDS["digits"], "title": f"Set {i}"} for i in range(13)}
     main = {"num_updates": 10, "restart_period": 500, **synthetic.CORNERS[-1]}
     specs = [
         synthetic.run_spec(method, seed, global_batch_size=size, config=main)
@@ -72,11 +72,7 @@ def everything() -> Path:
         diverged=(("siglip", 1),),
         hypotheses=(("neuclip@64", "openclip@64"), ("neuclip@64", "openclip@256")),
     )
-    content = json.loads(suite.read_text())
-    for run in content["runs"]:
-        if run["variant"] == "1 update":
-            run["settings"] = {"options.num_updates": {"value": 1, "range": "1 to 50, log", "place": 0.0}}
-    synthetic.write_json(suite, content)
+    synthetic.write_trials()
     sign = {"name": "embedding_collapse", "first_step": 3, "last_step": 30, "evidence": {}, "advice": "-"}
     for record in paths.RESULTS.glob("runs/siglip*/record.json"):
         record.write_text(json.dumps(json.loads(record.read_text()) | {"signatures": [sign]}))

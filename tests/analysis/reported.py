@@ -12,7 +12,7 @@ from engine import paths
 SUITE = "quickstart"
 HARM = "<script>document.title = 'harm'</script>"
 HARM_IN_ATTRIBUTE = '"><img src=x onerror="document.title = 1">'
-FIGURES = ("results_by_method", "training_curves")
+FIGURES = ("results_by_method", "normalizer_error", "paired_differences", "training_curves")
 VARIANT = "1 update"
 
 
@@ -32,7 +32,8 @@ def write_results() -> None:
     }
     suite = synthetic.write_suite(specs, name=SUITE, cards=cards, variants=variants, diverged=(("siglip", 2),))
     content = json.loads(suite.read_text())
-    synthetic.write_json(suite, content | {"title": f"A suite {HARM}"})
+    drawn = ["main_results", "cost", *FIGURES]
+    synthetic.write_json(suite, content | {"title": f"A suite {HARM}", "draw": {"only": drawn}})
     sign = {
         "name": "npn_too_small",
         "first_step": 3,
@@ -43,10 +44,7 @@ def write_results() -> None:
     for record in paths.RESULTS.glob("runs/neuclip*/record.json"):
         record.write_text(json.dumps(json.loads(record.read_text()) | {"signatures": [sign], "num_replaced": 2}))
     make("collect", str(suite), "--out", str(paths.collected(SUITE)))
-    for name in ("main_results", "paired_differences", "cost", "normalizer_error"):
-        make("table", str(paths.collected(SUITE)), name, "--out", str(paths.tables(SUITE)))
-    for name in FIGURES:
-        make("figure", str(paths.collected(SUITE)), name, "--out", str(paths.figures(SUITE)))
+    make("draw", str(paths.collected(SUITE)), "--out", str(paths.RESULTS))
 
 
 def make(*command: str) -> None:

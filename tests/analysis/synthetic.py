@@ -171,6 +171,19 @@ def write_suite(
     return paths.suite(name)
 
 
+def write_trials() -> Path:
+    """Write the suite `trials`, a tuning of NeuCLIP with two trials; return its file."""
+    trials = {f"trial {n}": [run_spec("neuclip", 9, config={"num_updates": n})] for n in (1, 2)}
+    suite = write_suite([], name="trials", variants=trials)
+    content = json.loads(suite.read_text())
+    for run in content["runs"]:
+        updates = run["spec"]["method"]["config"]["num_updates"]
+        tried = {"value": updates, "range": "1 to 50, log", "place": 0.1 * updates - 0.1}
+        run["settings"] = {"options.num_updates": tried}
+    write_json(suite, content)
+    return suite
+
+
 def write_run(spec: RunSpec, cards: dict[str, dict[str, Any]], *, is_diverged: bool) -> None:
     reached = [m for m in spec.milestones if not is_diverged or m <= 0.75 * spec.samples_seen]
     seen = int(0.75 * spec.samples_seen) if is_diverged else spec.samples_seen

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import synthetic
+from drawn import build_table
 
 from analysis.bootstrap import draw, half_width, metric_of
 from analysis.collect import CollectError, collect
-from analysis.rendering import build_table
 from analysis.table import Cell
 from engine import paths
 from engine.schema.evaluation import Outcomes

@@ -6,11 +6,11 @@ from collections.abc import Collection
 import pandas as pd
 import pytest
 import synthetic
+from drawn import build_table
 
 from analysis import style
 from analysis.claims import claims
 from analysis.collect import collect
-from analysis.rendering import build_table
 
 
 def said(frame: pd.DataFrame, averaged: Collection[str] = ("digits", "flickr")) -> tuple[str, ...]:
@@ -147,11 +147,6 @@ def test_a_method_that_diverged_silences_no_other_over_sets() -> None:
     assert [sentence.split(" against ")[1].split(":")[0] for sentence in sentences if sentence.startswith("Over ")] == [
         "OpenCLIP", "FastCLIP", "AmorLIP",
     ]  # fmt: skip
-
-
-def test_suites_without_the_table_over_sets_are_not_tested_over_sets() -> None:
-    sentences = said(many_sets("quickstart"), [f"set{i}" for i in range(9)])
-    assert not any(sentence.startswith("Over ") for sentence in sentences)
 
 
 def test_variants_are_counted_by_outcome_and_those_apart_are_named() -> None:

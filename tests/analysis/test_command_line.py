@@ -19,13 +19,12 @@ from engine import files, paths
 # Everything in one process: imports are most of the time.
 ALL = """
 import sys
-from analysis import artifacts
 from analysis.__main__ import main
 out = sys.argv[1]
-status = main(["collect", "results/suites/quickstart.json", "--out", f"{out}/frame.parquet"])
-for form, names in {"table": artifacts.tables(), "figure": artifacts.figures()}.items():
-    for name in names:
-        status += main([form, f"{out}/frame.parquet", name, "--out", f"{out}/{form}s"])
+status = 0
+for name in ("quickstart", "trials"):
+    status += main(["collect", f"results/suites/{name}.json", "--out", f"{out}/collected/{name}.parquet"])
+    status += main(["draw", f"{out}/collected/{name}.parquet", "--out", out])
 sys.exit(status)
 """
 
@@ -48,13 +47,38 @@ def test_same_results_same_bytes_in_any_process() -> None:
     assert [process.wait(timeout=600) for process in processes] == [0, 0]
     first, second = digests(Path("out1")), digests(Path("out2"))
     assert first == second
-    expected = {f"tables/{name}{suffix}" for name in artifacts.tables() for suffix in artifacts.TABLE_SUFFIXES}
-    expected |= {f"figures/{name}{suffix}" for name in artifacts.figures() for suffix in artifacts.FIGURE_SUFFIXES}
-    assert set(first) == {"frame.parquet", *expected}
-    nothing = [path for path in Path("out1/tables").glob("*.md") if "Nothing to show" in path.read_text()]
-    assert nothing == []
-    smallest = min(Path("out1/figures").glob("*.png"), key=lambda path: path.stat().st_size)
-    assert smallest.stat().st_size > 20_000, f"{smallest} shows nothing"
+    drawn = {path.stem for path in Path("out1").glob("tables/*/*.csv")}
+    assert drawn == set(artifacts.tables()), "the fixture has nothing for some"
+    drawn = {path.stem for path in Path("out1").glob("figures/*/*.json")}
+    assert drawn == set(artifacts.figures())
+    smallest = min(Path("out1/figures").glob("*/*.png"), key=lambda path: path.stat().st_size)
+    assert smallest.stat().st_size > 15_000, f"{smallest} shows nothing"
+
+
+def test_what_is_current_stays_what_has_nothing_goes_and_a_suite_leaves_out(suite: Path) -> None:
+    def draw(**said: object) -> set[str]:
+        synthetic.write_json(suite, json.loads(suite.read_text()) | {"draw": said})
+        assert main(["draw", str(paths.collected("quickstart")), "--out", str(paths.RESULTS)]) == 0
+        told = artifacts.drawn("quickstart")
+        assert {path.stem for path in paths.tables("quickstart").glob("*.csv")} == set(told.tables)
+        assert {path.stem for path in paths.figures("quickstart").glob("*.json")} == set(told.figures)
+        return {*told.tables, *told.figures}
+
+    frame = collect(suite)
+    write(frame, paths.collected("quickstart"))
+    only = ["main_results", "cost", "step_time", "tuning"]
+    assert draw(only=only) == {"main_results", "cost", "step_time"}
+    kept = paths.tables("quickstart") / "main_results.csv"
+    kept.write_text("as it was")
+    (paths.tables("quickstart") / "cost.tex").unlink()
+    # Runs that moved have no step time to draw; the main table shows no times.
+    moved = frame["device"].mask(frame["kind"] == "cost", "cpu, gpu")
+    write(frame.assign(device=moved), paths.collected("quickstart"))
+    assert artifacts.lost("quickstart") == {paths.tables("quickstart") / "cost": ["cost.tex"]}
+    assert draw(only=only) == {"main_results", "cost"}
+    assert kept.read_text() == "as it was"
+    assert artifacts.lost("quickstart") == {}
+    assert draw(only=only, leave_out=["cost"]) == {"main_results"}
 
 
 def test_a_sidecar_changes_with_the_rows_it_covers_and_no_others(suite: Path) -> None:

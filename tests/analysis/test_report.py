@@ -128,6 +128,7 @@ def test_what_the_tests_say_is_on_it_word_by_word(page: Page) -> None:
 def test_tables_are_those_of_the_files_and_sorted_by_all_digits(report: str, page: Page) -> None:
     text = page.text
     table = rendering.build_table(frame.read(paths.collected(SUITE)), "main_results")
+    assert table is not None
     assert table.title in text
     for row in table.rows:
         for cell in row:
@@ -141,7 +142,7 @@ def test_figures_have_words_that_say_what_they_show(page: Page) -> None:
     assert len(alts) == len(FIGURES)
     assert "every method's final score" in alts[0]
     assert all(name in alts[0] for name in ("NeuCLIP", "OpenCLIP", "SigLIP", "Average", "Retrieval"))
-    assert "Gradient norm" in alts[1]
+    assert "Gradient norm" in alts[-1]
 
 
 def test_what_was_run_is_told(page: Page) -> None:
@@ -153,7 +154,7 @@ def test_what_was_run_is_told(page: Page) -> None:
     assert "num_updates: 10" in text
     assert "network.width: 8" in text
     assert "2001-09-09 01:46 to 2001-09-09 01:47 (UTC)" in text
-    assert "snakemake --config suites=quickstart --force -- results/tables/quickstart/main_results.json" in text
+    assert "table results/collected/quickstart.parquet main_results --out results/tables/quickstart" in text
 
 
 def test_a_variant_shows_what_differs_from_the_main_run_of_its_seed(report: str) -> None:
@@ -215,7 +216,6 @@ def test_what_is_not_there_is_named_with_what_to_do() -> None:
     (paths.tables(SUITE) / "cost.tex").unlink()
     text = Page(write_report()).text
     again = "make it again: snakemake --config suites=quickstart"
-    assert f"results/figures/quickstart/step_time: missing; {again}" in text
     assert f"results/tables/quickstart/cost: lacks cost.tex; {again}" in text
     assert "OpenCLIP, seed 0 (icons, tiny, batch 64): no record" in text
     assert "its results do not fit together any more" in text
@@ -237,6 +237,7 @@ def test_suites_share_a_page_whatever_they_are_called_and_a_run_of_both_is_there
     other = paths.suite("runs")  # the name of a section of the page, too
     other.write_text(json.dumps(json.loads(paths.suite(SUITE).read_text()) | {"name": "runs"}))
     make("collect", str(other), "--out", str(paths.collected("runs")))
+    make("draw", str(paths.collected("runs")), "--out", str(paths.RESULTS))
     make("report", SUITE, "runs", "--out", "both.html")
     both = Page(Path("both.html").read_text(encoding="utf-8"))
     assert "Report: quickstart and 1 more" in both.text
@@ -244,7 +245,7 @@ def test_suites_share_a_page_whatever_they_are_called_and_a_run_of_both_is_there
     assert {href.removeprefix("#") for href in both.attributes("href")} <= set(both.attributes("id"))
     shown, alone = ([name for name in one.attributes("id") if name.startswith("run--")] for one in (both, page))
     assert shown == alone
-    assert "snakemake --config suites=runs --force -- results/tables/runs/main_results.json" in both.text
+    assert "table results/collected/runs.parquet main_results --out results/tables/runs" in both.text
 
 
 def test_a_suite_that_is_not_collected_is_one_clear_error(capsys: pytest.CaptureFixture[str]) -> None:

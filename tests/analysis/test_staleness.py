@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import synthetic
 
-from analysis import artifacts
 from analysis.__main__ import main
 from analysis.collect import collect
 from analysis.frame import write
@@ -32,25 +32,20 @@ def _made(suite: Path) -> None:
         for missing in lost(expanded()).values():
             for path in missing:
                 files.write_text(path, "")
+    synthetic.write_json(suite, json.loads(suite.read_text()) | {"draw": {"only": MADE}})
     write(collect(suite), paths.collected("quickstart"))
-    for name in MADE:
-        command = ["table", str(paths.collected("quickstart")), name, "--out", str(paths.tables("quickstart"))]
-        assert main(command) == 0
+    assert main(["draw", str(paths.collected("quickstart")), "--out", str(paths.RESULTS)]) == 0
 
 
 def check(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What is said, but for what was never made: most tables and figures, and the report."""
+    """What is said, but for the report, which was never made."""
     capsys.readouterr()
     assert main(["check"]) == 1
     *lines, advice = capsys.readouterr().out.splitlines()
     assert advice == "to make it again: snakemake --config suites=quickstart"
-    never = {paths.tables("quickstart") / name for name in artifacts.tables("quickstart")} - {
-        paths.tables("quickstart") / name for name in MADE
-    }
-    never |= {paths.figures("quickstart") / name for name in artifacts.figures("quickstart")}
-    expected = {f"{path}: missing" for path in (*never, paths.report("quickstart"))}
-    assert expected <= set(lines)
-    return [line for line in lines if line not in expected]
+    never = f"{paths.report('quickstart')}: missing"
+    assert never in lines
+    return [line for line in lines if line != never]
 
 
 def test_what_was_just_made_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,17 +92,14 @@ def test_other_times_make_the_frame_and_the_cost_table_old_and_nothing_else(
     assert cost.startswith("results/tables/quickstart/cost: older than its records")
 
 
-def test_a_table_drawn_by_other_code_or_by_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_other_code_drew_is_named_and_what_was_never_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     sidecar = paths.tables("quickstart") / "cost.json"
     content = json.loads(sidecar.read_text())
     sidecar.write_text(json.dumps(content | {"code_sha256": "0" * 64}))
-    sidecar.with_name("gone.json").write_text(json.dumps(content))
-    # Drawn by hand: this suite does not ask for it.
-    sidecar.with_name("hypotheses.json").write_text(json.dumps(content))
-    cost, gone, by_hand = check(capsys)
+    (cost,) = check(capsys)
     assert cost.endswith("cost: drawn by other code than this checkout's; draw it again")
-    assert "gone: there is no table of this name" in gone
-    assert by_hand.endswith("remove it, since this suite draws none, or draw it with `python -m analysis table`")
+    paths.drawn("quickstart").unlink()
+    assert check(capsys) == [f"{paths.drawn('quickstart')}: missing"]
 
 
 def test_each_file_of_a_suite_has_its_own_reason() -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import synthetic
+from drawn import build_figure, build_table
 
-from analysis import artifacts
+from analysis import artifacts, rendering
 from analysis.collect import collect
-from analysis.figures.tuning import expected_best
 from analysis.frame import COLUMNS
-from analysis.rendering import build_figure, build_table
+from analysis.studies.tuning import expected_best
 from analysis.table import Cell
 from engine.schema.suite import DEFAULTS
 
@@ -103,17 +103,16 @@ def test_the_expected_best_is_the_mean_over_all_draws() -> None:
     assert expected_best(np.array([0.7])).tolist() == [0.7]
 
 
-def test_a_tuning_has_its_own_table_and_figure_and_no_other_suite_has_them() -> None:
-    for found in (artifacts.tables, artifacts.figures):
-        assert found("tuning@laptop") == ("tuning",)
-        assert "tuning" not in found("quickstart")
-        assert "tuning" not in found("ablation_temperature@laptop")
+def test_trials_are_no_results(tuning: pd.DataFrame) -> None:
+    for build, names in ((rendering.build_table, artifacts.tables()), (rendering.build_figure, artifacts.figures())):
+        assert [name for name in names if build(tuning, name) is not None] == ["tuning"]
 
 
-def test_what_a_trial_tries_is_collected_with_its_range(everything: Path) -> None:
-    frame = collect(everything)
+def test_what_a_trial_tries_is_collected_with_its_range() -> None:
+    frame = collect(synthetic.write_trials())
     settings = frame[frame["kind"] == "setting"]
-    assert set(settings["variant"]) == {"1 update"}
+    assert set(settings["variant"]) == {"trial 1", "trial 2"}
+    settings = settings[settings["variant"] == "trial 1"]
     (setting,) = settings.drop_duplicates(["name", "title", "metric", "value"]).to_dict("records")
     assert [setting[key] for key in ("name", "title", "metric", "value")] == [
         "options.num_updates", "1", "1 to 50, log", 0.0,

@@ -5,14 +5,12 @@ import math
 import pandas as pd
 import pytest
 import synthetic
+from drawn import build_table
 from scipy.stats import ttest_1samp
 
 from analysis.claims import claims
 from analysis.collect import collect
-from analysis.rendering import build_table
 from analysis.table import Cell
-from analysis.tables import hypotheses as table_file
-from experiments.design import hypotheses as fixing
 
 HYPOTHESES = (
     ("neuclip@64", "openclip@64"),
@@ -106,7 +104,3 @@ def test_a_report_begins_with_them_and_has_no_other_test_of_the_same_pair(collec
     assert second.startswith("Hypothesis, does not show: SigLIP, batch 64, above FastCLIP, batch 64, on Average: -")
     assert "above OpenCLIP, batch 128" in last
     assert not [sentence for sentence in others if "and OpenCLIP on Average" in sentence or "than" in sentence]
-
-
-def test_the_suites_that_may_have_hypotheses_are_those_that_have_the_table() -> None:
-    assert set(table_file.SUITES) == {f"*{fixing.SUFFIX}", "!*@*"}

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from support import debian
 
-from chaos.workflow import METHODS, STEPS, SUITE, TABLE, Command, Ended, Process, Workflow, remove
+from chaos.workflow import METHODS, STEPS, SUITE, Command, Ended, Process, Workflow, remove
 from engine import paths
 
 DAY_SEC = 86400
@@ -74,7 +74,7 @@ STAGES = {
     "launcher of an evaluation": "evaluate",
     "index": "index",
     "collect": "collect",
-    "table": "table",
+    "draw": "draw",
 }
 """What has to be done for a process to be there."""
 LONGEST_SEC = {
@@ -88,7 +88,7 @@ LONGEST_SEC = {
     "launcher of an evaluation": 4.0,
     "index": 0.6,
     "collect": 1.0,
-    "table": 1.0,
+    "draw": 2.0,
     "snakemake": 12.0,
     "everything": 12.0,
 }
@@ -197,7 +197,7 @@ FILES = {
     "evaluation file": FileKind(lambda run: paths.evaluation("*"), ("evaluate", "collect")),
     "result": FileKind(lambda run: paths.eval_result(run, "*", "*")),
     "mark of an evaluation": FileKind(lambda run: paths.evaluated(run, "*", "*")),
-    "frame": FileKind(lambda run: paths.collected(SUITE), ("table",)),
+    "frame": FileKind(lambda run: paths.collected(SUITE), ("draw",)),
 }
 DAMAGES = ("truncated", "one bit flipped", "empty", "another type")
 
@@ -352,7 +352,7 @@ class ReadOnly(Fault):
 
     def __init__(self, rng: random.Random) -> None:
         self.method = rng.choice(METHODS)
-        self.stage = rng.choice(["train", "evaluate", "index", "collect", "table"])
+        self.stage = rng.choice(["train", "evaluate", "index", "collect", "draw"])
         self.about = f"that of {self.stage} of {self.method}"
         self._place = Path()
 
@@ -365,7 +365,7 @@ class ReadOnly(Fault):
             "evaluate": paths.eval_result(run_id, 0, "").parent.parent,
             "index": paths.index("toy").parent,
             "collect": paths.collected(SUITE).parent,
-            "table": TABLE.parent,
+            "draw": paths.tables(SUITE),
         }
         self._place = places[self.stage]
         place = workflow.folder / self._place

@@ -20,7 +20,7 @@ from typing import Any
 
 from chaos import faults, on_slurm
 from chaos.faults import Fault
-from chaos.workflow import METHODS, TABLE, Ended, Workflow, World
+from chaos.workflow import DRAWN, METHODS, Ended, Workflow, World
 
 LONGEST_SEC = 600
 """A command that takes longer hangs."""
@@ -175,8 +175,8 @@ class Round:
                 self._break(f"the command hangs; after {LONGEST_SEC} s there were\n{running}", command.wait())
             time.sleep(faults.POLL_SEC)
         ended = command.wait()
-        if ended.code == 0 and not (workflow.folder / TABLE).is_file():
-            self._break("the command says that it is done, and the table is not there", ended)
+        if ended.code == 0 and not (workflow.folder / DRAWN).is_file():
+            self._break("the command says that it is done, and nothing is drawn", ended)
         if _TRACEBACK.search(ended.output) and not fault.explains_traceback(ended.output):
             self._break("the command shows a traceback", ended)
         for method, (starts, saved, is_trained) in before.items():

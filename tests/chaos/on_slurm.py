@@ -140,7 +140,7 @@ class BrokenTool(Fault):
 
 def families() -> dict[str, Callable[[random.Random], Fault]]:
     """Return how a fault of each family is drawn: of processes, the cluster, and its commands."""
-    roles = [role for role in LONGEST_SEC if role not in ("controller", "index", "collect", "table")]
+    roles = [role for role in LONGEST_SEC if role not in ("controller", "index", "collect", "draw")]
     # A training that gets SIGTERM alone saves, and waits for the SIGKILL with which Slurm follows it.
     trains = {"training": (signal.SIGKILL, signal.SIGSTOP), "one process of two": (signal.SIGKILL, signal.SIGSTOP)}
     return {

@@ -35,7 +35,7 @@ MODEL = "dropout-vit"
 STEPS, BATCH = 36, 16
 METHODS = ("neuclip", "openclip")
 """The first has a loader process, the second two processes."""
-TABLE = paths.tables(SUITE) / "main_results.csv"
+DRAWN = paths.drawn(SUITE)
 MARK = "NEUCLIP_CHAOS"
 """A variable in the environment of all that a workflow starts."""
 OF_A_START = {"attempts", "clock_sec", "median_step_sec", "peak_memory_bytes", "log_sha256", "content_sha256"}
@@ -196,7 +196,7 @@ class Workflow:
             command = ["prlimit", *limits, *command]
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [*command, *options, "--", "runs", str(paths.collected(SUITE)), str(TABLE)],
+                [*command, *options, "--", "runs", str(paths.collected(SUITE)), str(DRAWN)],
                 cwd=self.folder,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
@@ -272,7 +272,7 @@ class Workflow:
             "record": [paths.record(run_id)],
             "evaluate": [paths.eval_result(run_id, "*", "*").parent.parent],
             "collect": [paths.collected(SUITE)],
-            "table": [TABLE],
+            "draw": [DRAWN, paths.tables(SUITE) / "main_results.csv"],
         }
         if stage == "train":
             self.may_train_again.add(method)
@@ -287,7 +287,7 @@ class Workflow:
             "train": paths.record(run_id),
             "evaluate": paths.evaluated(run_id, STEPS * BATCH, "*"),
             "collect": paths.collected(SUITE),
-            "table": TABLE,
+            "draw": DRAWN,
         }
         return not self.of(results[stage])
 

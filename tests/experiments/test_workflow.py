@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from analysis import artifacts
 from engine import errors, paths
 from engine.schema.base import fingerprint, parse
 from engine.schema.run import RunSpec
@@ -28,26 +27,20 @@ def smoke():
     return Workflow({"suites": "smoke"}, ["snakemake"], cores=3)
 
 
-def test_a_suites_targets_are_all_its_files_in_every_format(smoke):
+def test_a_suites_targets_are_all_that_is_made_of_it(smoke):
     assert list(smoke.targets) == ["runs", "tables", "figures", "report"]
-    ends = {"tables": artifacts.TABLE_SUFFIXES, "figures": artifacts.FIGURE_SUFFIXES}
-    for form, ids in {"tables": artifacts.tables("smoke"), "figures": artifacts.figures("smoke")}.items():
-        folder = paths.RESULTS / form / "smoke"
-        expected = {folder / f"{name}{end}" for name in ids for end in ends[form]}
-        assert set(smoke.targets[form]) - {paths.collected("smoke")} == expected
+    assert smoke.targets["tables"] == [paths.collected("smoke"), paths.drawn("smoke")]
+    assert smoke.targets["figures"] == smoke.shown_in("smoke") == [paths.drawn("smoke")]
     assert smoke.targets["report"] == [paths.report("smoke")]
     of_runs = {paths.index("icons_tiny"), *map(paths.record, smoke.runs), *smoke.evaluated("smoke")}
     assert set(smoke.targets["runs"]) == of_runs
-    drawn = {path.with_suffix("").stem for form in ends for path in smoke.targets[form] if path.suffix == ".json"}
-    assert {path.stem for path in smoke.shown_in("smoke")} == drawn
 
 
 def test_an_ablation_is_taken_up_when_the_command_line_names_it_and_otherwise_not(smoke):
     config = {"suites": "smoke"}
     asked = Workflow(config, ["snakemake", "-n", "ablation_objective"])
     assert paths.report("ablation_objective@smoke") in asked.ablation("ablation_objective")
-    tables = [path for path in asked.ablation("ablation_objective") if path.parent.parent.name == "tables"]
-    assert {path.parent.name for path in tables} == {"ablation_objective@smoke"}
+    assert paths.drawn("ablation_objective@smoke") in asked.ablation("ablation_objective")
     assert asked.targets == smoke.targets
     assert asked.runs.keys() > smoke.runs.keys()
     for target in set(ABLATIONS) - {"ablation_objective"}:
@@ -103,12 +96,7 @@ def test_to_tune_is_to_run_the_trials_of_the_suites_that_are_asked_for():
     tuning = Workflow({"suites": "laptop"}, ["snakemake", "tune"])
     assert tuning.suites.keys() == {"tuning@laptop"}
     assert tuning.choosing == "tuning@laptop"
-    ends = (".csv", ".svg", ".html")
-    assert [path for path in tuning.files if path.suffix in ends and not path.stem.endswith("_column")] == [
-        paths.tables("tuning@laptop") / "tuning.csv",
-        paths.figures("tuning@laptop") / "tuning.svg",
-        paths.report("tuning@laptop"),
-    ]
+    assert {paths.drawn("tuning@laptop"), paths.report("tuning@laptop")} <= set(tuning.files)
 
 
 def test_all_models_of_a_suite_are_evaluated(smoke):
@@ -221,7 +209,7 @@ def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
 def test_at_the_end_the_suites_are_shown_that_were_drawn_and_the_reports_that_were_written():
     name = "ablation_objective@smoke"
     both = Workflow({"suites": "smoke"}, ["snakemake", "ablation_objective"])
-    drawn = [job("collect", suite="smoke"), job("table", suite=name, name="ablation"), job("page", report=name)]
+    drawn = [job("collect", suite="smoke"), job("draw", suite=name), job("page", report=name)]
     assert both.made(about_to_run(*drawn)) == [paths.collected(name), paths.report(name)]
     assert both.made(about_to_run(job("index", dataset="icons_tiny"))) == []
 

@@ -9,7 +9,7 @@ from login_node import CONFIG, METHODS, freeze, output_of
 from engine import paths
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
-TABLE = str(paths.tables("smoke") / "main_results.json")
+DRAWN = str(paths.drawn("smoke"))
 STRIKE = """
 _loss = SigLIP.loss
 
@@ -35,7 +35,7 @@ def failed(checkout, slurm, moments):
         file.write(STRIKE)
     data = checkout.folder / "data" / "icons_tiny" / "evals"
     data.rename(data.with_name("elsewhere"))
-    process = checkout.start("--profile", "slurm", TABLE, *CONFIG)
+    process = checkout.start("--profile", "slurm", DRAWN, *CONFIG)
     cancelled, killed = checkout.training("amorlip"), checkout.training("neuclip")
     steps = freeze({run: moments.randint(3, 40) for run in (cancelled, killed)})
     slurm.run("scancel", cancelled.job)
@@ -79,7 +79,7 @@ def test_the_other_runs_go_on_and_only_what_failed_is_done_again(failed, checkou
     siglip.write_text(siglip.read_text().removesuffix(STRIKE))
     elsewhere = checkout.folder / "data" / "icons_tiny" / "elsewhere"
     elsewhere.rename(elsewhere.with_name("evals"))
-    checkout.run("--profile", "slurm", TABLE, *CONFIG)
+    checkout.run("--profile", "slurm", DRAWN, *CONFIG)
 
     now, expected = checkout.records(), reference.records()
     assert {method: now[method] for method in done} == done

@@ -215,7 +215,7 @@ def test_a_lost_table_or_figure_comes_back_in_every_format_and_is_named_before(o
     ]
     asked = ["--config", "suites=smoke"]
     assert counts(snakemake(finished, "-n", *asked, checkout=original)) == {
-        "all": 1, "figure": 1, "page": 1, "table": 1, "total": 4
+        "all": 1, "draw": 1, "page": 1, "total": 3
     }  # fmt: skip
     snakemake(finished, *asked, checkout=original)
     assert content(finished, *DRAWN) == before

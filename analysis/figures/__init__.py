@@ -1,1 +1,0 @@
-"""One file per figure: `build(frame, width)` returns a matplotlib `Figure`. The docstring's first line is its title."""
