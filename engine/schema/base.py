@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar, get_args
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     JsonValue,
     ValidationError,
     model_validator,
@@ -46,8 +45,8 @@ class Frozen(BaseModel):
 class Sealed(Frozen):
     """A frozen model whose file says the digest of the rest of it: one that was changed is refused."""
 
-    content_sha256: str | None = Field(default=None, exclude_if=lambda sha256: sha256 is None)
-    """Digest of all else that the file says, see `sealed`; None in old files."""
+    content_sha256: str | None = None
+    """Digest of all else that the file says, see `sealed`; None before it is written."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,8 +67,8 @@ class Sealed(Frozen):
 
     def sealed(self) -> Self:
         """Return it with the digest of its content, to be written."""
-        plain = self.model_copy(update={"content_sha256": None})
-        return plain.model_copy(update={"content_sha256": fingerprint(plain)})
+        content = self.model_dump(mode="json", exclude={"content_sha256"})
+        return self.model_copy(update={"content_sha256": fingerprint(content)})
 
 
 def canonical_json(value: BaseModel | JsonValue) -> str:

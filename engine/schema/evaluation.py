@@ -93,7 +93,7 @@ class EvalCard(Frozen):
     """File that exists once `build` has succeeded."""
     fetch: str | None = None
     """Advice for a person on how to fetch it; the workflow never runs it."""
-    file: str | None = Field(default=None, exclude_if=lambda file: file is None)
+    file: str | None = None
     """The card's own file, where that is none of this repository; `path` is then absolute."""
 
     @model_validator(mode="after")
@@ -134,11 +134,7 @@ class EvalCard(Frozen):
     def identity(self) -> str:
         """Digest of all fields that can change a result: not of the set's place or description."""
         told = {"path", "title", "description", "licence", "source", "build", "ready", "fetch", "hf_repo", "original"}
-        told |= {"file"}
-        # Fields that came later are left out while unused: older cards keep their identity.
-        later = ("metadata", "group_by", "hf_revision", "class_names", "templates")
-        unused = {name for name in later if getattr(self, name) == EvalCard.model_fields[name].default}
-        return fingerprint(self.model_dump(mode="json", exclude=told | unused))
+        return fingerprint(self.model_dump(mode="json", exclude=told | {"file"}))
 
 
 class Average(NamedTuple):
@@ -160,7 +156,7 @@ class Evaluation(Sealed):
     averages: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     precision: Precision = "fp32"
     when_missing: WhenMissing = "refuse"
-    file: str | None = Field(default=None, exclude_if=lambda file: file is None)
+    file: str | None = None
     """The list's own file, where that is none of this repository."""
 
     @model_validator(mode="after")

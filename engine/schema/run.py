@@ -31,8 +31,8 @@ class MethodSpec(Frozen):
 
     name: str = Field(pattern=ID_PATTERN)
     config: dict[str, JsonValue]
-    source: MethodSource | None = Field(default=None, exclude_if=lambda source: source is None)
-    """None for a method of this repository; it then stays out of the run's id."""
+    source: MethodSource | None = None
+    """None for a method of this repository."""
 
 
 class CaptionSource(Frozen):
@@ -56,7 +56,7 @@ class ModelSpec(Frozen):
 
     name: str
     config_sha256: str | None = None
-    is_own: bool = Field(default=False, exclude_if=lambda is_own: not is_own)
+    is_own: bool = False
     """True if the file is none of this repository either: a copy is kept, and the run executes that."""
 
 
@@ -88,12 +88,11 @@ class AugmentationSpec(Frozen):
     kind: Literal["none", "shift", "random_resized_crop"] = "random_resized_crop"
     max_shift_px: int = Field(default=2, ge=0, le=1024)
     crop_scale: tuple[float, float] = (0.9, 1.0)
-    resize: Literal["pillow", "torch"] = Field(default="pillow", exclude_if=lambda resize: resize == "pillow")
-    """Whose bicubic resizes. ``torch``, faster, differs by a few of 255 levels. ``pillow`` does not enter the run's id,
-    as in the runs from before there was a choice."""
-    jpeg: Literal["full", "reduced"] = Field(default="full", exclude_if=lambda jpeg: jpeg == "full")
+    resize: Literal["pillow", "torch"] = "pillow"
+    """Whose bicubic resizes. ``torch``, faster, differs by a few of 255 levels."""
+    jpeg: Literal["full", "reduced"] = "full"
     """``reduced`` decodes a JPEG at the least of 1/8, 1/4, 1/2 of its size that is enough for the smallest crop: much
-    faster for large ones. ``full`` does not enter the run's id."""
+    faster for large ones."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentationSpec:
@@ -139,16 +138,15 @@ class RunSpec(Frozen):
     optimizer: OptimizerSpec
     augmentation: AugmentationSpec
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    method_tf32: bool = Field(default=False, exclude_if=lambda tf32: not tf32)
+    method_tf32: bool = False
     """Let a GPU round what the method multiplies as matrices, in its loss, gradient and inner steps, to TF32: 10 bits
     of mantissa. A log-normalizer is off by up to 2^-9 / temperature (0.03 at 0.07, 0.2 at 0.01), half as much where it
-    is rounded to nearest. Measurements round nothing. False does not enter the run's id."""
+    is rounded to nearest. Measurements round nothing."""
     batch_norm_groups: int = Field(default=1, ge=1)
     """Equal parts of the global batch that batch norm normalises apart: 1 is the whole batch, 8 is plain data parallel
     training on 8 GPUs. It changes results, so it does not follow from the number of processes."""
     normalizer_error: NormalizerErrorSpec | None = None
-    gradient_error: GradientErrorSpec | None = Field(default=None, exclude_if=lambda error: error is None)
-    """None does not enter the run's id, as in the runs from before there was one."""
+    gradient_error: GradientErrorSpec | None = None
     seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ class SuiteRun(Frozen):
     """The suite's method that the spec's stands in for, as a control."""
     settings: dict[str, Setting] = Field(default_factory=dict)
     """Of a trial: what it tries, by dotted name."""
-    num_extra_pairs: int = Field(default=0, exclude_if=lambda count: count == 0)
+    num_extra_pairs: int = 0
     """Those that its method asks for in every step; see `engine.method.Method`."""
     over_training: bool = True
     """Whether the suite evaluates all milestones of the run, or its end alone."""
@@ -94,7 +94,7 @@ class ExpandedSuite(Sealed):
     evaluation: Evaluation
     file: str | None = None
     """The suite's file as it was named, where that is none of this repository."""
-    hypotheses: tuple[Hypothesis, ...] = Field(default=(), exclude_if=lambda fixed: not fixed)
+    hypotheses: tuple[Hypothesis, ...] = ()
     digests: dict[str, str] = Field(default_factory=dict)
     """Of a tuning: by method, the digest of what the suite says of its trials."""
     draw: Draw = Draw()

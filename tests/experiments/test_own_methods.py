@@ -55,15 +55,6 @@ def test_an_edit_of_the_file_is_another_run_and_leaves_those_of_our_methods(mine
     assert before["dcl"].method.config["temperature"]["init"] == 0.05
 
 
-def test_our_own_methods_have_no_source_in_what_their_runs_are(mine):
-    dumped = {name: spec.model_dump(mode="json")["method"] for name, spec in runs().items()}
-    assert {name: set(method) for name, method in dumped.items()} == {
-        "dcl": {"name", "config", "source"},
-        "neuclip": {"name", "config"},
-        "openclip": {"name", "config"},
-    }
-
-
 def test_where_the_file_lies_is_not_part_of_a_run(mine):
     before = runs()
     shutil.move(mine, mine.with_name("elsewhere"))
