@@ -64,7 +64,7 @@ def test_an_expanded_suite_is_read_again_with_its_hypotheses(write):
 def test_a_suites_list_of_runs_ends_with_what_it_claims(write, capsys):
     name = write(hypotheses=["neuclip > siglip"])
     main(["list", name])
-    assert capsys.readouterr().out.endswith(f"{name} claims neuclip@64 > siglip@64\n")
+    assert f"\n{name} claims neuclip@64 > siglip@64\n" in capsys.readouterr().out
     main(["list", name, "--json"])
     assert json.loads(capsys.readouterr().out)[0]["hypotheses"] == ["neuclip@64 > siglip@64"]
 
