@@ -101,7 +101,9 @@ class FastCLIP(Method):
             if isinstance(temperature, dict):
                 temperature = TEMPERATURES.get(version, {}) | temperature
             rho = {"rho": 7.0} if version == "v2" else {}
-            return rho | options | {"temperature": temperature}
+            # Of JSON, pydantic takes lists for tuples; of what this returns it does not.
+            given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+            return rho | given | {"temperature": temperature}
 
         @model_validator(mode="after")
         def _check(self) -> FastCLIP.Config:
