@@ -1,1 +1,1 @@
-"""The embedded data set: icons and emoji with their names, built on the user's machine from pinned wheels."""
+"""Drawings of the embedded data sets: icons by what they show, read from pinned wheels on the user's machine."""

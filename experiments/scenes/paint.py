@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.fetch import shards
-from experiments.icons.render import SIDE_PX
-from experiments.scenes.draws import Draws
+from experiments.icons.draws import Draws
 from experiments.scenes.language import COLOURS, COUNT_OF, PLACES, Scene
 
+SIDE_PX = 32
+"""Of a picture."""
 SIDES_PX = (13, 14, 15)
 """Sides of the square in which a thing is drawn."""
 INK_STEPS = 4
@@ -103,10 +104,9 @@ def other_grounds() -> Grounds:
     return Grounds([pattern.astype(np.uint8) for pattern in (*dots, *rings, *zigzags)], [_shades(a, 7) for a in lights])
 
 
-def steps_of(ink: bytes, side_px: int) -> Pixels:
+def steps_of(ink: Pixels) -> Pixels:
     """Return the steps of ink, 0 to INK_STEPS, of a stencil of `experiments.icons.render.stencils`."""
-    full = np.frombuffer(ink, np.uint8).reshape(side_px, side_px).astype(np.int64)
-    return ((full * INK_STEPS + 127) // 255).astype(np.uint8)
+    return ((ink.astype(np.int64) * INK_STEPS + 127) // 255).astype(np.uint8)
 
 
 def paint(scene: Scene, stencils: Stencils, grounds: Grounds, draws: Draws) -> tuple[bytes, list[str]]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from experiments.icons.captions import draw
-from experiments.scenes.draws import Draws
+from experiments.icons.draws import Draws, share
 from experiments.scenes.language import COLOURS, CONCEPTS, COUNTS, PAIRS, PLACES, TRIPLES, Scene, Thing
 
 KINDS = (PLACES, COUNTS, PAIRS, TRIPLES)
@@ -39,7 +38,7 @@ class Level:
 
     def unseen_colour(self, concept: str) -> str:
         """Return the colour in which a concept is never trained on."""
-        return self.colours[int(draw("unseen colour", concept) * len(self.colours))]
+        return self.colours[int(share("unseen colour", concept) * len(self.colours))]
 
     def scenes(self, draws: Draws, layouts: tuple[int, int, int, int] | None = None) -> Iterator[Scene]:
         """Yield scenes at random, without end.
@@ -60,7 +59,7 @@ class Level:
         if new:
             return "new colours" if new == 1 else None
         validation, test = (0.05, 0.25)
-        place = draw("scene", scene.key)
+        place = share("scene", scene.key)
         return "test" if place < test else "validation" if place < test + validation else "train"
 
     def some(self, part: Part, *key: str, layouts: tuple[int, int, int, int] | None = None) -> Iterator[Scene]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from experiments.icons.eval_set import EvalSet
-from experiments.scenes.draws import Draws
+from experiments.icons.draws import Draws
+from experiments.scenes.eval_set import EvalSet, Picture
 from experiments.scenes.language import (
     COUNTS,
     PAIRS,
@@ -28,16 +27,6 @@ ONE, MANY, TWO = (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)
 NUM_TEMPLATES = 24
 MOST_DRAWN = 4
 """Scenes drawn at random for each one wanted: some come twice."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A scene as painted."""
-
-    scene: Scene
-    png: bytes
-    drawings: tuple[str, ...]
-    """Keys of the icons in it."""
 
 
 class Painter:
@@ -73,7 +62,7 @@ def training_pairs(painter: Painter) -> Iterator[tuple[Picture, str]]:
         yield picture, caption_of(picture.scene, draws, free_order=level.free_order)
 
 
-def eval_sets(painter: Painter) -> dict[str, EvalSet[Picture]]:
+def eval_sets(painter: Painter) -> dict[str, EvalSet]:
     """Return the evaluation sets by kind."""
     level = painter.level
     several = (0, 0, level.weights[2], level.weights[3])
@@ -108,7 +97,7 @@ def _different(level: Level, part: Part, key: str, count: int, layouts: tuple[in
 
 def _retrieval(
     painter: Painter, scenes: Sequence[Scene], key: str, *, stencils: str = "trained", grounds: str = "trained"
-) -> EvalSet[Picture]:
+) -> EvalSet:
     """Return one picture and one caption of each scene; no two are of the same, so that each has one right answer."""
     level = painter.level
     draws = Draws(level.name, "captions", key)
@@ -143,7 +132,7 @@ SWAPS = {"colours": _swapped_colours, "concepts": _swapped_concepts, "places": _
 """Functions from a scene of two things to three others, which the wrong captions describe."""
 
 
-def _selection(painter: Painter, scenes: Sequence[Scene], *swaps: str) -> EvalSet[Picture]:
+def _selection(painter: Painter, scenes: Sequence[Scene], *swaps: str) -> EvalSet:
     """Return pictures with their caption and with wrong ones, all in the same wording where the layout is the same."""
     level = painter.level
     draws = Draws(level.name, "choices", *swaps)
@@ -203,7 +192,7 @@ def _in_colour(colour: str) -> str:
     return str(Thing(colour, "")).strip()
 
 
-def _zeroshot(painter: Painter, key: str, question: Question) -> EvalSet[Picture]:
+def _zeroshot(painter: Painter, key: str, question: Question) -> EvalSet:
     """Return held-out scenes, about as many of each class, labelled with the answer to a question."""
     level = painter.level
     classes = list(question.answers(level))
