@@ -58,7 +58,7 @@ from neuclip.normalizer import MLP, Anchors, Normalizer, Prototypes
 from neuclip.objective import MAX_GAP, conjugate_slope, count_positive, regression_slope, unified
 
 RHO_SHARE = 0.6
-"""Of log(G - 1), KL's bound: what suite `icons` was tuned to (3.0 at 128 pairs). Random embeddings in 64 dimensions
+"""Of log(G - 1), KL's bound: 3.0 at 128 pairs, as a small tuning chose. Random embeddings in 64 dimensions
 reach 0.91 of it at a temperature of 0.01, with 128 as with 4,096 pairs, and 0.62 to 0.68 at 0.03."""
 
 LARGEST_LOGIT = 700.0

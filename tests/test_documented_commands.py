@@ -50,8 +50,6 @@ ELSEWHERE = {
     r"python -m benchmarks\..*": "tests/contract/test_benchmarks.py::test_a_dry_run_goes_through_every_entry",
     r"python -m experiments\.scenes .*": "tests/experiments/test_scenes.py::"
     "test_two_builds_are_equal_to_the_byte_whatever_the_hash_seed",
-    r"python -m experiments\.icons .*": "tests/experiments/test_icons.py::"
-    "test_two_builds_are_equal_to_the_byte_whatever_the_jobs_and_the_hash_seed",
     r"snakemake -n -q rules --config suites=cc3m,cc12m,.*": "tests/workflow/test_plans.py::"
     "test_everything_there_is_can_be_planned_and_what_suites_share_is_trained_once",
     r"snakemake --report FILE\.html": "tests/workflow/test_snakemake.py::"
@@ -129,7 +127,7 @@ def test_a_documented_command_runs(command: str, folder: Path, tmp_path: Path) -
         stands_for |= {"cc3m cc12m": "smoke", "cc3m": "smoke", "quickstart": "smoke"}
     for word, meaning in stands_for.items():
         command = command.replace(word, meaning)
-    command = re.sub(r"<\w+>", "icons_tiny" if "index" in command else "num_updates", command)
+    command = re.sub(r"<\w+>", "scenes_tiny" if "index" in command else "num_updates", command)
     program, *arguments = shlex.split(command)
     if program == "snakemake":
         # What would be done: to do it takes days for some.

@@ -37,9 +37,9 @@ from engine import paths  # noqa: E402
 NUM_STEPS = 1200
 SUITE = f"""
 title: One run that is long enough to be disturbed
-dataset: icons_tiny
+dataset: scenes_tiny
 model: tiny-vit
-evaluation: icons_tiny
+evaluation: scenes_tiny
 seeds: [0]
 training: {{global_batch_size: 64, samples_seen: {64 * NUM_STEPS}, augmentation: {{kind: shift}}}}
 methods:
@@ -149,7 +149,7 @@ def prepared(folder: Path) -> Checkout:
     shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
     (folder / "experiments" / "suites" / "long.yaml").write_text(SUITE)
     checkout = Checkout(folder)
-    checkout.run(str(paths.index("icons_tiny")), "--config", "suites=long")
+    checkout.run(str(paths.index("scenes_tiny")), "--config", "suites=long")
     return checkout
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.icons.folder import read_shards
+from experiments.fetch.shards import read_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = (

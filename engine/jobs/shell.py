@@ -1,4 +1,4 @@
-"""Run a shell command as a job: ``python -m engine.jobs.shell 'python -m experiments.icons --out data'``."""
+"""Run a shell command as a job: ``python -m engine.jobs.shell 'python -m experiments.scenes --out data/scenes'``."""
 
 from __future__ import annotations
 

@@ -83,6 +83,18 @@ def write_shards(folder: Path, samples: Iterable[Sample], count: int, names: Seq
                     archive.addfile(member, io.BytesIO(content))
 
 
+def read_shards(paths: Iterable[Path]) -> list[Sample]:
+    """Return the samples of shards, in order."""
+    samples: dict[str, Sample] = {}
+    for path in paths:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                key, _, extension = member.name.partition(".")
+                file = archive.extractfile(member)
+                samples.setdefault(key, {})[extension] = file.read() if file else b""
+    return list(samples.values())
+
+
 def write_eval_set(
     folder: Path, samples: Iterable[Sample], count: int, num_shards: int, split: str, texts: Mapping[str, Sequence[str]]
 ) -> None:

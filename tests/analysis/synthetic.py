@@ -61,7 +61,7 @@ def run_spec(method: str, seed: int, **changes: Any) -> dict[str, Any]:
     """The spec of a run as JSON; `changes` replace top-level fields, `config` is the method's."""
     spec = {
         "method": {"name": method, "config": changes.pop("config", {})},
-        "dataset": {"name": "icons", "revision": "r1", "pairs": 10000},
+        "dataset": {"name": "scenes", "revision": "r1", "pairs": 10000},
         "model": {"name": "tiny"},
         "global_batch_size": BATCH,
         "samples_seen": BATCH * STEPS,

@@ -299,7 +299,7 @@ def test_settings_are_told_apart_by_what_differs() -> None:
     specs = [synthetic.run_spec("neuclip", 0, global_batch_size=size) for size in (64, 128)]
     rows = collect(synthetic.write_suite(specs))
     assert [label for label, _ in tidy.settings(rows)] == ["batch 64", "batch 128"]
-    assert tidy.describe(rows) == "icons, tiny, 1 seed"
+    assert tidy.describe(rows) == "scenes, tiny, 1 seed"
 
 
 def test_when_a_line_was_logged_is_no_metric(frame: pd.DataFrame) -> None:

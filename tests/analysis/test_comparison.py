@@ -167,7 +167,7 @@ def test_the_command_prints_markdown_and_json(capsys: pytest.CaptureFixture[str]
     assert main(["compare", "a", "b"]) == 0
     printed = capsys.readouterr().out
     assert "- 1 differs: beyond the noise of seeds" in printed
-    assert "| quickstart | NeuCLIP (icons, tiny, batch 64) | Average | 42.50 | 47.60 | +5.10 ± 0.25 | 3 |" in printed
+    assert "| quickstart | NeuCLIP (scenes, tiny, batch 64) | Average | 42.50 | 47.60 | +5.10 ± 0.25 | 3 |" in printed
     assert main(["compare", "a", "b", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert sum(row["verdict"] == "differs" for row in content["differences"]) == 1

@@ -148,7 +148,7 @@ def test_figures_have_words_that_say_what_they_show(page: Page) -> None:
 def test_what_was_run_is_told(page: Page) -> None:
     text = page.text
     assert "10: 9 finished, 1 diverged" in text
-    assert "Licence: Apache-2.0" in text  # of the card icons, which these runs name
+    assert "Licence: Apache-2.0" in text  # of the card scenes, which these runs name
     assert "(this checkout's card is of revision" in text
     assert "commit 0123456789ab" in text
     assert "num_updates: 10" in text
@@ -167,7 +167,7 @@ def test_a_variant_shows_what_differs_from_the_main_run_of_its_seed(report: str)
 
 
 def test_runs_stand_by_method_main_runs_first_then_by_seed(page: Page) -> None:
-    titles = re.findall(r"(\w+)(?:, (1 update|<script>.*?))?, seed (\d) \(icons, tiny, batch 64\) \w{8}", page.text)
+    titles = re.findall(r"(\w+)(?:, (1 update|<script>.*?))?, seed (\d) \(scenes, tiny, batch 64\) \w{8}", page.text)
     assert [seed for *_, seed in titles[:5]] == ["0", "1", "2", "1", "2"]
     assert [(name, variant[:8], seed) for name, variant, seed in titles[5:]] == [
         *(("NeuCLIP", "", seed) for seed in "012"),
@@ -177,7 +177,7 @@ def test_runs_stand_by_method_main_runs_first_then_by_seed(page: Page) -> None:
 
 
 def test_divergence_signs_and_replaced_samples_are_told_with_their_run(page: Page) -> None:
-    assert "SigLIP, seed 2 (icons, tiny, batch 64): diverged at step 30: not finite (temperature 0.07)" in page.text
+    assert "SigLIP, seed 2 (scenes, tiny, batch 64): diverged at step 30: not finite (temperature 0.07)" in page.text
     assert "npn_too_small, steps 3 to 30: raise num_prototypes" in page.text
     assert "2 samples could not be decoded" in page.text
     (suite,) = content.gather([SUITE]).suites
@@ -217,7 +217,7 @@ def test_what_is_not_there_is_named_with_what_to_do() -> None:
     text = Page(write_report()).text
     again = "make it again: snakemake --config suites=quickstart"
     assert f"results/tables/quickstart/cost: lacks cost.tex; {again}" in text
-    assert "OpenCLIP, seed 0 (icons, tiny, batch 64): no record" in text
+    assert "OpenCLIP, seed 0 (scenes, tiny, batch 64): no record" in text
     assert "its results do not fit together any more" in text
     assert "1 without a record" in text
 

@@ -209,7 +209,7 @@ def test_the_best_by_size_is_chosen_on_validation_sets(frame: pd.DataFrame) -> N
 def test_quality_by_size_takes_one_setting_at_a_time(frame: pd.DataFrame) -> None:
     parts = [
         frame.assign(
-            dataset=f"icons-{pairs}",
+            dataset=f"scenes-{pairs}",
             dataset_pairs=pairs,
             global_batch_size=size,
             run_id=f"{pairs}-{size}-" + frame["run_id"],

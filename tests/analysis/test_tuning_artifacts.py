@@ -40,7 +40,7 @@ def rows() -> list[dict[str, Any]]:
         for (variant, values), seed in itertools.product(of_method.items(), (0, 1)):
             shared = {
                 "suite": "tuning@mine", "run_id": f"{method}-{variant}-{seed}", "method": method, "variant": variant,
-                "dataset": "icons", "dataset_pairs": 100, "model": "tiny", "global_batch_size": 8, "seed": seed,
+                "dataset": "scenes", "dataset_pairs": 100, "model": "tiny", "global_batch_size": 8, "seed": seed,
                 "commit": "c", "device": "cpu", "samples_seen": 80, "is_final": True, "title": "", "metric": "",
                 "chance": math.nan, "num_samples": None, "is_main": False, "status": "finished",
             }  # fmt: skip

@@ -205,8 +205,8 @@ def test_two_data_sets_of_one_name_are_told_apart_in_later_commands_too(mine, tm
     files.write_text(other, (mine / "squares.yaml").read_text())
     with pytest.raises(ValueError, match=r"two data sets are called 'squares' in this folder: .*; rename one of them"):
         cards.keep(str(other))
-    with pytest.raises(ValueError, match=r"it is called 'icons'; allowed are names of .* that none of this repository"):
-        cards.keep(str(mine.joinpath("squares.yaml").rename(mine / "icons.yaml")))
+    with pytest.raises(ValueError, match=r"it is called 'scenes'; allowed are names of .* none of this repository"):
+        cards.keep(str(mine.joinpath("squares.yaml").rename(mine / "scenes.yaml")))
 
 
 # The card of a folder -----------------------------------------------------------------------------------------------
@@ -277,8 +277,8 @@ def test_a_card_is_not_written_over_and_a_folder_that_is_neither_is_named(mine):
         draft.write(mine)
     with pytest.raises(ValueError, match="nowhere is no folder: name the one that holds the data"):
         draft.write(mine / "nowhere")
-    with pytest.raises(ValueError, match="it is called 'icons'; allowed are names"):
-        draft.write(mine / "squares", mine / "icons.yaml")
+    with pytest.raises(ValueError, match="it is called 'scenes'; allowed are names"):
+        draft.write(mine / "squares", mine / "scenes.yaml")
 
 
 def test_plan_names_wrong_counts_and_what_to_edit(mine, capsys):

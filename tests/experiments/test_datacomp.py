@@ -70,7 +70,7 @@ def test_every_task_lies_in_a_folder_of_its_own_and_says_where_it_comes_from():
 
 
 def test_the_embedded_cards_keep_the_identity_they_had_before_the_later_fields():
-    card = cards.eval_set("icons_tiny_retrieval")
+    card = cards.eval_set("scenes_tiny_retrieval")
     fields = ("name", "task", "metric", "split", "images", "classes", "captions", "chance", "sha256")
     assert card.identity == fingerprint({field: getattr(card, field) for field in fields})
 

@@ -47,7 +47,7 @@ def test_ids_of_runs_do_not_depend_on_what_is_claimed(write):
 
 @pytest.mark.parametrize("part", ["ablation_objective", "tuning"])
 def test_an_ablation_or_a_tuning_of_the_suite_claims_nothing(write, part):
-    tuning = {"trials": 2, "seeds": [100], "score": ["icons_tiny_validation"]}
+    tuning = {"trials": 2, "seeds": [100], "score": ["scenes_tiny_validation"]}
     tuning["space"] = {"training.optimizer.lr": {"low": 1.0e-4, "high": 1.0e-2, "scale": "log"}}
     training = SMOKE["training"] | {"optimizer": {"lr": 1.0e-3}}
     name = write(hypotheses=["neuclip > siglip"], tuning=tuning, training=training)

@@ -185,7 +185,7 @@ def test_a_suite_that_was_named_by_its_file_is_known_by_its_name_there(mine, cap
 def test_ablations_apply_to_a_suite_that_is_named_by_its_file(mine):
     suite = expand("ablation_num_updates@path/to/mine.yaml")
     assert suite.name == "ablation_num_updates@mine"
-    assert {run.spec.dataset.name for run in suite.runs} == {"icons_tiny"}
+    assert {run.spec.dataset.name for run in suite.runs} == {"scenes_tiny"}
     whats = [what for what in cards.names("ablations") if what not in {"attribution_network", "batch_size_lr"}]
     assert names.resolve(["ablations@path/to/mine.yaml"]) == [f"ablation_{what}@path/to/mine.yaml" for what in whats]
     edit(mine / "mine.yaml", "seeds: [0]", "seeds: [0]\nablations: [updates]")

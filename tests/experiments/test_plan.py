@@ -157,7 +157,7 @@ def test_a_part_of_datacomp_s_tasks_takes_the_time_of_its_pictures():
     assert plan.evaluation_sec(whole) == pytest.approx(5142)
     assert plan.evaluation_sec(part) == pytest.approx(5142 * images(part) / images(whole))
     assert 0.2 < images(part) / images(whole) < 0.4
-    assert math.isnan(plan.evaluation_sec(cards.evaluation("icons_tiny")))
+    assert math.isnan(plan.evaluation_sec(cards.evaluation("scenes_tiny")))
 
 
 def test_pairs_beyond_the_batch_are_encoded_and_cost_no_more():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -20,6 +23,7 @@ import yaml
 from PIL import Image
 from support import evalsets
 
+from engine import files
 from engine.evaluation import reading
 from engine.evaluation.runner import Model, answer_set
 from engine.schema.evaluation import EvalCard
@@ -27,10 +31,10 @@ from engine.training.towers import tokenizer
 from experiments.design import cards as experiments_cards
 from experiments.fetch import shards
 from experiments.fetch.shards import palette_png
-from experiments.icons import catalogue
-from experiments.icons.folder import read_shards
-from experiments.scenes import language, scenes
-from experiments.scenes.draws import Draws
+from experiments.icons import catalogue, sources
+from experiments.icons.draws import Draws
+from experiments.scenes import build, cards, language, scenes
+from experiments.scenes.eval_set import EvalSet, Picture
 from experiments.scenes.language import COLOURS, CONCEPTS, Scene, Thing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,10 +47,13 @@ KINDS = tuple(
 )
 
 
+def command(out: Path) -> list[str]:
+    return [sys.executable, "-m", "experiments.scenes", "--out", str(out), "--level", "tiny"]
+
+
 def run_build(out: Path, hash_seed: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.scenes", "--out", str(out), "--level", "tiny"]
     env = os.environ | {"PYTHONHASHSEED": hash_seed}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(command(out), cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +80,7 @@ def table(tiny: Path) -> dict[str, list[tuple[Scene, list[str]]]]:
 
 def samples_of(tiny: Path, kind: str) -> list[shards.Sample]:
     folder = tiny / "train" if kind == "train" else tiny / f"evals/scenes_tiny_{kind}/test"
-    return read_shards(sorted(folder.glob("*.tar")))
+    return shards.read_shards(sorted(folder.glob("*.tar")))
 
 
 def understood(caption: str) -> Scene:
@@ -150,7 +157,11 @@ def test_two_builds_are_equal_to_the_byte_whatever_the_hash_seed(tiny: Path, tmp
     def files_of(folder: Path) -> dict[str, bytes]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    assert files_of(tmp_path / "again") == files_of(tiny)
+    found = files_of(tiny)
+    assert files_of(tmp_path / "again") == found
+    assert list(tmp_path.iterdir()) == [tmp_path / "again"], "nothing is left beside the folder"
+    manifest = json.loads(found.pop("manifest.json"))
+    assert manifest["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
 
 def test_every_training_caption_says_what_its_scene_is_and_what_its_picture_shows(
@@ -207,7 +218,7 @@ def test_a_colour_that_a_concept_never_has_in_training_is_in_one_thing_of_every_
 def test_drawings_of_unseen_families_are_in_one_set_only_and_name_the_concept(
     table: dict[str, list[tuple[Scene, list[str]]]], wheels: dict[str, zipfile.ZipFile]
 ) -> None:
-    word_of = {icon.key: icon.phrase for icon in catalogue.read_icons(wheels)}
+    word_of = {icon.key: icon.concept for icon in catalogue.read_icons(wheels, CONCEPTS)}
     for kind, rows in table.items():
         families = {key.split("/")[0] for _, keys in rows for key in keys}
         assert families.isdisjoint(catalogue.UNSEEN_SOURCES) != (kind == "unseen_drawings")
@@ -335,19 +346,18 @@ def test_the_levels_share_no_more_than_they_say() -> None:
         }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_clip_benchmark_reads_the_evaluation_sets(tiny: Path, kind: str) -> None:
+def test_clip_benchmark_reads_the_evaluation_sets(tiny: Path) -> None:
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
-    name = f"scenes_tiny_{kind}"
-    found = json.loads((tiny / "manifest.json").read_text())["evals"][name]
-    data = builder.build_wds_dataset(name, transform=np.asarray, split="test", data_dir=str(tiny / "evals" / name))
-    samples = list(data)
-    assert len(samples) == found["images"]
-    assert all(pixels.shape == (32, 32, 3) for pixels, _ in samples)
-    if kind in ZEROSHOT:
-        assert {label for _, label in samples} == set(range(len(data.classes)))
-    else:
-        assert {len(texts) for _, texts in samples} == {4 if kind in SWAPPED else 1}
+    for name, found in json.loads((tiny / "manifest.json").read_text())["evals"].items():
+        folder = str(tiny / "evals" / name)
+        data = builder.build_wds_dataset(name, transform=np.asarray, split="test", data_dir=folder)
+        samples = list(data)
+        assert len(samples) == found["images"]
+        assert all(pixels.shape == (32, 32, 3) for pixels, _ in samples)
+        if "classes" in found:
+            assert {label for _, label in samples} == set(range(len(data.classes)))
+        else:
+            assert {len(texts) for _, texts in samples} == {found["captions"] // found["images"]}
 
 
 def card_of(tiny: Path, kind: str) -> EvalCard:
@@ -397,7 +407,7 @@ def test_licence_notes_name_every_source_of_a_picture(
     }
     used = {key.split("/")[0] for rows in table.values() for _, keys in rows for key in keys}
     assert used == set(titles)
-    rows = re.findall(r"^\| (?!source|---)([^|]*) \| drawings", notes, re.MULTILINE)
+    rows = re.findall(r"^\| (?!source|---)([^|]*) \|", notes, re.MULTILINE)
     assert sorted(rows) == sorted(titles.values())
 
 
@@ -408,6 +418,91 @@ def test_cards_of_every_level_are_of_what_the_builder_says() -> None:
         option = "" if key == "easy" else f" --level {key}"
         assert card["build"] == f"python -m experiments.scenes --out data/{level.name}{option}"
         assert card["ready"] == f"data/{level.name}/manifest.json"
+
+
+# What goes wrong
+
+
+def test_a_killed_build_leaves_no_folder(wheels: dict[str, zipfile.ZipFile], tmp_path: Path) -> None:
+    out = tmp_path / "scenes_tiny"
+    process = subprocess.Popen(command(out), cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.iterdir()) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+
+
+def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("do not lose me")
+    with pytest.raises(build.OutputError, match=r"thesis\.tex, which no build writes"):
+        build.build(tmp_path, tmp_path, scenes.TINY, update_cards=False)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The manifest of a build that writes one evaluation set, whose cards are those of this repository."""
+    found = {"name": "scenes_tiny", "recipe": "1", "files": {}, "train": {"pairs": 4}, "evals": {}}
+    monkeypatch.setattr(sources, "open_wheels", lambda _: {})
+    monkeypatch.setattr(build, "fill", lambda *_: found)
+    monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
+    for name in ("datasets/scenes_tiny.yaml", "evals/scenes_tiny_colour.yaml"):
+        files.write_text(tmp_path / "cards" / name, (ROOT / "experiments" / name).read_text())
+    return found
+
+
+def test_a_build_that_differs_from_its_cards_is_refused_or_changes_them(toy: dict, tmp_path: Path) -> None:
+    card = tmp_path / "cards" / "datasets" / "scenes_tiny.yaml"
+    before, out = card.read_text(), tmp_path / "out"
+    with pytest.raises(cards.CardError) as error:
+        build.build(out, tmp_path, scenes.TINY, update_cards=False)
+    assert "datasets/scenes_tiny.yaml: pairs: the card says 1500, built was 4" in str(error.value)
+    assert "The cards were made with resvg-py" in str(error.value)
+    assert not out.exists()
+    assert card.read_text() == before
+    build.build(out, tmp_path, scenes.TINY, update_cards=True)
+    build.build(out, tmp_path, scenes.TINY, update_cards=False)
+    assert yaml.safe_load(card.read_text())["pairs"] == 4
+    card.unlink()
+    with pytest.raises(cards.CardError, match=r"datasets/scenes_tiny\.yaml is not there"):
+        build.build(out, tmp_path, scenes.TINY, update_cards=False)
+
+
+BLANK = Picture(Scene("left of", ()), shards.png(bytes(32 * 32 * 3), 32, 32), ())
+
+
+@pytest.mark.parametrize(
+    ("contents", "fault"),
+    [
+        ({"labels": [0, 1, 2, 0], "classes": ["cat", "dog"]}, "every class has pictures"),
+        ({"labels": [0, 0, 0, 0], "classes": ["cat", "dog"]}, "every class has pictures"),
+        ({"labels": [0, 1, 1, 0], "classes": ["cat", "cat"]}, "no class comes twice"),
+        ({"captions": [["cat"], ["dog"], ["cat"], ["cow"]]}, "no two pictures share a caption"),
+    ],
+)
+def test_faults_that_the_reader_passes_over_are_found_before_a_set_is_written(
+    tmp_path: Path, contents: dict, fault: str
+) -> None:
+    with pytest.raises(AssertionError, match=fault):
+        EvalSet([BLANK] * 4, templates=("{c} icon",), **contents).write(tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_set_that_the_reader_refuses_is_not_published(
+    toy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy["evals"] = {"scenes_tiny_colour": {"images": 4, "classes": 2, "sha256": "0" * 64}}
+
+    def fill(new: Path, *_: object) -> dict:
+        blank = EvalSet([BLANK] * 4, labels=[0, 1, 1, 0], classes=["cat", ""], templates=("{c} icon",))
+        blank.write(new / "evals" / "scenes_tiny_colour")
+        return toy
+
+    monkeypatch.setattr(build, "fill", fill)
+    with pytest.raises(ValueError, match=r"'scenes_tiny_colour': .*classnames\.txt: line 2 is blank"):
+        build.build(tmp_path / "out", tmp_path, scenes.TINY, update_cards=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["cards"]
 
 
 # Choices and pictures

@@ -137,7 +137,7 @@ def test_batch_norm_sees_as_many_pairs_at_a_time_whatever_the_batch():
 def test_a_part_of_a_training_set_has_as_many_pairs_as_its_index(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     toy.write_shards(tmp_path / "shards")
-    whole = cards.dataset("icons_tiny").model_copy(update={"pairs": toy.NUM_PAIRS, "shards": "shards"})
+    whole = cards.dataset("scenes_tiny").model_copy(update={"pairs": toy.NUM_PAIRS, "shards": "shards"})
     part = cards.subset(whole, 0.3)
     found = build_index(
         part.name,
@@ -149,15 +149,15 @@ def test_a_part_of_a_training_set_has_as_many_pairs_as_its_index(tmp_path, monke
         fraction=part.fraction,
     )
     assert found.pairs == part.pairs < toy.NUM_PAIRS
-    assert cards.dataset("icons-0.1").fraction == 0.1
-    assert cards.dataset("icons-0.1", pairs=7).pairs == 7
+    assert cards.dataset("scenes-0.1").fraction == 0.1
+    assert cards.dataset("scenes-0.1", pairs=7).pairs == 7
     tiny = cards.subset(cards.dataset("cc3m"), 1e-5)
     assert tiny.name == "cc3m-0.00001"
     assert cards.dataset(tiny.name) == tiny
     with pytest.raises(ValueError, match="a part of another already"):
         cards.subset(part, 0.5)
-    with pytest.raises(ValueError, match=r"unknown data set 'icon-0\.1'"):
-        cards.dataset("icon-0.1")
+    with pytest.raises(ValueError, match=r"unknown data set 'scene-0\.1'"):
+        cards.dataset("scene-0.1")
 
 
 def test_names_of_suites_and_ablations(own):
@@ -281,9 +281,9 @@ def test_a_misspelt_ablation_of_a_suite_is_refused(own):
 
 
 def test_a_title_that_tables_cannot_show_is_refused(own):
-    path = own / "evals" / "icons_tiny_thin.yaml"
+    path = own / "evals" / "scenes_tiny_sketched.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"title": "中"}))
-    with pytest.raises(ValueError, match=r"icons_tiny_thin.yaml: title: LaTeX tables cannot show '中'"):
+    with pytest.raises(ValueError, match=r"scenes_tiny_sketched.yaml: title: LaTeX tables cannot show '中'"):
         expand("smoke")
 
 
@@ -303,15 +303,15 @@ def test_an_ablation_of_a_method_that_the_suite_lacks_says_so(own):
 
 def test_missing_training_data_are_one_clear_error_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cards.refuse_missing(["icons"])  # the workflow builds it
+    cards.refuse_missing(["scenes"])  # the workflow builds it
     message = r"'cc3m': no \*\.tar shards in data/cc3m\. To fetch it, `snakemake fetch_cc3m` \(about 89 GB\) runs: hf "
     with pytest.raises(ValueError, match=message) as caught:
-        cards.refuse_missing(["icons", "cc12m-0.1", "cc3m"])
+        cards.refuse_missing(["scenes", "cc12m-0.1", "cc3m"])
     assert len(str(caught.value).splitlines()) == 4  # each may be copied, or crawled
     for name in ("cc12m", "cc3m"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "00000.tar").touch()
-    cards.refuse_missing(["icons", "cc12m-0.1", "cc3m"])
+    cards.refuse_missing(["scenes", "cc12m-0.1", "cc3m"])
 
 
 def test_the_quickstart_compares_all_five_methods_with_paired_seeds():
@@ -400,7 +400,7 @@ def test_adding_a_seed_adds_runs_and_changes_none(own):
 
 def test_different_runs_that_tables_would_take_for_one_are_refused(own):
     change(own, variants=[{}, {"methods": ["openclip"], "training": {"optimizer": {"lr": 5e-4}}}])
-    said = "openclip on icons_tiny differ in more than their seeds, 0 and {}, and have no label: tables would not"
+    said = "openclip on scenes_tiny differ in more than their seeds, 0 and {}, and have no label: tables would not"
     with pytest.raises(ValueError, match=said.format(0)):
         expand("smoke")
     change(own, variants=[{}, {"methods": ["openclip"], "seeds": [1], "training": {"optimizer": {"lr": 5e-4}}}])
@@ -419,8 +419,8 @@ def test_a_variant_that_changes_nothing_is_refused(own):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"datset": "icons"}, "unknown key 'datset'; did you mean 'dataset'"),
-        ({"dataset": "icon_tiny"}, "unknown data set 'icon_tiny'; did you mean 'icons_tiny'"),
+        ({"datset": "scenes"}, "unknown key 'datset'; did you mean 'dataset'"),
+        ({"dataset": "scene_tiny"}, "unknown data set 'scene_tiny'; did you mean 'scenes_tiny'"),
         ({"model": "tiny-vitt"}, "unknown model 'tiny-vitt'; did you mean 'tiny-vit'"),
         ({"evaluation": "datacomp"}, "unknown evaluation 'datacomp'"),
         ({"methods": {"neuclipp": {}}}, "unknown method 'neuclipp'; did you mean 'neuclip'"),
@@ -469,9 +469,9 @@ def test_broken_yaml_names_the_file(own):
 
 
 def test_a_typo_in_a_card_names_the_card(own):
-    path = own / "datasets" / "icons_tiny.yaml"
+    path = own / "datasets" / "scenes_tiny.yaml"
     path.write_text(path.read_text().replace("pairs:", "pears:"))
-    with pytest.raises(ValueError, match=r"icons_tiny\.yaml: pears: unknown key 'pears'; did you mean 'pairs'"):
+    with pytest.raises(ValueError, match=r"scenes_tiny\.yaml: pears: unknown key 'pears'; did you mean 'pairs'"):
         expand("smoke")
 
 
@@ -553,7 +553,7 @@ def test_the_command_line_lists_explains_and_compares(tmp_path, monkeypatch, cap
     assert "method.name" in run("diff", first, second)
     listed, *_ = json.loads(run("list", "smoke", "--json"))
     assert {item["run_id"] for item in listed["runs"]} > {first, second}
-    assert json.loads(run("explain", first, "--json"))["dataset"]["name"] == "icons_tiny"
+    assert json.loads(run("explain", first, "--json"))["dataset"]["name"] == "scenes_tiny"
     names_of = json.loads(run("diff", first, second, "--json"))["method.name"]
     assert {name: json.loads(value) for name, value in names_of.items()} == {
         run_id: run_id.partition("-")[0] for run_id in (first, second)

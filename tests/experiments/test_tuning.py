@@ -30,9 +30,9 @@ SPACE = {
 }
 SUITE = {
     "title": "Two methods",
-    "dataset": "icons_tiny",
+    "dataset": "scenes_tiny",
     "model": "tiny-vit",
-    "evaluation": "icons_tiny",
+    "evaluation": "scenes_tiny",
     "seeds": [0],
     "training": {
         "global_batch_size": 64,
@@ -46,7 +46,7 @@ SUITE = {
     "tuning": {
         "trials": 2,
         "seeds": [100],
-        "score": ["icons_tiny_validation"],
+        "score": ["scenes_tiny_validation"],
         "training": {"epochs": 1},
         "space": {"training.optimizer.lr": {"low": 1e-3, "high": 4e-3, "scale": "log"}},
         "methods": {"amorlip": {"options.rho": {"choices": [[1.0, -1.0, -1.0], [2.0, -2.0, -2.0], [3.0, -3.0, -3.0]]}}},
@@ -91,7 +91,7 @@ def tune(path, **settings):
         if run.variant == "trial 2"
     }
     tuned = Tuned(
-        suite=trials.name.partition("@")[2], trials=2, seeds=(100,), score=("icons_tiny_validation",), commit="c",
+        suite=trials.name.partition("@")[2], trials=2, seeds=(100,), score=("scenes_tiny_validation",), commit="c",
         device="d", methods=chosen,
     )  # fmt: skip
     write(tuned, names.split(path).tuned)
@@ -209,13 +209,13 @@ def test_every_method_gets_as_many_trials_and_its_own_defaults(here):
 def test_trials_are_evaluated_on_nothing_that_is_reported(here):
     path = suite_with()
     tuning, reported = expand(f"tuning@{path}").evaluation, expand(path).evaluation
-    assert set(tuning.sets) == {"icons_tiny_validation"}
+    assert set(tuning.sets) == {"scenes_tiny_validation"}
     assert not set(tuning.sets) & {name for average in reported.averages.values() for name in average}
     assert tuning.key != reported.key
 
 
 def test_a_set_that_judges_trials_must_be_there_before_they_are_trained(here):
-    listed = "sets: [icons_tiny_thin]\naverages: {Average: [icons_tiny_thin]}\nwhen_missing: no_average\n"
+    listed = "sets: [scenes_tiny_sketched]\naverages: {Average: [scenes_tiny_sketched]}\nwhen_missing: no_average\n"
     (here / "list.yaml").write_text(listed)
     path = suite_with(evaluation="list.yaml")
     assert expand(path).evaluation.when_missing == "no_average"
@@ -227,10 +227,10 @@ def test_a_set_that_judges_trials_must_be_there_before_they_are_trained(here):
     [
         ({"tuning__seeds": [0, 100]}, r"tuning: seeds = \[0\] are the suite's: take others"),
         (
-            {"tuning__score": ["icons_tiny_thin", "icons_tiny_validation"]},
-            r"tuning: score: methods are compared by icons_tiny_thin \(average 'Average'\): judge trials by sets",
+            {"tuning__score": ["scenes_tiny_sketched", "scenes_tiny_validation"]},
+            r"tuning: score: methods are compared by scenes_tiny_sketched \(average 'Average'\): judge trials by sets",
         ),
-        ({"tuning__score": ["icons_tiny_validatio"]}, "did you mean 'icons_tiny_validation'"),
+        ({"tuning__score": ["scenes_tiny_validatio"]}, "did you mean 'scenes_tiny_validation'"),
         ({"tuning__methods__amorlp": {}}, "tuning: unknown method 'amorlp'; did you mean 'amorlip'"),
         ({"tuning__space": {}}, "tuning of openclip: nothing to try"),
         ({"tuning__space": {"lr": {"choices": [1, 2]}}}, "setting 'lr': write training.NAME or options.NAME"),
@@ -396,12 +396,12 @@ def write_results(suite, scores):
         }  # fmt: skip
         files.write_text(paths.record(spec.run_id), json.dumps(record))
         result = {
-            "run_id": spec.run_id, "milestone": spec.samples_seen, "eval_set": "icons_tiny_validation", "metrics": {},
+            "run_id": spec.run_id, "milestone": spec.samples_seen, "eval_set": "scenes_tiny_validation", "metrics": {},
             "status": "absent" if value is None else "evaluated", "main_metric": "mean_recall@1", "value": value,
             "num_samples": None, "weights_sha256": None, "evaluator": {},
-            "card_sha256": suite.evaluation.sets["icons_tiny_validation"].identity,
+            "card_sha256": suite.evaluation.sets["scenes_tiny_validation"].identity,
         }  # fmt: skip
-        path = paths.eval_result(spec.run_id, spec.samples_seen, "icons_tiny_validation")
+        path = paths.eval_result(spec.run_id, spec.samples_seen, "scenes_tiny_validation")
         files.write_text(path, json.dumps(result))
 
 
@@ -436,7 +436,7 @@ def test_the_best_mean_is_chosen_the_first_of_equals_and_nothing_that_diverged(h
     write_results(suite, scores)
     with pytest.raises(ValueError, match="all trials of amorlip have diverged: mend its space, and tune it again"):
         choose(suite)
-    path = paths.eval_result(run.spec.run_id, run.spec.samples_seen, "icons_tiny_validation")
+    path = paths.eval_result(run.spec.run_id, run.spec.samples_seen, "scenes_tiny_validation")
     before = path.read_text()
     for changed in ({"card_sha256": "another"}, {"evaluator": {"precision": "bf16"}}):
         path.write_text(json.dumps(json.loads(before) | changed))
@@ -445,7 +445,7 @@ def test_the_best_mean_is_chosen_the_first_of_equals_and_nothing_that_diverged(h
         ):
             choose(suite)
     path.unlink()
-    with pytest.raises(ValueError, match=r"icons_tiny_validation\.json is missing: run snakemake tune"):
+    with pytest.raises(ValueError, match=r"scenes_tiny_validation\.json is missing: run snakemake tune"):
         choose(suite)
 
 

@@ -32,7 +32,7 @@ def test_a_suites_targets_are_all_that_is_made_of_it(smoke):
     assert smoke.targets["tables"] == [paths.collected("smoke"), paths.drawn("smoke")]
     assert smoke.targets["figures"] == smoke.shown_in("smoke") == [paths.drawn("smoke")]
     assert smoke.targets["report"] == [paths.report("smoke")]
-    of_runs = {paths.index("icons_tiny"), *map(paths.record, smoke.runs), *smoke.evaluated("smoke")}
+    of_runs = {paths.index("scenes_tiny"), *map(paths.record, smoke.runs), *smoke.evaluated("smoke")}
     assert set(smoke.targets["runs"]) == of_runs
 
 
@@ -104,7 +104,7 @@ def test_all_models_of_a_suite_are_evaluated(smoke):
     assert len(evaluated) == sum(len(spec.milestones) for spec in smoke.runs.values())
     (key,) = smoke.evaluations
     assert all(path.name == f"all-{key}.done" for path in evaluated)
-    assert smoke.built_for[key] == ["data/icons_tiny/manifest.json"]
+    assert smoke.built_for[key] == ["data/scenes_tiny/manifest.json"]
 
 
 def test_a_part_of_a_data_set_has_a_card_of_its_own():
@@ -112,18 +112,18 @@ def test_a_part_of_a_data_set_has_a_card_of_its_own():
     runs = {spec.dataset.name: spec.dataset.pairs for spec in parts.runs.values()}
     assert len(runs) > 1
     assert {name: parts.datasets[name].pairs for name in runs} == runs
-    assert all(card.fraction < 1 for name, card in parts.datasets.items() if name.startswith("icons_tiny-"))
+    assert all(card.fraction < 1 for name, card in parts.datasets.items() if name.startswith("scenes_tiny-"))
     assert not any("-0." in arguments for arguments in parts.fetches().values())
     assert parts.builds() == Workflow({"suites": "smoke"}).builds()  # or they would be made again
 
 
 def test_one_command_builds_all_that_it_makes_and_again_when_one_revision_changes(smoke):
     builds = {build.name: build for build in smoke.builds()}
-    tiny = builds["build_icons_tiny"]
-    assert tiny.ready == "data/icons_tiny/manifest.json"
+    tiny = builds["build_scenes_tiny"]
+    assert tiny.ready == "data/scenes_tiny/manifest.json"
     assert len(tiny.revisions) > 1
     assert tiny.revisions == sorted(tiny.revisions)
-    assert f"icons_tiny {smoke.datasets['icons_tiny'].revision}" in tiny.revisions
+    assert f"scenes_tiny {smoke.datasets['scenes_tiny'].revision}" in tiny.revisions
 
 
 def test_here_a_training_takes_its_processes_and_threads_and_data_are_prepared_on_all_cores():
@@ -203,7 +203,7 @@ def test_of_the_suites_of_a_command_those_are_written_of_which_something_runs():
     assert about(job("train", run=shared), job("collect", suite=name)) == [name]
     assert about(job("train", run=other), job("collect", suite=name)) == ["smoke", name]
     assert about(job("train", run=shared)) == ["smoke", name]
-    assert about(job("index", dataset="icons_tiny")) == []
+    assert about(job("index", dataset="scenes_tiny")) == []
 
 
 def test_at_the_end_the_suites_are_shown_that_were_drawn_and_the_reports_that_were_written():
@@ -211,7 +211,7 @@ def test_at_the_end_the_suites_are_shown_that_were_drawn_and_the_reports_that_we
     both = Workflow({"suites": "smoke"}, ["snakemake", "ablation_objective"])
     drawn = [job("collect", suite="smoke"), job("draw", suite=name), job("page", report=name)]
     assert both.made(about_to_run(*drawn)) == [paths.collected(name), paths.report(name)]
-    assert both.made(about_to_run(job("index", dataset="icons_tiny"))) == []
+    assert both.made(about_to_run(job("index", dataset="scenes_tiny"))) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_any_job(smoke, make_read_only):
@@ -231,7 +231,7 @@ def test_data_that_are_missing_are_named_for_the_jobs_that_will_run_and_for_no_o
     (key,) = smoke.evaluations
     with pytest.raises(ValueError, match=r"training set 'cc3m': no \*\.tar shards in data/cc3m"):
         smoke.start(about_to_run(job("index", dataset="cc3m")))
-    smoke.start(about_to_run(job("build_icons_tiny")))
+    smoke.start(about_to_run(job("build_scenes_tiny")))
     assert not paths.suite("smoke").exists()
     smoke.start(about_to_run(job("all"), job("train", run=run), job("evaluate", run=run, evaluation=key)))
     assert parse(ExpandedSuite, paths.suite("smoke").read_text(), "smoke") == smoke.suites["smoke"].sealed()

@@ -33,7 +33,7 @@ def failed(checkout, slurm, moments):
     checkout.write_cluster()
     with (checkout.folder / "baselines" / "siglip.py").open("a") as file:
         file.write(STRIKE)
-    data = checkout.folder / "data" / "icons_tiny" / "evals"
+    data = checkout.folder / "data" / "scenes_tiny" / "evals"
     data.rename(data.with_name("elsewhere"))
     process = checkout.start("--profile", "slurm", DRAWN, *CONFIG)
     cancelled, killed = checkout.training("amorlip"), checkout.training("neuclip")
@@ -68,7 +68,7 @@ def test_an_exception_is_reported(failed, checkout):
 def test_missing_data_are_reported(failed, checkout):
     for method in ("fastclip", "openclip"):
         error = error_of(failed[0], checkout.training(method).run_id)
-        assert "data/icons_tiny/evals" in error
+        assert "data/scenes_tiny/evals" in error
 
 
 def test_the_other_runs_go_on_and_only_what_failed_is_done_again(failed, checkout, reference):
@@ -77,7 +77,7 @@ def test_the_other_runs_go_on_and_only_what_failed_is_done_again(failed, checkou
     assert set(done) == {"fastclip", "openclip"}
     siglip = checkout.folder / "baselines" / "siglip.py"
     siglip.write_text(siglip.read_text().removesuffix(STRIKE))
-    elsewhere = checkout.folder / "data" / "icons_tiny" / "elsewhere"
+    elsewhere = checkout.folder / "data" / "scenes_tiny" / "elsewhere"
     elsewhere.rename(elsewhere.with_name("evals"))
     checkout.run("--profile", "slurm", DRAWN, *CONFIG)
 

@@ -14,9 +14,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 NUM_MILESTONES = 20
 SUITE = f"""
 title: One run with twenty milestones
-dataset: icons_tiny
+dataset: scenes_tiny
 model: tiny-vit
-evaluation: icons_tiny
+evaluation: scenes_tiny
 seeds: [0]
 training:
   global_batch_size: 64

@@ -21,11 +21,11 @@ def finished(checkout, slurm):
 
 
 def test_the_terminal_tells_each_jobs_number_state_and_reason_and_no_settings(finished):
-    waiting = re.findall(r"^[\d:]{8} job (\d+) PENDING \(\w+\): (\w+)-icons_tiny-\S+$", finished, re.MULTILINE)
+    waiting = re.findall(r"^[\d:]{8} job (\d+) PENDING \(\w+\): (\w+)-scenes_tiny-\S+$", finished, re.MULTILINE)
     assert {method for _, method in waiting} == set(METHODS)
     assert len({number for number, _ in waiting}) == len(METHODS)
     for number, method in waiting:
-        assert re.search(rf"^[\d:]{{8}} job {number} RUNNING on \S+: {method}-icons_tiny-", finished, re.MULTILINE)
+        assert re.search(rf"^[\d:]{{8}} job {number} RUNNING on \S+: {method}-scenes_tiny-", finished, re.MULTILINE)
     assert "engine.launch" not in finished
     assert '{"' not in finished
 

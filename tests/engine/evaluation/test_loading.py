@@ -140,7 +140,7 @@ def test_the_command_line_evaluates_any_model_and_goes_on_where_it_stopped(files
 
 
 def test_the_command_line_wants_a_run_or_a_model(tmp_path, capsys):
-    for command in ([], ["record.json", "x.json"], ["--open-clip", NAME, "--evaluation", "icons"]):
+    for command in ([], ["record.json", "x.json"], ["--open-clip", NAME, "--evaluation", "scenes"]):
         with pytest.raises(SystemExit):
             evaluate.main(command)
         assert "give RECORD EVALUATION --milestone N, or --open-clip MODEL" in capsys.readouterr().err

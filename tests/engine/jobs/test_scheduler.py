@@ -192,10 +192,10 @@ def test_the_state_of_a_run_follows_its_files(here):
 
 def test_jobs_are_shown_and_cancelled_by_run_or_by_name(here):
     command(here, "scancel", "true")
-    names = {"7": "run-a", "8": "eval-run-a-10-icons-1", "9": "run-b", "10": "index-toy"}
+    names = {"7": "run-a", "8": "eval-run-a-10-toy-1", "9": "run-b", "10": "index-toy"}
     folders = [
         paths.jobs("run-a") / "train",
-        paths.evaluate_jobs("run-a", 10, "icons-1"),
+        paths.evaluate_jobs("run-a", 10, "toy-1"),
         paths.jobs("run-b") / "train",
     ]
     for (number, name), folder in zip(names.items(), [*folders, paths.prepare_jobs("index-toy")], strict=True):
@@ -203,7 +203,7 @@ def test_jobs_are_shown_and_cancelled_by_run_or_by_name(here):
     answers(here, *(f"{number}|PENDING||Priority|{name}|{here}" for number, name in names.items()))
     assert {(view.run_id, view.job.name, str(view.status)) for view in jobs.look()} == {
         ("run-a", "run-a", "PENDING (Priority)"),
-        ("run-a", "eval-run-a-10-icons-1", "PENDING (Priority)"),
+        ("run-a", "eval-run-a-10-toy-1", "PENDING (Priority)"),
         ("run-b", "run-b", "PENDING (Priority)"),
         ("", "index-toy", "PENDING (Priority)"),
     }

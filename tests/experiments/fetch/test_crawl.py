@@ -359,5 +359,5 @@ def test_too_little_room_is_said_before_anything_is_fetched(tmp_path, monkeypatc
         training.run("dfn1b", Console(file=said, width=200))
     assert "Apple's licence" in said.getvalue()
     assert not Path("data").exists()
-    with pytest.raises(ValueError, match=r"`python -m experiments\.icons --out data/icons` makes it"):
-        training.run("icons", Console(file=said))
+    with pytest.raises(ValueError, match=r"`python -m experiments\.scenes --out data/scenes` makes it"):
+        training.run("scenes", Console(file=said))
