@@ -11,23 +11,22 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from engine.distributed import choose_device
 from engine.method import Features, Method, MethodEnv, Progress
 from engine.registry import method_class, method_names, resolve_config
 from engine.training.provenance import provenance
 
-T = TypeVar("T")
 CPU = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {
     "methods": {
@@ -157,27 +156,35 @@ def take_turns(
     return seconds
 
 
-def trace_memory(call: Callable[[], T], names: Collection[str]) -> tuple[dict[str, tuple[int, int]], T]:
-    """Run a call on the CPU, and measure the memory that torch's allocator holds in its spans (`record_function`).
+def peak_bytes(make: Callable[[], Callable[[], None]], device: torch.device) -> int:
+    """Return the most bytes that torch's allocator holds in a call, above those held before it.
 
-    The profiler does not know the size of earlier allocations. So the call must make all that it uses.
+    Optimisers make their state in the first call, which does not count. On the CPU the profiler does not know the size
+    of earlier allocations, so what is used is made under it.
 
-    Returns:
-        For each name, the bytes held at the begin of its last span and the most bytes held in it. Then the call's
-        result.
+    Args:
+        make: Returns the call.
+        device: Where it works.
     """
+    if device.type == "cuda":
+        call = make()
+        call()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return int(torch.cuda.max_memory_allocated(device)) - before
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
+        call = make()
+        call()
+        with record_function("measured"):
+            call()
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    (span,) = (event for event in events if event.name() == "measured")
     times = [event.start_ns() for event in events if event.nbytes()]
     held = list(itertools.accumulate((event.nbytes() for event in events if event.nbytes()), initial=0))
-    spans = {}
-    for event in events:
-        if event.name() in names:
-            first, last = bisect.bisect_left(times, event.start_ns()), bisect.bisect_right(times, event.end_ns())
-            spans[event.name()] = held[first], max(held[first : last + 1])
-    return spans, result
+    first, last = bisect.bisect_left(times, span.start_ns()), bisect.bisect_right(times, span.end_ns())
+    return int(max(held[first : last + 1]) - held[first])
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:

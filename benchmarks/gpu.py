@@ -1,6 +1,6 @@
 """Run the benchmarks that a GPU decides, each in a process of its own, and write one JSON and one Markdown file.
 
-At most 40 minutes, on a GPU with 40 GB: an entry that is not done within its share is ended, and the files say so. An
+At most 32 minutes, on a GPU with 40 GB: an entry that is not done within its share is ended, and the files say so. An
 entry that fails does not keep the others from being measured; the command fails at the end. With ``--dry-run``, every
 entry runs on the CPU at toy size: it shows that all of them work, and measures nothing.
 """
@@ -38,39 +38,28 @@ class Entry(NamedTuple):
 
 ENTRIES = (
     Entry(
-        "Time of each method's loss, beside an encoder step", "method_step", 7,
+        "Time and memory of each method's loss, beside an encoder step", "method_step", 10,
         "--model ViT-B-32 --batch 256 1024 --dim 512 --precision fp32 bf16 fp16 --rounds 9 --prototypes 4096",
         "--batch 32 --dim 8 --precision fp32 bf16 fp16 --rounds 1 --prototypes 16 --updates 1 "
         "--set neuclip.num_prototypes=16 neuclip.num_updates=1",
     ),
     Entry(
-        "Memory of each method's loss", "memory", 3,
-        "--batch 1024 4096 --dim 512 --chunk 1024 4096",
-        "--batch 32 --dim 8 --chunk 16 --set neuclip.num_prototypes=16 neuclip.num_updates=1",
-    ),
-    Entry(
-        "A step by phase, with peak memory", "step_phases", 8,
-        "--model ViT-B-32 --batch 256 --precision fp32 bf16 fp16 --accumulation 1 4 --workers 1 --rounds 15 --saves 2",
-        "--batch 16 --precision fp32 bf16 fp16 --accumulation 1 2 --rounds 1 --saves 1 "
-        "--set neuclip.num_prototypes=16 neuclip.num_updates=1",
-    ),
-    Entry(
         "Against open_clip's trainer", "trainer_speed", 11,
         "--case ViT-B-32:256:16 RN50:256:16 --precision fp32 bf16 fp16 --workers 12 --seconds 60",
-        "--case tiny-vit:16:2 --precision bf16 --seconds 0 --warmup 2",
+        "--case tiny-vit:16:2 --precision bf16 --workers 1 --seconds 0 --warmup 2",
     ),
     Entry(
         "Loader by its processes", "loader", 6,
         "--pairs 8192 --batches 16 --rounds 3 --workers 1 4 12 --cache warm",
-        "--pairs 64 --shards 4 --stored-size 48 --image-size 24 --batch 16 --workers 0 --cache warm --rounds 1",
+        "--pairs 64 --shards 4 --stored-size 48 --image-size 24 --batch 16 --workers 1 --cache warm --rounds 1",
     ),
     Entry(
         "Evaluation", "evaluation", 5,
         "--datacomp 6000 --model ViT-B-32 --workers 8 --rounds 2 --ways 'one call'",
-        "--datacomp 1000 --model tiny-vit --rounds 1 --ways 'one call'",
+        "--datacomp 1000 --model tiny-vit --workers 1 --rounds 1 --ways 'one call'",
     ),
 )  # fmt: skip
-WITH_DEVICE = {"method_step", "memory", "step_phases", "trainer_speed", "evaluation"}
+WITH_DEVICE = {"method_step", "trainer_speed", "evaluation"}
 
 
 def command(entry: Entry, *, is_dry: bool) -> list[str]:

@@ -1,7 +1,7 @@
-"""Time of each method's loss and its gradients, relative to OpenCLIP's and to an encoder step of a named model.
+"""Time and memory of each method's loss and its gradients, relative to OpenCLIP's and to a named model's encoder step.
 
 All take turns in one process. Ratios are medians over rounds, with quartiles. CPU: one thread, processor time. CUDA:
-wall time, synchronised.
+wall time, synchronised. Memory: the most that torch's allocator holds in a step above what it held before.
 
 encoder step   both encoders forward and backward on B pairs, and AdamW, in a named precision; methods work in fp32
 npn            NeuCLIP's T_u updates of m prototypes per side, by plain autograd and torch.optim.Adagrad, relative to
@@ -109,20 +109,26 @@ def time_calls(
     return {name: [seconds.on(device) for seconds in measured] for name, measured in turns.items()}
 
 
+def make_call(name: str, *, batch: int, dim: int, settings: list[str], device: torch.device) -> Callable[[], None]:
+    """Return a call that computes a method's loss and its gradients."""
+    method = cases.make_method(name, batch=batch, dim=dim, options=cases.options_of(name, settings), device=device)
+    return cases.method_step(method, cases.make_features(batch, dim, device))
+
+
 def measure_methods(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Time all methods and the encoder step for every size."""
     rows = []
     for precision, dim, batch in itertools.product(args.precision, args.dim, args.batch):
         contestants = {"encoder step": encoder_step(args.model, batch, precision, device)}
-        for name in dict.fromkeys((BASE, *args.methods)):
-            options = cases.options_of(name, args.set)
-            method = cases.make_method(name, batch=batch, dim=dim, options=options, device=device)
-            contestants[name] = cases.method_step(method, cases.make_features(batch, dim, device))
+        methods = dict.fromkeys((BASE, *args.methods))
+        method_call = functools.partial(make_call, batch=batch, dim=dim, settings=args.set, device=device)
+        contestants |= {name: method_call(name) for name in methods}
         seconds = time_calls(contestants, args.rounds, device)
+        peaks = {name: cases.peak_bytes(functools.partial(method_call, name), device) for name in methods}
         for name, times in seconds.items():
             to_base, to_encoder = (cases.ratio(times, seconds[other]) for other in (BASE, "encoder step"))
             row = {"what": name, "batch": batch, "dim": dim, "median_sec": statistics.median(times)}
-            row |= {"encoders": precision}
+            row |= {"encoders": precision, "peak_bytes": peaks.get(name)}
             rows.append(row | {"to_openclip": to_base, "to_encoder": to_encoder})
     return rows
 
@@ -156,10 +162,11 @@ def main(argv: list[str] | None = None) -> None:
     methods, npn = measure_methods(args, device), measure_npn(args, device)
 
     title = f"loss and gradients; encoder step of {args.model}"
-    table = Table("", "encoders", "B", "D", "ms", f"/ {BASE}", "/ encoder step", title=title)
+    table = Table("", "encoders", "B", "D", "ms", f"/ {BASE}", "/ encoder step", "peak MiB", title=title)
     for row in methods:
         cells = [row["what"], row["encoders"], row["batch"], row["dim"], f"{1e3 * row['median_sec']:.1f}"]
-        table.add_row(*map(str, cells), *(cases.show_ratio(row[key]) for key in ("to_openclip", "to_encoder")))
+        peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f}"
+        table.add_row(*map(str, cells), *(cases.show_ratio(row[key]) for key in ("to_openclip", "to_encoder")), peak)
     cases.show(table)
     table = Table(
         "B", "D", "m", "T_u", "closed ms", "plain / closed", "graph / closed", "largest difference", title="npn"

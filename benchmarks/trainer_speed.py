@@ -118,6 +118,8 @@ def train_there(contest: Contest) -> None:
     }
     main = importlib.import_module("open_clip_train.main").main
     torch.set_num_threads(execution.threads)
+    # This process was spawned, and would spawn its loader's: open_clip's readers hold functions that do not pickle.
+    multiprocessing.set_start_method("fork", force=True)
     main([word for key, value in options.items() for word in (f"--{key}", str(value))])
 
 

@@ -1,4 +1,7 @@
-"""What only a GPU can show; skipped without one. `tests/contract/test_accelerator.py` sees on a CPU what it can."""
+"""What only a GPU can show. Without one, every test runs on the CPU, on one method: that shows that it can run.
+
+`tests/contract/test_accelerator.py` sees on a CPU what it can.
+"""
 
 import json
 import math
@@ -23,9 +26,10 @@ from engine.training.loop import train
 from engine.training.towers import load_export
 from engine.training.trainer import Trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-every_method = pytest.mark.parametrize("method", method_names())
+HAS_GPU = torch.cuda.is_available()
+CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0) if HAS_GPU else CPU
+every_method = pytest.mark.parametrize("method", method_names() if HAS_GPU else ["neuclip"])
 
 
 @pytest.fixture
@@ -38,8 +42,9 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture
 def no_waits():
     """Let every wait for the device raise, once it is called."""
-    yield lambda: torch.cuda.set_sync_debug_mode("error")
-    torch.cuda.set_sync_debug_mode("default")
+    tell = torch.cuda.set_sync_debug_mode if HAS_GPU else str
+    yield lambda: tell("error")
+    tell("default")
 
 
 def batches(trainer, steps):
@@ -88,14 +93,12 @@ def test_twenty_steps_on_a_gpu_go_as_on_the_cpu(root, method, accumulation, prec
     assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"architecture": "mlp"}, {"num_updates": 1, "objective": "regression"}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"architecture": "mlp"}, {"num_updates": 1}], ids=str)
 def test_as_a_cuda_graph_the_network_is_trained_to_the_same_bits(root, options):
     spec = toy.run_spec("neuclip", steps=12, options=options)
     found = []
     for is_on in (False, True):
-        trainer = Trainer(spec, Execution(method_graphs=is_on), GPU, Collectives())
+        trainer = Trainer(spec, Execution(method_graphs=is_on and HAS_GPU), GPU, Collectives())
         logged = [trainer.step(batch, wants_metrics=True).metrics["npn/gap_after"] for batch in batches(trainer, 12)]
         found.append((logged, trainer.method.normalizer.weights.cpu(), trainer.method.normalizer.accumulator.cpu()))
     (logged, *state), (again, *same_state) = found
@@ -111,7 +114,7 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_is_found_in_the_next_step(r
         return LossOutput(output.total * (math.nan if progress.step == 4 else 1), output.metrics)
 
     monkeypatch.setattr(method_class("openclip"), "loss", loss)
-    record = train(toy.run_spec("openclip"), Execution(device="cuda"))
+    record = train(toy.run_spec("openclip"), Execution(device=GPU.type))
     assert (record.status, record.divergence.step, record.samples_seen) == ("diverged", 4, 64)
     assert record.divergence.indices == record.first_indices[64:80]
     assert math.isfinite(record.divergence.temperature)
@@ -124,7 +127,7 @@ def logged_losses(spec):
 
 @pytest.mark.parametrize("method", ["fastclip", "neuclip"])
 def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(root, method):
-    spec, execution = toy.run_spec(method, steps=40), Execution(device="cuda", save_every_min=0, log_every_steps=1)
+    spec, execution = toy.run_spec(method, steps=40), Execution(device=GPU.type, save_every_min=0, log_every_steps=1)
     path = toy.write_spec(root, spec)
     command = [sys.executable, "-m", "engine.train", str(path), "--execution", execution.model_dump_json()]
     training = subprocess.Popen(command)
@@ -140,29 +143,39 @@ def test_a_training_that_is_killed_goes_on_as_if_nothing_had_happened(root, meth
     assert resumed == pytest.approx(logged_losses(spec), rel=1e-3)
 
 
+WORK = f"""
+import pathlib, time, torch
+def main(argv):
+    busy = pathlib.Path("busy")
+    busy.mkdir()
+    total = torch.ones(1000, device="{GPU.type}").sum().item()
+    time.sleep(0.5)
+    busy.rmdir()
+    pathlib.Path(argv[0]).write_text(f"{{torch.cuda.device_count()}} {{total:g}}")
+"""
+
+
 def test_two_jobs_take_turns_on_one_gpu(root, monkeypatch):
-    (root / "work.py").write_text(
-        "import pathlib, time, torch\ndef main(argv):\n    busy = pathlib.Path('busy')\n    busy.mkdir()\n"
-        "    total = torch.ones(1000, device='cuda').sum().item()\n    time.sleep(0.5)\n    busy.rmdir()\n"
-        "    pathlib.Path(argv[0]).write_text(f'{torch.cuda.device_count()} {total:g}')\n"
-    )
+    (root / "work.py").write_text(WORK)
     monkeypatch.setenv("PYTHONPATH", str(root))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    command = [sys.executable, "-m", "engine.launch", "--request", '{"gpus_per_node": 1}']
+    command = [sys.executable, "-m", "engine.launch", "--request", json.dumps({"gpus_per_node": int(HAS_GPU)})]
+    names = "ab" if HAS_GPU else "a"  # without a GPU nothing lets them take turns
     jobs = [
-        subprocess.Popen([*command, "--name", n, "--folder", f"jobs/{n}", "--output", n, "--", "work", n]) for n in "ab"
+        subprocess.Popen([*command, "--name", n, "--folder", f"jobs/{n}", "--output", n, "--", "work", n])
+        for n in names
     ]
-    assert [job.wait() for job in jobs] == [0, 0]
-    assert [(root / name).read_text() for name in "ab"] == ["1 1000"] * 2
+    assert {job.wait() for job in jobs} == {0}
+    assert {(root / name).read_text() for name in names} == {f"{int(HAS_GPU)} 1000"}
 
 
 def test_a_model_is_evaluated_on_a_gpu_as_on_the_cpu(root):
     evaluation = toy.build_evaluation(root)
-    record = train(toy.run_spec("openclip", steps=60), Execution(device="cuda"))
+    record = train(toy.run_spec("openclip", steps=60), Execution(device=GPU.type))
     folder = (paths.run(record.run_id) / record.milestones["960"].weights).parent
     card = evaluation.sets["toy_retrieval"]
     sides = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", GPU.type):
         model, data = Model(*load_export(folder), device), reading.read(card)
         sides.append(
             (
@@ -190,5 +203,7 @@ def test_tf32_changes_the_method_s_numbers_within_its_bound_and_nothing_outside_
     (rounded, features), (exact, same_features) = trainer.backward(batch), plain.backward(batch)
     assert torch.equal(features.image_BD, same_features.image_BD)
     # Log-normalizers are off by at most 2^-9 / temperature, and so is InfoNCE.
-    assert 0 < abs(float(rounded.total - exact.total)) <= 2**-9 * float(trainer.method.logit_scale)
+    apart = abs(float((rounded.total - exact.total).detach()))
+    assert apart <= 2**-9 * float(trainer.method.logit_scale.detach())
+    assert (apart > 0) == HAS_GPU
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -1,4 +1,7 @@
-"""Several processes on GPUs train as one does: by gloo on one card, by nccl on two. What a billion pairs need."""
+"""Several processes on GPUs train as one does: by gloo on one card, by nccl on two. What a billion pairs need.
+
+Without a GPU, all of it runs on the CPU, on one method and few pairs: that shows that it can run.
+"""
 
 import os
 import warnings
@@ -19,8 +22,10 @@ from engine.schema.run import Execution
 from engine.training import checkpoint
 from engine.training.trainer import Trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-STEPS, BILLION = 6, 10**9
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
+NCCL = "cpu:gloo,cuda:nccl" if HAS_GPU else "gloo"
+STEPS, BILLION = 6, 10**9 if HAS_GPU else 2000
 GIB = 2**30
 
 
@@ -59,31 +64,32 @@ def losses(root: str, device: str, method: str, model: str) -> list[float]:
 
 
 # tiny-resnet has batch norm: its processes share the batch's statistics.
-@pytest.mark.parametrize("model", ["tiny-vit", "tiny-resnet"])
-@pytest.mark.parametrize("method", ["openclip", "neuclip", "fastclip"])
+@pytest.mark.parametrize("model", ["tiny-vit", "tiny-resnet"] if HAS_GPU else ["tiny-vit"])
+@pytest.mark.parametrize("method", ["openclip", "neuclip", "fastclip"] if HAS_GPU else ["neuclip"])
 def test_two_processes_on_one_card_train_as_one(root, method, model):
-    alone = losses(str(root), "cuda", method, model)
-    shared = run_in_processes(losses, 2, str(root), "cuda", method, model)
+    alone = losses(str(root), DEVICE, method, model)
+    shared = run_in_processes(losses, 2, str(root), DEVICE, method, model)
     assert shared[0] == shared[1]
     assert shared[0] == pytest.approx(alone, rel=2e-3)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="needs two GPUs")
+@pytest.mark.parametrize("method", method_names() if HAS_GPU else ["neuclip"])
 def test_two_processes_on_two_cards_train_as_one(root, method):
-    alone = losses(str(root), "cuda", method, "tiny-vit")
-    shared = run_in_processes(losses, 2, str(root), "cuda", method, "tiny-vit", backend="cpu:gloo,cuda:nccl")
+    alone = losses(str(root), DEVICE, method, "tiny-vit")
+    shared = run_in_processes(losses, 2, str(root), DEVICE, method, "tiny-vit", backend=NCCL)
     assert shared[0] == shared[1]
     assert shared[0] == pytest.approx(alone, rel=2e-3)
 
 
 def test_the_state_of_a_billion_pairs_is_kept_saved_and_read_again(tmp_path: Path):
-    free, _ = torch.cuda.mem_get_info()
+    free, _ = torch.cuda.mem_get_info() if HAS_GPU else (24 * GIB, 0)
     if free < 24 * GIB:
         pytest.skip(f"needs 24 GiB of GPU memory, {free / GIB:.0f} are free")
-    method = make_method("fastclip", dtype=torch.float32, dataset_size=BILLION).to("cuda")
-    drawn = torch.nn.functional.normalize(torch.randn(2, 8, 16, device="cuda"), dim=2)
-    index_B = torch.tensor([0, 1, 7, 10**6, 2**29, BILLION - 3, BILLION - 2, BILLION - 1], device="cuda")
+    method = make_method("fastclip", dtype=torch.float32, dataset_size=BILLION).to(DEVICE)
+    drawn = torch.nn.functional.normalize(torch.randn(2, 8, 16, device=DEVICE), dim=2)
+    some = [0, 1, 7, BILLION // 1000, BILLION // 2, BILLION - 3, BILLION - 2, BILLION - 1]
+    index_B = torch.tensor(some, device=DEVICE)
     method.loss(Features(drawn[0], drawn[1], index_B), progress_of(method, 0))
     (visited, *_) = [method.get_buffer(name) for name in method.pair_buffers]
     kept = visited[index_B].cpu()
