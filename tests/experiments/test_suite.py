@@ -437,7 +437,7 @@ def test_a_variant_that_changes_nothing_is_refused(own):
         ({"training": {"epochs": 2}}, "suite 'smoke': training: global_batch_size is missing: write how many"),
         ({"training": {"global_batch_size": "a"}}, "suite 'smoke': training: global_batch_size: .*integer.*'a'"),
         ({"training": {"global_batch_size": 64}}, "give either epochs or samples_seen"),
-        ({"training": {"global_batch_size": 4096, "samples_seen": 4096}}, "4096 exceeds the 1480 pairs"),
+        ({"training": {"global_batch_size": 4096, "samples_seen": 4096}}, "4096 exceeds the 1500 pairs"),
         (
             {"training": {"global_batch_size": 64, "epochs": 1, "batch_norm_sample": 48}},
             "batch_norm_sample = 48 does not divide global_batch_size = 64",

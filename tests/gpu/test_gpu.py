@@ -93,7 +93,7 @@ def test_twenty_steps_on_a_gpu_go_as_on_the_cpu(root, method, accumulation, prec
     assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("options", [{}, {"architecture": "mlp"}, {"num_updates": 1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"architecture": "mlp"}, {"num_updates": 1, "objective": "separate"}], ids=str)
 def test_as_a_cuda_graph_the_network_is_trained_to_the_same_bits(root, options):
     spec = toy.run_spec("neuclip", steps=12, options=options)
     found = []
