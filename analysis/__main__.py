@@ -16,7 +16,7 @@ from analysis import artifacts, collect, comparison, draw, frame, rendering, sta
 from analysis.report import content, page
 from engine import errors, files, paths
 from engine.overview import overview
-from experiments.design.names import PREFIX, TUNING
+from engine.schema.suite import ABLATION, TUNING
 
 CELL_WIDTH = 16
 """Characters that a column of the table takes in the terminal, about."""
@@ -178,7 +178,7 @@ def _files(places: list[Path], pattern: str) -> Iterator[Path]:
 def _first_table(suite: str) -> str:
     """Name the table that says what a suite is about."""
     kind = suite.partition("@")[0]
-    return "tuning" if kind == TUNING else "ablation" if kind.startswith(PREFIX) else "main_results"
+    return "tuning" if kind == TUNING else "ablation" if kind.startswith(ABLATION) else "main_results"
 
 
 if __name__ == "__main__":

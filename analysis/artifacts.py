@@ -100,3 +100,14 @@ def _digest(read: list[Path]) -> str:
     for path in read:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def refuse_unprintable(text: str) -> None:
+    """Refuse a label or a title that tables could not show.
+
+    Raises:
+        ValueError: If it has a character that LaTeX cannot show.
+    """
+    from analysis import latex  # here: reading rules needs no tables
+
+    latex.escape(text)

@@ -86,7 +86,7 @@ def _list(console: Console, args: argparse.Namespace) -> None:
             for claim in claims:
                 console.print(claim)
         else:
-            console.print(f"Any ablation applies to any suite: {names.PREFIX}WHAT@SUITE.")
+            console.print(f"Any ablation applies to any suite: {names.ABLATION}WHAT@SUITE.")
             console.print("ablations@SUITE is all of them, but for those that say by_name_only.")
         if not paths.run("").exists():
             console.print(f"No run lies in {paths.run('').absolute()}: what is done elsewhere is seen there.")

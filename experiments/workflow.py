@@ -28,7 +28,7 @@ from engine.schema.evaluation import EvalCard
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from experiments.design import cards, expansion, names
 
-ABLATIONS = ("ablations", *(names.PREFIX + what for what in cards.names("ablations")))
+ABLATIONS = ("ablations", *(names.ABLATION + what for what in cards.names("ablations")))
 """Targets, each for the suites that `--config suites=` names; without it for `names.BASE`."""
 
 DEFAULT = "quickstart"
@@ -37,7 +37,7 @@ DEFAULT = "quickstart"
 TUNE = "tune"
 """Target that runs the trials of the suites that are asked for, and writes what they have chosen."""
 
-_PREFIXES = (names.PREFIX, "fetch_", "crawl_")
+_PREFIXES = (names.ABLATION, "fetch_", "crawl_")
 """Of targets: a word that begins so is no option's value."""
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Build(NamedTuple):
         return f"build_{Path(self.ready).parent.name}"
 
 
-class Launch(NamedTuple):
+class JobStart(NamedTuple):
     """Start of a run's jobs."""
 
     threads: int
@@ -318,11 +318,11 @@ class Workflow:
         indexes = sorted({paths.index(spec.dataset.name) for spec in specs})
         return [*indexes, *(paths.record(spec.run_id) for spec in specs), *self.evaluated(suite)]
 
-    def _launch(self, kind: Literal["train", "evaluate"], run: SuiteRun) -> Launch:
+    def _launch(self, kind: Literal["train", "evaluate"], run: SuiteRun) -> JobStart:
         request, execution = cluster.resolve(self._cluster, kind, run.spec, run.num_extra_pairs)
         threads = 0 if self.is_elsewhere else request.tasks * execution.threads
         how = shlex.quote(execution.model_dump_json(exclude_defaults=True))
-        return Launch(threads, f"{self._options(request)} -- engine.{kind} --execution {how}")
+        return JobStart(threads, f"{self._options(request)} -- engine.{kind} --execution {how}")
 
     def _options(self, request: cluster.Request) -> str:
         return cluster.launch_options(self._cluster, request, self._on_interrupt)

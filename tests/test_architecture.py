@@ -23,11 +23,9 @@ MAY_IMPORT = {
     "engine": {"engine"},
     "neuclip": {"neuclip"} | FOR_METHODS,
     "baselines": FOR_METHODS,
-    "analysis": {"analysis", "engine.schema", "engine.paths", "engine.files", "engine.errors", "engine.overview"}
-    # Licences and sources of training sets, for the report.
-    | {"experiments.design.cards", "experiments.design.names"},
+    "analysis": {"analysis", "engine.schema", "engine.paths", "engine.files", "engine.errors", "engine.overview"},
     # What tables and figures there are, for the workflow; which labels tables can show.
-    "experiments": {"experiments", "engine", "analysis.artifacts", "analysis.latex"},
+    "experiments": {"experiments", "engine", "analysis.artifacts"},
 }
 ONLY_IN = {
     "submitit": {"engine/jobs/launcher.py", "engine/jobs/process.py", "engine/jobs/controller.py"},

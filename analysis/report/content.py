@@ -19,7 +19,6 @@ from engine import files, paths
 from engine.schema.base import parse, settings
 from engine.schema.run import RunSpec
 from engine.schema.suite import ExpandedSuite
-from experiments.design import cards
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def _facts(suite: ExpandedSuite, runs: Runs) -> dict[str, tuple[str, ...]]:
             f"{len(specs)}: {ends.count('finished')} finished, {ends.count('diverged')} diverged"
             + (f", {len(specs) - len(ends)} without a record" if len(ends) < len(specs) else ""),
         ),
-        "Training data": tuple(dict.fromkeys(_dataset(spec) for spec in specs)),
+        "Training data": tuple(dict.fromkeys(_dataset(suite, spec) for spec in specs)),
         "Model": tuple(dict.fromkeys(f"{spec.model.name}, {spec.precision}" for spec in specs)),
         "Global batch size": _sorted(spec.global_batch_size for spec in specs),
         "Samples seen": _sorted(spec.samples_seen for spec in specs),
@@ -152,15 +151,10 @@ def _sorted(numbers: Iterable[int]) -> tuple[str, ...]:
     return (", ".join(f"{number:,}" for number in sorted(set(numbers))),)
 
 
-def _dataset(spec: RunSpec) -> str:
-    told = f"{style.dataset(spec.dataset.name)}: {spec.dataset.pairs:,} pairs, revision {spec.dataset.revision}"
-    try:
-        card = cards.dataset(spec.dataset.name, spec.dataset.pairs)
-    except ValueError:
-        return f"{told}. This checkout has no card of it."
-    if card.revision != spec.dataset.revision:
-        told += f" (this checkout's card is of revision {card.revision})"
-    return f"{told}. {card.title}. Licence: {card.licence}. Source: {card.source}."
+def _dataset(suite: ExpandedSuite, spec: RunSpec) -> str:
+    told = f"{style.dataset(spec.dataset.name)}: {spec.dataset.pairs:,} pairs, revision {spec.dataset.revision}."
+    card = suite.training_sets.get(spec.dataset.name)
+    return told if card is None else f"{told} {card.title}. Licence: {card.licence}. Source: {card.source}."
 
 
 def _methods(suite: ExpandedSuite) -> tuple[MethodSection, ...]:

@@ -10,9 +10,11 @@ from engine.schema.run import RunSpec
 
 DEFAULTS = "defaults"
 """Variant of a tuning's runs in which a method has its own defaults."""
+ABLATION, TUNING = "ablation_", "tuning"
+"""What the names of ablations begin with, and those of tunings up to the ``@``."""
 
 
-class Setting(Frozen):
+class TriedValue(Frozen):
     """A value that a trial of a tuning tries."""
 
     value: JsonValue
@@ -30,7 +32,7 @@ class SuiteRun(Frozen):
     spec: RunSpec
     control_of: str | None = None
     """The suite's method that the spec's stands in for, as a control."""
-    settings: dict[str, Setting] = Field(default_factory=dict)
+    settings: dict[str, TriedValue] = Field(default_factory=dict)
     """Of a trial: what it tries, by dotted name."""
     num_extra_pairs: int = 0
     """Those that its method asks for in every step; see `engine.method.Method`."""
@@ -85,6 +87,14 @@ class Draw(Frozen):
         return (self.only is None or name in self.only) and name not in self.leave_out
 
 
+class TrainingSet(Frozen):
+    """What a report says of a training set, from its card."""
+
+    title: str
+    licence: str
+    source: str
+
+
 class ExpandedSuite(Sealed):
     """A suite with its runs, sorted by id."""
 
@@ -94,6 +104,8 @@ class ExpandedSuite(Sealed):
     evaluation: Evaluation
     file: str | None = None
     """The suite's file as it was named, where that is none of this repository."""
+    training_sets: dict[str, TrainingSet] = Field(default_factory=dict)
+    """By name."""
     hypotheses: tuple[Hypothesis, ...] = ()
     digests: dict[str, str] = Field(default_factory=dict)
     """Of a tuning: by method, the digest of what the suite says of its trials."""

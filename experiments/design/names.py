@@ -22,14 +22,14 @@ from typing import NamedTuple
 from engine import files, paths
 from engine.evaluation import card_files
 from engine.schema.base import ID_PATTERN, check_known, located, parse, unknown_name
+from engine.schema.suite import ABLATION as ABLATION
+from engine.schema.suite import TUNING as TUNING
 from engine.schema.suite import ExpandedSuite
 from experiments.design import cards
 from experiments.design.suite_file import Ablation, Suite
 
 BASE = "laptop"
 """What an ablation is applied to when nothing is said: small enough for one machine."""
-PREFIX = "ablation_"
-TUNING = "tuning"
 SUFFIX = ".yaml"
 
 
@@ -40,7 +40,7 @@ def suites() -> list[str]:
 
 def ablations(base: str = BASE) -> list[str]:
     """Names of a suite's ablations, sorted, but for those that are asked for by name only."""
-    return [f"{PREFIX}{what}@{base}" for what in cards.names("ablations") if not ablation(what).by_name_only]
+    return [f"{ABLATION}{what}@{base}" for what in cards.names("ablations") if not ablation(what).by_name_only]
 
 
 def tunings() -> list[str]:
@@ -82,7 +82,7 @@ class Asked(NamedTuple):
     @property
     def ablation(self) -> str | None:
         """Name of the ablation's file."""
-        return self.part.removeprefix(PREFIX) if self.part and self.part != TUNING else None
+        return self.part.removeprefix(ABLATION) if self.part and self.part != TUNING else None
 
     @property
     def said(self) -> Suite:
@@ -109,9 +109,9 @@ def split(name: str) -> Asked:
         ValueError: If there is no such suite or no such ablation.
     """
     first, at, second = name.partition("@")
-    if first == TUNING or (first.startswith(PREFIX) and (at or not first.endswith(SUFFIX))):
+    if first == TUNING or (first.startswith(ABLATION) and (at or not first.endswith(SUFFIX))):
         if first != TUNING:
-            check_known("ablation", first.removeprefix(PREFIX), cards.names("ablations"))
+            check_known("ablation", first.removeprefix(ABLATION), cards.names("ablations"))
         with located(name):
             return Asked(first, *_find(second or BASE))
     return Asked(None, *_find(name))
@@ -135,7 +135,7 @@ def _find(base: str) -> tuple[str, Path, bool]:
     if not base.endswith(SUFFIX):
         remembered = _outside(base)
         if remembered is None:
-            known = [*suites(), *(PREFIX + what for what in cards.names("ablations"))]
+            known = [*suites(), *(ABLATION + what for what in cards.names("ablations"))]
             raise ValueError(unknown_name("suite", base, known) + f" One of your own: its file, path/to/NAME{SUFFIX}")
         base = remembered
     file = files.user_path(base)
@@ -143,12 +143,12 @@ def _find(base: str) -> tuple[str, Path, bool]:
         raise ValueError(f"suite {base}: there is no file {os.path.abspath(file)}")
     if file.resolve().parent == folder.resolve():
         return file.stem, folder / file.name, True
-    is_taken = file.stem in (TUNING, *suites()) or file.stem.startswith(PREFIX)
+    is_taken = file.stem in (TUNING, *suites()) or file.stem.startswith(ABLATION)
     if is_taken or not re.fullmatch(ID_PATTERN, file.stem):
         raise ValueError(
             f"suite {base}: its results would be called {file.stem!r}; allowed are names of {ID_PATTERN}, at most 60 "
             f"characters, that none of this repository's suites has and that are not {TUNING!r} nor begin with "
-            f"{PREFIX!r}: rename the file"
+            f"{ABLATION!r}: rename the file"
         )
     return file.stem, file, False
 
@@ -187,5 +187,5 @@ def resolve(asked: Iterable[str]) -> list[str]:
                 if not fnmatch.filter(known, pattern):
                     raise ValueError(f"{one.file}: ablations: " + unknown_name("ablation", pattern, known))
             those = [what for what in known if any(fnmatch.fnmatch(what, p) for p in patterns)]
-            found |= dict.fromkeys(f"{PREFIX}{what}@{one.reference}" for what in those)
+            found |= dict.fromkeys(f"{ABLATION}{what}@{one.reference}" for what in those)
     return list(found)

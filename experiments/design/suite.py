@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis import latex
+from analysis import artifacts
 from engine.evaluation import card_files
 from engine.registry import method_names
 from engine.schema.base import check_known, fingerprint, gathered, located, unknown_name, validated
 from engine.schema.evaluation import EvalCard, Evaluation
 from engine.schema.run import DatasetSpec, MethodSource, MethodSpec, RunSpec
-from engine.schema.suite import DEFAULTS, ExpandedSuite, Hypothesis, SuiteRun
+from engine.schema.suite import DEFAULTS, ExpandedSuite, Hypothesis, SuiteRun, TrainingSet
 from experiments.design import cards, hypotheses, models, names
 from experiments.design.answers import Answers
 from experiments.design.suite_file import Factors, MethodEntry, Options, Suite, Training, Variant
@@ -191,7 +191,7 @@ def _runs_of(
     }
     label = _label(variant, {**training, **config})
     with located("label"):
-        latex.escape(label)  # or tables would refuse it, after training
+        artifacts.refuse_unprintable(label)  # or tables would refuse it, after training
     for seed in seeds:
         spec = RunSpec.model_validate({**settings, "seed": seed})
         num_extra_pairs = answers.num_extra_pairs(spec, models.embed_dim(spec.model))
@@ -397,10 +397,15 @@ def _refuse_titles(evaluation: Evaluation) -> None:
     """Refuse titles of columns that tables could not show."""
     for card in evaluation.sets.values():
         with located(f"{card.place}: title"):
-            latex.escape(card.title)
+            artifacts.refuse_unprintable(card.title)
     for average in evaluation.averages:
         with located(f"averages of {evaluation.reference}"):
-            latex.escape(average)
+            artifacts.refuse_unprintable(average)
+
+
+def _told(dataset: DatasetSpec) -> TrainingSet:
+    card = cards.dataset(dataset.name, dataset.pairs)
+    return TrainingSet(title=card.title, licence=card.licence, source=card.source)
 
 
 def _refuse_one_name(runs: Iterable[SuiteRun]) -> None:
@@ -467,5 +472,6 @@ def expand(name: str, answers: Answers | None = None) -> ExpandedSuite:
         file=None if asked.is_ours else str(asked.file),
         hypotheses=claimed,
         digests=digests,
+        training_sets={run.spec.dataset.name: _told(run.spec.dataset) for run in runs.values()},
         draw=suite.draw,
     )

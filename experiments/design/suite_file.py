@@ -15,14 +15,14 @@ from experiments.design.tuning import Tuning
 Options = dict[str, JsonValue]
 Factors = dict[str, float]
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 """Of a training."""
 
 
 class NormalizerErrorPlan(Frozen):
     """As `NormalizerErrorSpec`, with shares of the training."""
 
-    at: tuple[Share, ...] = (1.0,)
+    at: tuple[Fraction, ...] = (1.0,)
     num_anchors: int = 2048
     control_size: int = 1024
 
@@ -30,7 +30,7 @@ class NormalizerErrorPlan(Frozen):
 class GradientErrorPlan(Frozen):
     """As `GradientErrorSpec`, with shares of the training."""
 
-    at: tuple[Share, ...] = (1.0,)
+    at: tuple[Fraction, ...] = (1.0,)
     population: int = 16384
     num_rounds: int = 8
 
@@ -41,7 +41,7 @@ class Training(Frozen):
     global_batch_size: int = Field(ge=2)
     epochs: float | None = Field(default=None, gt=0)
     samples_seen: int | None = Field(default=None, ge=2)
-    milestones: tuple[Share, ...] = (1.0,)
+    milestones: tuple[Fraction, ...] = (1.0,)
     """Shares of the training; the end is always one."""
     warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
     optimizer: OptimizerSpec = OptimizerSpec()

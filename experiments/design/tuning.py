@@ -14,7 +14,7 @@ from engine import files, paths
 from engine.schema.base import Frozen, ModelT, canonical_json, check_known, parse
 from engine.schema.evaluation import EvalResult
 from engine.schema.record import Record
-from engine.schema.suite import DEFAULTS, ExpandedSuite, Setting, SuiteRun
+from engine.schema.suite import DEFAULTS, ExpandedSuite, SuiteRun, TriedValue
 
 SCORE = "Validation"
 """What the average that trials are judged by is called."""
@@ -188,10 +188,10 @@ def nested(settings: Mapping[str, JsonValue]) -> dict[str, Any]:
     return tree
 
 
-def described(point: Settings, space: Space) -> dict[str, Setting]:
+def described(point: Settings, space: Space) -> dict[str, TriedValue]:
     """Return a trial's settings, each with its range."""
     return {
-        name: Setting(value=value, range=str(space[name]), place=space[name].place(value))
+        name: TriedValue(value=value, range=str(space[name]), place=space[name].place(value))
         for name, value in point.items()
     }
 

@@ -159,7 +159,9 @@ def write_suite(
         write_run(spec, cards, is_diverged=(spec.method.name, spec.seed) in diverged)
     sets = {key: {"name": key, **ABOUT, **card} for key, card in cards.items()}
     evaluation = {"name": "two", "sets": sets, "averages": averages}
-    suite = {"name": name, "title": "A suite", "runs": runs, "evaluation": evaluation}
+    told = {"title": "A part of it", "licence": "Apache-2.0", "source": "the makers"}
+    training_sets = {run["spec"]["dataset"]["name"]: told for run in runs}
+    suite = {"name": name, "title": "A suite", "runs": runs, "evaluation": evaluation, "training_sets": training_sets}
     suite["hypotheses"] = [
         {
             which: {"method": method, "global_batch_size": int(batch)}

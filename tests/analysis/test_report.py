@@ -148,8 +148,7 @@ def test_figures_have_words_that_say_what_they_show(page: Page) -> None:
 def test_what_was_run_is_told(page: Page) -> None:
     text = page.text
     assert "10: 9 finished, 1 diverged" in text
-    assert "Licence: Apache-2.0" in text  # of the card scenes, which these runs name
-    assert "(this checkout's card is of revision" in text
+    assert "A part of it. Licence: Apache-2.0. Source: the makers." in text
     assert "commit 0123456789ab" in text
     assert "num_updates: 10" in text
     assert "network.width: 8" in text

@@ -14,7 +14,7 @@ COUNTS = {name: int(count) for name, count in re.findall(r"^\| `([\w@]+)` \| (\d
 
 
 def test_the_page_has_every_suite_and_every_ablation():
-    expected = {*names.suites(), *(names.PREFIX + what for what in cards.names("ablations"))}
+    expected = {*names.suites(), *(names.ABLATION + what for what in cards.names("ablations"))}
     assert {name for name in COUNTS if "@" not in name} == expected
 
 
