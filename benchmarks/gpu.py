@@ -1,6 +1,6 @@
 """Run the benchmarks that a GPU decides, each in a process of its own, and write one JSON and one Markdown file.
 
-At most 32 minutes, on a GPU with 40 GB: an entry that is not done within its share is ended, and the files say so. An
+At most 40 minutes, on a GPU with 40 GB: an entry that is not done within its share is ended, and the files say so. An
 entry that fails does not keep the others from being measured; the command fails at the end. With ``--dry-run``, every
 entry runs on the CPU at toy size: it shows that all of them work, and measures nothing.
 """
