@@ -6,51 +6,28 @@ scaled from published hours; without those there is no estimate.
 
 from __future__ import annotations
 
-import functools
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Column, Table
-from torch.utils.flop_counter import FlopCounterMode
 
-from engine import files, paths
+from engine import paths
 from engine.evaluation import card_files
 from engine.jobs import cluster
-from engine.schema.base import Frozen, parse
-from engine.schema.evaluation import Evaluation
-from engine.schema.record import Record
+from engine.schema.base import Frozen
 from engine.schema.run import Execution, ModelSpec, RunSpec
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training.checkpoint import KEEP
-from engine.training.towers import introduce, outline
 from experiments import needs
 from experiments.design import cards
-from experiments.design.models import OWN_MODELS
+from experiments.hours import EVALUATION_BASIS, PUBLISHED_BASIS, Estimate, estimate, evaluation_sec, finished_runs
 from experiments.watch import ENDED, STATES, RunView, Watcher
 
-PUBLISHED_MODEL, PUBLISHED_HOURS, PUBLISHED_PAIRS = "ViT-B-16", 2 * 24 * 8, 1.28e9
-PUBLISHED_BASIS = (
-    f"published: {PUBLISHED_MODEL} saw 1.28 billion pairs in 2 days on 8 H100 (DRRho-CLIP's README); other models by "
-    "the computation of their encoders. A card of 24 GB (RTX 4090) takes about six times as long, by peak rates in "
-    "bf16: 165 against 989 TFLOPS (NVIDIA's data sheets)"
-)
-TASKS = "datacomp38"
-TASKS_SEC = 5142.0
-EVALUATION_BASIS = (
-    "published: 5,142 s for a model on all 38 tasks, DataComp's own estimate (its task list); some of them by their "
-    "share of the pictures"
-)
 FEW = 3
 """So many missing evaluation sets are shown by their names, more as one row."""
-FORWARD_SHARE = 1 / 3
-"""Of a training step, is the forward half. An error of normalizers takes it of the whole set, an error of gradients of
-its population, a step of its extra pairs."""
 
 
 class Amount(Frozen):
@@ -62,7 +39,9 @@ class Amount(Frozen):
     evaluations_left: int
     """Models to evaluate."""
     training_hours: float
-    """Of one GPU, or one process on a CPU: the sum over the runs that have an estimate."""
+    """Of one GPU, or one process on a CPU: the sum over the runs that have an estimate, of what is likely."""
+    most_hours: float
+    """The same at the slowest rate of each run."""
     longest_hours: float | None
     """Of the clock, that its longest run still takes if processes share the work evenly; None without an estimate."""
     runs_without_estimate: int
@@ -95,8 +74,10 @@ class Need(Frozen):
     """Encoded at a time: its share of the batch, or a part of that share with accumulation."""
     memory_bytes: int | None
     """None with gradient checkpointing, which keeps much less."""
+    pairs_per_sec: tuple[float, float] | None
+    """That one GPU, or one process on a CPU, takes: from the slowest known to the fastest; None without an estimate."""
     loader_processes: tuple[int, int] | None
-    """Those that keep up with JPEGs of 256 and of 512 pixels, each on a core; None without an estimate of time."""
+    """Those that keep up with it at the fastest, with JPEGs of 256 and of 512 pixels, each on a core; None likewise."""
 
 
 class Plan(Frozen):
@@ -117,15 +98,6 @@ class Plan(Frozen):
     """What of the runs that are to be trained will surely fail or mislead, a line each."""
 
 
-class Estimate(NamedTuple):
-    """Hours of one GPU, or one process on a CPU, for a whole run."""
-
-    hours: float
-    basis: str
-    pairs_per_sec: float
-    """That one GPU, or one process on a CPU, takes."""
-
-
 def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) -> Plan:
     """Work out what is left of suites, from the files in the working directory.
 
@@ -138,7 +110,7 @@ def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) 
     specs = {run.spec.run_id: run.spec for suite in suites for run in suite.runs}
     runs = {run.spec.run_id: run for suite in suites for run in suite.runs}
     to_train = {run_id: spec for run_id, spec in specs.items() if views[run_id].state not in ENDED}
-    finished = list(_finished())
+    finished = list(finished_runs())
     estimates = {run_id: estimate(spec, finished, runs[run_id].num_extra_pairs) for run_id, spec in to_train.items()}
     to_evaluate = {suite.name: _to_evaluate(suite) for suite in suites}
     hours = {suite.evaluation.key: evaluation_sec(suite.evaluation) / 3600 for suite in suites}
@@ -166,6 +138,7 @@ def make(suites: Sequence[ExpandedSuite], place: cluster.Cluster | None = None) 
             states={state: counts[state] for state in STATES if counts[state]},
             evaluations_left=len(models),
             training_hours=sum(left.values()),
+            most_hours=sum(_share_left(views[i]) * found.most_hours for i, found in known.items()),
             longest_hours=max(clock, default=None),
             runs_without_estimate=len(run_ids & to_train.keys()) - len(known),
             evaluation_hours=None if math.isnan(evaluation_hours) else evaluation_hours,
@@ -219,7 +192,8 @@ def _needs(
             precision=spec.precision,
             pairs=num_pairs,
             memory_bytes=None if execution.gradient_checkpointing else needs.memory_bytes(spec, num_pairs),
-            loader_processes=estimated and needs.loader_processes(spec, estimated.pairs_per_sec),
+            pairs_per_sec=estimated and estimated.pairs_per_sec,
+            loader_processes=estimated and needs.loader_processes(spec, estimated.pairs_per_sec[1]),
         )
         key = (need.model, need.precision, need.pairs)
         alike.setdefault(key, []).append((need, spec))
@@ -273,71 +247,6 @@ def _shortages(own: Need, most: tuple[Need, RunSpec], request: cluster.Request, 
             f"{need.model} waits for its pictures: a GPU takes as many as {wanted[0]} loader processes bring (of 256 "
             f"pixels; {wanted[1]} of 512), and execution.num_workers = {execution.num_workers}; each wants a core"
         )
-
-
-def estimate(spec: RunSpec, finished: Sequence[Record], num_extra_pairs: int = 0) -> Estimate | None:
-    """Estimate how long a run takes.
-
-    Args:
-        spec: The run.
-        finished: Runs with a step time. Those of the same model count: with the same method if there are any, then
-            with the nearest batch size, then on the device that most of them ran on; of those the median time per pair.
-        num_extra_pairs: Those that the method asks for in every step: they are encoded, and not learned from.
-
-    Returns:
-        The estimate, or None if nothing is known about the model.
-    """
-    pairs = spec.samples_seen + round(FORWARD_SHARE * num_extra_pairs * spec.num_steps)
-    if spec.normalizer_error is not None:
-        pairs += round(FORWARD_SHARE * spec.dataset.pairs * len(spec.normalizer_error.at))
-    if spec.gradient_error is not None:
-        encoded = min(spec.gradient_error.population, spec.dataset.pairs)
-        pairs += round(FORWARD_SHARE * encoded * len(spec.gradient_error.at))
-
-    def distance(run: Record) -> tuple[bool, float]:
-        ratio = run.spec.global_batch_size / spec.global_batch_size
-        return run.spec.method.name != spec.method.name, abs(math.log(ratio))
-
-    def per_pair_sec(run: Record) -> float:
-        return (run.median_step_sec or 0.0) * run.provenance.world_size / run.spec.global_batch_size
-
-    alike = [run for run in finished if run.spec.model == spec.model]
-    if alike:
-        nearest = min(map(distance, alike))
-        alike = [run for run in alike if distance(run) == nearest]
-        device = Counter(run.provenance.device for run in alike).most_common(1)[0][0]
-        alike = [run for run in alike if run.provenance.device == device]
-        like = alike[0].spec
-        basis = (
-            f"recorded: {like.model.name}, {like.method.name}, batch {like.global_batch_size}, on {device} "
-            f"({len(alike)} run{'s' if len(alike) > 1 else ''})"
-        )
-        sec = statistics.median(map(per_pair_sec, alike))
-        return Estimate(pairs * sec / 3600, basis, 1 / sec)
-    if (OWN_MODELS / f"{spec.model.name}.json").exists():  # too small for what was published
-        return None
-    size = flop_per_pair(spec.model) / flop_per_pair(ModelSpec(name=PUBLISHED_MODEL))
-    hours = PUBLISHED_HOURS * size / PUBLISHED_PAIRS
-    return Estimate(hours * pairs, PUBLISHED_BASIS, 1 / hours / 3600)
-
-
-@functools.cache
-def flop_per_pair(model: ModelSpec) -> int:
-    """Count the floating-point operations of both encoders on a pair, forward."""
-    introduce(model)
-    towers = outline(model.name)
-    size = towers.image_size
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        towers.eval()(torch.empty(1, 3, size, size), torch.zeros(1, towers.clip.context_length, dtype=torch.long))
-    return int(counter.get_total_flops())
-
-
-def evaluation_sec(evaluation: Evaluation) -> float:
-    """Estimate the time of a model's evaluation; NaN with sets that are none of DataComp's, as nobody timed them."""
-    timed = cards.evaluation(TASKS).sets
-    if not evaluation.sets.keys() <= timed.keys():
-        return math.nan
-    return TASKS_SEC * sum(timed[name].images for name in evaluation.sets) / sum(card.images for card in timed.values())
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -397,16 +306,21 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def _table_of(found: Iterable[Need]) -> Table:
-    right = (Column(title, justify="right") for title in ("Pairs at a time", "Memory", "Loader processes"))
+    right = (Column(title, justify="right") for title in ("Pairs at a time", "Memory", "Pairs/s", "Loader processes"))
     about = (
-        "What a process needs, without a GPU's workspaces; loader processes that keep up with JPEGs of 256 / 512 "
-        "pixels, each on a core."
+        "What a process needs, without a GPU's workspaces; pairs from the slowest card or run that is known to the "
+        "fastest; loader processes that keep up with that, with JPEGs of 256 / 512 pixels, each on a core."
     )
     table = Table("Model", "Precision", *right, caption=about)
     for need in found:
         memory = "" if need.memory_bytes is None else _size(need.memory_bytes)
         loader = "" if need.loader_processes is None else " / ".join(map(str, need.loader_processes))
-        table.add_row(need.model, need.precision, str(need.pairs), memory, loader)
+        rate = (
+            ""
+            if need.pairs_per_sec is None
+            else " to ".join(dict.fromkeys(f"{each:,.0f}" for each in need.pairs_per_sec))
+        )
+        table.add_row(need.model, need.precision, str(need.pairs), memory, rate, loader)
     return table
 
 
@@ -414,7 +328,8 @@ def _hours(amount: Amount) -> str:
     left = sum(amount.states.get(state, 0) for state in STATES if state not in ENDED)
     if left and amount.runs_without_estimate == left:
         return "no basis"
-    hours = _rounded(amount.training_hours)
+    hours, most = _rounded(amount.training_hours), _rounded(amount.most_hours)
+    hours = hours if hours == most else f"{hours} to {most}"
     return f"{hours} + {amount.runs_without_estimate} runs" if amount.runs_without_estimate else hours
 
 
@@ -439,14 +354,6 @@ def _few(missing: Sequence[Missing]) -> list[Missing]:
 
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.0f} MB"
-
-
-def _finished() -> Iterator[Record]:
-    """Read the records of all finished runs that have a step time."""
-    for path in sorted(paths.record("*").parent.parent.glob(f"*/{paths.record('*').name}")):
-        record = parse(Record, files.read_text(path), str(path))
-        if record.status == "finished" and record.median_step_sec:
-            yield record
 
 
 def _share_left(view: RunView) -> float:
