@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
-import string
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from analysis import artifacts
 from engine.evaluation import card_files
@@ -21,15 +18,9 @@ from experiments.design import cards, hypotheses, models, names
 from experiments.design.answers import Answers
 from experiments.design.suite_file import Factors, MethodEntry, Options, Suite, Training, Variant
 from experiments.design.tuning import SCORE, Tuned, Tuning, described, nested, trial
+from experiments.design.values import label_of, merge, times
 
 _FACTORS = ("options_times", "training_times")
-
-
-def merge(base: Any, change: Any) -> Any:
-    """Return `base` with `change` laid over it: mappings are merged, anything else is replaced."""
-    if isinstance(base, dict) and isinstance(change, dict):
-        return {**base, **{key: merge(base.get(key), value) for key, value in change.items()}}
-    return change
 
 
 def _read(asked: names.Asked) -> Suite:
@@ -59,26 +50,6 @@ def _read(asked: names.Asked) -> Suite:
     return suite.model_copy(update={**changes, "variants": variants, "tuning": tuning})
 
 
-def _times(values: Options, factors: Factors, where: str) -> Options:
-    """Multiply the values of dotted names: integers stay integers of at least 1, None (worked out elsewhere) stays."""
-    changed: Options = {}
-    for key, factor in factors.items():
-        value: Any = values
-        for part in key.split("."):
-            check_known("key", part, value if isinstance(value, dict) else (), f"{where}_times")
-            value = value[part]
-        if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-            raise ValueError(f"{where}_times: {key} is {value!r}, no number to multiply; give it in {where} instead")
-        if value is not None:
-            if not math.isfinite(value * factor):
-                raise ValueError(
-                    f"{where}_times: {key} = {value} times {factor} is no finite number: use a smaller factor"
-                )
-            # Twelve digits: 0.1 * 3 is to be 0.3, so that a run's id does not depend on how a value came about.
-            changed[key] = max(1, round(value * factor)) if isinstance(value, int) else float(f"{value * factor:.12g}")
-    return nested(changed)
-
-
 def _changed(
     suite: Suite, variant: Variant, method: str, source: MethodSource | None, answers: Answers
 ) -> tuple[Options, Options]:
@@ -94,7 +65,7 @@ def _changed(
         if owner in ("", method):
             factors[option] = factor
     options = answers.config(method, entry.options, source)
-    changes = merge(variant.options, _times(options, factors, "options"))
+    changes = merge(variant.options, times(options, factors, "options"))
     said, (name, source) = entry.options, _trained(variant, method, source)
     if variant.control is not None:
         taken = answers.config(name, {}, None)
@@ -103,7 +74,7 @@ def _changed(
 
     training = merge(suite.training, entry.training)
     plan = _training(training).model_dump()
-    changes = merge(variant.training, _times(plan, variant.training_times, "training"))
+    changes = merge(variant.training, times(plan, variant.training_times, "training"))
     return config, merge(training, changes)
 
 
@@ -119,31 +90,6 @@ def _training(said: Options) -> Training:
         if "global_batch_size" not in said:
             raise ValueError("global_batch_size is missing: write how many pairs a batch has")
         return validated(Training, said)
-
-
-def _label(variant: Variant, values: Options) -> str:
-    """Return what a variant is called: its label, with the values of what stands in braces, ``{rho}``, ``{a[b]}``."""
-    pieces = []
-    for text, name, form, conversion in _pieces(variant.label):
-        pieces.append(text)
-        if name is None:
-            continue
-        keys = re.fullmatch(r"(\w+)((?:\[\w+\])*)", name)
-        if form or conversion or not keys:
-            raise ValueError(f"label {variant.label!r}: in braces only the name of a setting can stand, as in {{rho}}")
-        value: Any = values
-        for key in (keys[1], *re.findall(r"\w+", keys[2])):
-            check_known("key", key, value if isinstance(value, dict) else (), f"label {variant.label!r}")
-            value = value[key]
-        pieces.append(str(value))
-    return "".join(pieces)
-
-
-def _pieces(label: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
-    try:
-        yield from string.Formatter().parse(label)
-    except ValueError as error:
-        raise ValueError(f"label {label!r}: {error}: write a brace that is no setting's twice") from None
 
 
 def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
@@ -189,7 +135,7 @@ def _runs_of(
         "normalizer_error": error and {**error.model_dump(), "at": samples_at(error.at)},
         "gradient_error": gradients and {**gradients.model_dump(), "at": samples_at(gradients.at)},
     }
-    label = _label(variant, {**training, **config})
+    label = label_of(variant, {**training, **config})
     with located("label"):
         artifacts.refuse_unprintable(label)  # or tables would refuse it, after training
     for seed in seeds:
