@@ -1,10 +1,6 @@
-"""Tars of any content: each pair that is indexed is one that was put in, or it is left out with a reason.
-
-And what changes after a set was indexed is refused, or changes no pair.
-"""
+"""Tars of any content: each pair that is indexed is one that was put in, or it is left out with a reason."""
 
 import io
-import os
 import tarfile
 from pathlib import Path
 
@@ -15,9 +11,7 @@ from hypothesis import strategies as st
 from support import evalsets, toy
 from support.fuzzing import Judge, Refused, damaged, share
 
-from engine import paths
-from engine.data.index import build_index, index_shard, read_index
-from engine.data.reader import PairReader
+from engine.data.index import index_shard
 from engine.evaluation import reading
 from engine.schema.run import CaptionSource
 
@@ -82,54 +76,6 @@ def test_no_picture_gets_another_s_caption(judge, form, data):
             assert nearest[0] == nearest[1]
     if damage == WHOLE[form]:
         assert len(rows) == NUM_PAIRS
-
-
-@pytest.fixture(scope="module")
-def indexed(tmp_path_factory):
-    """The pairs in two shards, with their index."""
-    root = tmp_path_factory.mktemp("indexed")
-    for number in range(2):
-        (root / "train").mkdir(exist_ok=True)
-        (root / "train" / f"{number}.tar").write_bytes(WHOLE["ustar"])
-    build_index("toy", "1", root / "train", CaptionSource(), root / paths.index("toy"), pairs=2 * NUM_PAIRS)
-    return root
-
-
-@share(0.024)
-@given(data=st.data())
-def test_what_changes_after_indexing_is_refused_or_changes_no_pair(indexed, judge, data):
-    shard = indexed / "train" / "1.tar"
-    whole, times = WHOLE["ustar"], shard.stat()
-    try:
-        shard.write_bytes(data.draw(damaged(whole)))
-        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
-        path = indexed / paths.index("toy")
-        found = judge(lambda: [PairReader(read_index(path), path).read(n) for n in range(2 * NUM_PAIRS)], "1.tar")
-        if not isinstance(found, Refused):
-            assert found == [*PAIRS.values(), *PAIRS.values()]
-    finally:
-        shard.write_bytes(whole)
-        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-@share(0.024)
-@given(which=st.sampled_from(("index", "sidecar")), data=st.data())
-def test_damage_of_an_index_is_refused_or_changes_no_pair(indexed, judge, which, data):
-    path = indexed / paths.index("toy")
-    target = path if which == "index" else next(paths.sidecars(path, "").rglob("1.tar.safetensors"))
-    whole = target.read_bytes()
-    try:
-        target.write_bytes(data.draw(damaged(whole)))
-        found = judge(
-            lambda: [PairReader(read_index(path), path).read(n) for n in range(2 * NUM_PAIRS)],
-            "index.json",
-            "'toy'",
-            ".tar",
-        )
-        if not isinstance(found, Refused):
-            assert found == [*PAIRS.values(), *PAIRS.values()]
-    finally:
-        target.write_bytes(whole)
 
 
 @pytest.fixture
