@@ -6,6 +6,7 @@ never changes.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import hashlib
@@ -26,6 +27,7 @@ from engine.schema import results
 from engine.schema.base import Frozen, canonical_json, parse, unknown_name
 from engine.schema.evaluation import EvalCard
 from engine.schema.suite import ExpandedSuite, SuiteRun
+from engine.schema.written import parse_yaml
 from experiments.design import cards, expansion, names
 
 ABLATIONS = ("ablations", *(names.ABLATION + what for what in cards.names("ablations")))
@@ -98,7 +100,8 @@ def place_of(config: Mapping[str, Any]) -> tuple[Config, cluster.Cluster]:
     Raises:
         ValueError: If a key or value is not allowed.
     """
-    settings = parse(Config, json.dumps(config), "--config")
+    said = {key: _read_as_yaml(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    settings = parse(Config, json.dumps(said), "--config")
     if settings.suites is None and "suites" in settings.model_fields_set:
         raise ValueError("--config suites= names no suite: allowed are names, separated by commas")
     for key, said in settings.model_dump(exclude={"suites", "cluster", "on_interrupt"}, exclude_none=True).items():
@@ -108,6 +111,19 @@ def place_of(config: Mapping[str, Any]) -> tuple[Config, cluster.Cluster]:
                 f"'{key}={{{glued.replace(':', ': ', 1)}}}'"
             )
     return settings, cluster.configure(cluster.load(settings.cluster), settings.model_dump(), "--config")
+
+
+def _read_as_yaml(said: Any) -> Any:
+    """Return what stands in braces after `--config KEY=` as a cluster file says it: Snakemake leaves texts there."""
+    if isinstance(said, Mapping):
+        return {key: _read_as_yaml(value) for key, value in said.items()}
+    if isinstance(said, list):
+        return [_read_as_yaml(value) for value in said]
+    if isinstance(said, str):
+        with contextlib.suppress(ValueError):
+            value = parse_yaml(said, "--config")
+            return said if isinstance(value, dict | list) else value
+    return said
 
 
 class Workflow:

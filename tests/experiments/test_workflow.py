@@ -168,6 +168,11 @@ def test_a_name_that_no_suite_of_the_command_has_is_one_clear_error(smoke):
             {"suites": "smoke", "train": {"tasks_per_node": 3}},
             "global_batch_size = 64 cannot be divided among 3 processes",
         ),
+        (  # as Snakemake leaves what stands in braces
+            {"suites": "smoke", "train": {"tasks_per_node": "3"}},
+            "global_batch_size = 64 cannot be divided among 3 processes",
+        ),
+        ({"suites": "smoke", "train": {"tasks_per_node": "two"}}, "Input should be a valid integer (got 'two')"),
         ({"suites": ""}, "--config suites='' names no suite"),
         ({"suites": None}, "--config suites= names no suite"),
         ({"train": {"gpus_per_node:1": None}}, "a space after the colon, 'train={gpus_per_node: 1}'"),
