@@ -149,6 +149,7 @@ def test_what_was_run_is_told(page: Page) -> None:
     text = page.text
     assert "10: 9 finished, 1 diverged" in text
     assert "A part of it. Licence: Apache-2.0. Source: the makers." in text
+    assert "interval is that of one comparison and is not corrected for several" in text
     assert "commit 0123456789ab" in text
     assert "num_updates: 10" in text
     assert "network.width: 8" in text
