@@ -15,6 +15,8 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """In order of weight: of several, the last one decides. SIGUSR2 asks to be submitted again, SIGTERM does not."""
+EXIT_REQUEUE = 144
+"""Exit code with which a process of a job that can do no more than exit asks to be started again."""
 
 
 class Stopped(SystemExit):

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from engine import files, paths
 from engine.jobs import scheduler
-from engine.jobs.scheduler import Job, Status
+from engine.jobs.scheduler import Job
+from engine.jobs.slurm import CANCELLED, Status
 from engine.schema.base import parse
 from engine.schema.suite import ExpandedSuite
 
@@ -40,7 +41,7 @@ class JobView(NamedTuple):
     @property
     def has_failed(self) -> bool:
         """It ended without a result, and nobody ended it."""
-        return not self.is_live and self.status.word not in ("COMPLETED", scheduler.CANCELLED)
+        return not self.is_live and self.status.word not in ("COMPLETED", CANCELLED)
 
 
 def look() -> list[JobView]:

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from engine import paths
-from engine.jobs import scheduler
+from engine.jobs import scheduler, slurm
 from engine.logs import RecentRate, format_duration, parse_lines, read_attempts
 from engine.schema.base import Frozen
 from engine.schema.run import RunSpec
@@ -162,7 +162,7 @@ def _failed_logs(run_id: str, state: str, to_evaluate: Iterable[Path]) -> Iterat
     folders = [paths.jobs(run_id) / "train"] if state == "failed" else to_evaluate if state in ENDED else []
     for folder in folders:
         job = scheduler.read(folder)
-        if job is not None and (state == "failed" or job.end not in {None, "COMPLETED", scheduler.CANCELLED}):
+        if job is not None and (state == "failed" or job.end not in {None, "COMPLETED", slurm.CANCELLED}):
             yield str(job.log(0, "err"))
 
 

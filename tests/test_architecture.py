@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "experiments": {"experiments", "engine", "analysis.artifacts"},
 }
 ONLY_IN = {
-    "submitit": {"engine/jobs/launcher.py", "engine/jobs/process.py", "engine/jobs/controller.py"},
+    "submitit": {"engine/jobs/submission.py"},
     "clip_benchmark": {"engine/evaluation/model.py"},
     "open_clip": {
         "engine/training/towers.py",

@@ -1,12 +1,11 @@
-"""Run a module's command line inside a job, and end it as its scheduler expects when the job is told to stop.
+"""Run a module's command line inside a job, and leave word of how it ended.
 
-The submitted object holds only text. It is pickled by reference, so that the job runs the class from the snapshot.
+``python -m engine.jobs.process ENDING SCRATCH MODULE ARGUMENTS...`` is a process of a job on this machine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import os
@@ -16,31 +15,30 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
-
-import submitit
+from typing import NoReturn
 
 from engine import errors, files
 from engine.schema.base import Frozen
-from engine.stop import Stopped
-
-_WAIT_TO_BE_ENDED_SEC = 600
+from engine.stop import EXIT_REQUEUE, Stopped
 
 
 class Ending(Frozen):
-    """The reason why a process of a job ended without success; it leaves this file beside its logs.
+    """How a process of a job ended; it leaves this file beside its logs.
 
-    On this machine `engine.jobs.controller` writes it for a process that was killed.
+    On this machine the launcher writes it for a process that was killed. On Slurm one that has done its work leaves
+    none.
     """
 
     at: float
-    """Seconds since 1970. When several processes end, the first one tells why."""
+    """Seconds since 1970. When several processes fail, the first one tells why."""
     message: str
     signal_number: int | None = None
-    """The signal that it obeyed; None if it failed."""
+    """The signal that it obeyed; SIGUSR2 asks to be started again."""
+    is_done: bool = False
+    """It has done its work."""
 
 
 def ending_path(logs: Path, job_id: str, rank: int | str) -> Path:
@@ -48,48 +46,10 @@ def ending_path(logs: Path, job_id: str, rank: int | str) -> Path:
     return logs / f"{job_id}_{rank}_ending.json"
 
 
-class ModuleJob:
-    """A module's command line as a job, in as many processes as the job has.
-
-    Args:
-        module: Module with a ``main(argv)``.
-        argv: Its arguments.
-        scratch: Folder for temporary files; may name environment variables of the node.
-        gpu_locks: Files to hold while the job runs: the GPUs of this machine that it uses.
-    """
-
-    def __init__(
-        self, module: str, argv: list[str], scratch: str | None = None, gpu_locks: tuple[str, ...] = ()
-    ) -> None:
-        self.module, self.argv, self.scratch, self.gpu_locks = module, argv, scratch, gpu_locks
-
-    def __call__(self) -> None:
-        """Run in the job."""
-        process = _Process()
-        with contextlib.ExitStack() as held:
-            for path in self.gpu_locks:
-                fcntl.flock(held.enter_context(Path(path).open("a+")), fcntl.LOCK_SH)
-            try:
-                if self.scratch is not None:
-                    _use_scratch(self.scratch)
-                with _without_collection():
-                    module = importlib.import_module(self.module)
-                module.main(self.argv)
-                return
-            except Stopped as stop:
-                stopped = stop
-            except SystemExit as end:
-                if not end.code:
-                    return
-                process.fail(errors.said(str(end.code)), end.code)
-            except Exception as error:  # whatever it was: here the job ends, and the launcher is told
-                traceback.print_exc()
-                process.fail(f"{type(error).__name__}: {error}", 1)
-        process.obey(stopped.signal_number)
-
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Return the job unchanged to be submitted again: the module goes on from what it saved."""
-        return submitit.helpers.DelayedSubmission(self)
+def leave(path: Path, message: str, *, at: float | None = None, signal_number: int | None = None) -> None:
+    """Write an `Ending` of a process that has not done its work."""
+    ending = Ending(at=time.time() if at is None else at, message=message, signal_number=signal_number)
+    files.write_text(path, ending.model_dump_json() + "\n")
 
 
 def rendezvous_port(job_id: str) -> int:
@@ -101,57 +61,55 @@ def rendezvous_port(job_id: str) -> int:
     return random.Random(job_id).randrange(10_000, 32_768)
 
 
-class _Process:
-    """One process of a job: prepares it, and ends it in the way that its scheduler understands."""
+def run(module: str, argv: list[str], scratch: str | None, ending: Path) -> Stopped | None:
+    """Run a module's ``main(argv)``.
 
-    def __init__(self) -> None:
-        environment = submitit.JobEnvironment()
-        self.rank, self.is_slurm = environment.global_rank, environment.cluster == "slurm"
-        job_paths = environment.paths
-        self.ending = ending_path(Path(job_paths.folder), environment.job_id, self.rank)
-        # A job that was queued again finds what its earlier start left; half a pickle would stop the next requeue.
-        leftovers = [self.ending, job_paths.result_pickle, _half_of(job_paths.result_pickle)]
-        for path in (*leftovers, *([_half_of(job_paths.submitted_pickle)] if self.rank == 0 else [])):
-            path.unlink(missing_ok=True)
-        # The submitting shell may have been part of another distributed job.
-        for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-            os.environ.pop(name, None)
-        os.environ["MASTER_PORT"] = str(rendezvous_port(environment.job_id))
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        os.environ["NEUCLIP_JOB_ID"] = environment.job_id
-        # Modules that save between steps put their own handlers in place of these.
-        self.requeue: Callable[[int, FrameType | None], Any] = signal.getsignal(signal.SIGUSR2)  # type: ignore[assignment]
-        signal.signal(signal.SIGUSR2, _stop)
-        if not self.is_slurm:
-            # On Slurm, SIGKILL follows if it is meant so; until then, work goes on.
-            signal.signal(signal.SIGTERM, _stop)
+    Args:
+        module: The module.
+        argv: Its arguments.
+        scratch: Folder for temporary files; may name environment variables of the node.
+        ending: Where to leave word if it fails; the process exits then.
 
-    def fail(self, message: str, code: Any, signal_number: int | None = None) -> NoReturn:
-        """Leave a message for the launcher and exit; no result is pickled, by no process."""
-        ending = Ending(at=time.time(), message=message, signal_number=signal_number)
-        files.write_text(self.ending, ending.model_dump_json() + "\n")
-        sys.exit(code)
+    Returns:
+        How it was stopped; None if it has done its work.
+    """
+    # Modules that save between steps put their own handlers in place of this.
+    signal.signal(signal.SIGUSR2, _stop)
+    try:
+        if scratch:
+            _use_scratch(scratch)
+        with _without_collection():
+            found = importlib.import_module(module)
+        found.main(argv)
+    except Stopped as stop:
+        return stop
+    except SystemExit as end:
+        if end.code:
+            leave(ending, errors.said(str(end.code)))
+            sys.exit(end.code)
+    except Exception as error:  # whatever it was: here the job ends, and the launcher is told
+        traceback.print_exc()
+        leave(ending, f"{type(error).__name__}: {error}")
+        sys.exit(1)
+    return None
 
-    def obey(self, signal_number: int) -> None:
-        """End after the module has saved its work and stopped."""
-        if signal_number == signal.SIGUSR2:
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            if self.rank == 0:
-                try:
-                    self.requeue(signal.SIGUSR2, None)
-                except Exception as error:  # no more requeues, or Slurm refuses
-                    self.fail(f"stopped and saved, but not queued again: {error}", 1)
-            if not self.is_slurm:
-                sys.exit(0)  # the local controller starts again when all have ended
-        else:
-            # A warning may still follow; what it asks for is done at once, since everything is saved.
-            signal.signal(signal.SIGUSR2, self.requeue)
-            if not self.is_slurm:
-                name = signal.Signals(signal_number).name
-                self.fail(f"stopped by {name}; what was done is saved", 128 + signal_number, signal_number)
-        # Slurm ends the processes: only it knows whether the job was preempted, queued again or cancelled.
-        time.sleep(_WAIT_TO_BE_ENDED_SEC)
-        self.fail(f"stopped by {signal.Signals(signal_number).name}, and nobody ended the job", 128 + signal_number)
+
+def main() -> None:
+    """Be a process of a job on this machine."""
+    path, scratch, module, *argv = sys.argv[1:]
+    ending = Path(path)
+    if not sys.stdin.buffer.read(1):
+        sys.exit("the launcher was ended before it had noted this process")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    signal.signal(signal.SIGTERM, _stop)
+    stopped = run(module, argv, scratch, ending)
+    if stopped is None:
+        files.write_text(ending, Ending(at=time.time(), message="done", is_done=True).model_dump_json())
+        return
+    number = signal.Signals(stopped.signal_number)
+    leave(ending, f"stopped by {number.name}; what was done is saved", signal_number=number)
+    sys.exit(EXIT_REQUEUE if number == signal.SIGUSR2 else 128 + number)
 
 
 @contextlib.contextmanager
@@ -172,11 +130,6 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(number, 0)
 
 
-def _half_of(path: Path) -> Path:
-    """Return the temporary file that submitit writes before it renames it."""
-    return path.with_suffix(path.suffix + ".save_tmp")
-
-
 def _use_scratch(scratch: str) -> None:
     folder = os.path.expandvars(scratch)
     if "$" in folder:
@@ -184,3 +137,7 @@ def _use_scratch(scratch: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"] = folder
     tempfile.tempdir = None
+
+
+if __name__ == "__main__":
+    main()

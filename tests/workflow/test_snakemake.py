@@ -90,7 +90,7 @@ def processes_of(run):
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"submitit" in command and f"{run}/jobs/train".encode() in command:
+            if b"engine.jobs.process" in command and f"{run}/jobs/train".encode() in command:
                 yield int(entry.name)
 
 

@@ -16,9 +16,9 @@ from support import toy
 from engine import paths
 from engine.jobs import scheduler
 from engine.jobs.cluster import Cluster, Request, configure, resolve
-from engine.jobs.interrupts import in_new_session
-from engine.jobs.launcher import explain, slurm_parameters
+from engine.jobs.launcher import explain
 from engine.jobs.process import Ending, ending_path, rendezvous_port
+from engine.jobs.submission import parameters
 from engine.launch import main
 from engine.schema.run import Execution
 from engine.training.loop import train
@@ -79,10 +79,6 @@ def wait_for_step(number=1):
 def starts():
     """The step that every start of the job went on from."""
     return [int(line) for line in Path("starts").read_text().splitlines()]
-
-
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_job_trains_as_the_process_itself_would(root):
@@ -311,8 +307,7 @@ def test_a_job_that_did_not_end_by_itself_when_it_was_cancelled_has_not_failed(r
     wait_for_step()
     job = scheduler.read(FOLDER)
     scheduler.write(FOLDER, job.model_copy(update={"is_cancelled": True}))  # what `cancel` does, and then
-    for pid in children(int(job.job_id)):
-        os.kill(pid, signal.SIGKILL)
+    scheduler.send(scheduler.read(FOLDER), signal.SIGKILL)
     _, said = launcher.communicate()
     assert launcher.returncode == 75
     assert "has no result: CANCELLED" in said
@@ -323,8 +318,7 @@ def test_a_job_that_is_warned_of_its_time_limit_saves_and_is_started_again(root)
     launcher = start(steps=300)
     wait_for_step()
     job = scheduler.read(FOLDER)
-    for pid in children(int(job.job_id)):
-        os.kill(pid, signal.SIGUSR2)
+    scheduler.send(scheduler.read(FOLDER), signal.SIGUSR2)
     assert launcher.wait() == 0
     assert starts() == [0, int(Path("saved").read_text())]
     assert scheduler.read(FOLDER).job_id == job.job_id
@@ -335,27 +329,18 @@ def test_a_job_starts_as_often_as_its_settings_allow(root):
     launcher = start(steps=100_000)
     for number in range(1, 9):  # submitit by itself stops after six
         wait_until(lambda number=number: Path("starts").exists() and len(starts()) == number)
-        (job,) = children(int(scheduler.read(FOLDER).job_id))
         before = Path("saved").read_text() if number > 1 else "0"
         wait_for_step(int(before) + 1)
-        os.kill(job, signal.SIGUSR2)
+        scheduler.send(scheduler.read(FOLDER), signal.SIGUSR2)
     wait_until(lambda: len(starts()) == 9)
     scheduler.cancel(FOLDER, scheduler.read(FOLDER))
     assert launcher.wait() == 75
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_submission_that_was_killed_is_no_success(tmp_path, number):
-    problem = in_new_session(lambda: os.kill(os.getpid(), number), tmp_path / "log")
-    assert problem == f"it was ended by {number.name}"
-    assert in_new_session(lambda: None, tmp_path / "log") is None
-
-
 def test_a_job_that_was_killed_is_noticed_and_reported(root):
     launcher = start(steps=100_000)
     wait_for_step()
-    for pid in children(int(scheduler.read(FOLDER).job_id)):
-        os.kill(pid, signal.SIGKILL)
+    scheduler.send(scheduler.read(FOLDER), signal.SIGKILL)
     _, said = launcher.communicate()
     assert launcher.returncode == 1
     assert "has no result: FAILED: process 0: killed by SIGKILL, as the system does when memory runs out" in said
@@ -411,9 +396,9 @@ def test_a_training_whose_gpu_is_not_there_fails_instead_of_training_on_the_cpu(
 
 def test_gres_stands_in_for_gpus_per_node_only_where_a_job_wants_gpus():
     cluster = Cluster(scheduler="slurm", gres="gpu:h100:{gpus_per_node}")
-    wanted = slurm_parameters(cluster, Request(gpus_per_node=4))
-    assert (wanted["slurm_gres"], wanted["gpus_per_node"], wanted["tasks_per_node"]) == ("gpu:h100:4", None, 4)
-    assert slurm_parameters(cluster, Request())["slurm_gres"] is None
+    wanted = parameters(cluster, Request(gpus_per_node=4))
+    assert (wanted["gres"], wanted.get("gpus_per_node"), wanted["ntasks_per_node"]) == ("gpu:h100:4", None, 4)
+    assert "gres" not in parameters(cluster, Request())
 
 
 def test_processes_meet_at_a_port_that_no_connection_is_lent():
