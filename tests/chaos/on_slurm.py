@@ -98,7 +98,7 @@ class BrokenTool(Fault):
         hows = ["missing", *_HOW] if tool == "sbatch" else ["refusing", "hanging", "answering garbage"]
         self.tool, self.how = tool, rng.choice(hows)
         self.kind = f"{tool} {self.how}"
-        self.may_fail = tool == "sbatch" and self.how != "hanging"
+        self.may_fail = tool == "sbatch" and self.how in ("missing", "refusing", "answering garbage")
         self.method, self.stage = rng.choice(METHODS), rng.choice(["train", "evaluate"])
         self.seconds = rng.randint(3, 12)
         self.about = f"{self.stage} of {self.method}" + (f", for {self.seconds} s" if not self.may_fail else "")
@@ -140,7 +140,7 @@ class BrokenTool(Fault):
 
 def families() -> dict[str, Callable[[random.Random], Fault]]:
     """Return how a fault of each family is drawn: of processes, the cluster, and its commands."""
-    roles = [role for role in LONGEST_SEC if role not in ("controller", "index", "collect", "draw")]
+    roles = [role for role in LONGEST_SEC if role not in ("index", "collect", "draw")]
     # A training that gets SIGTERM alone saves, and waits for the SIGKILL with which Slurm follows it.
     trains = {"training": (signal.SIGKILL, signal.SIGSTOP), "one process of two": (signal.SIGKILL, signal.SIGSTOP)}
     return {

@@ -350,7 +350,7 @@ def _role(argv: list[str]) -> str:
     roles = {
         "snakemake": "snakemake",
         "engine.launch": f"launcher of a {place}" if place == "training" else "launcher of an evaluation",
-        "engine.jobs.controller": "controller",
+        "engine.jobs.process": place,
         "submitit.core._submit": place,
         "engine.index": "index",
         "analysis": " ".join(argv[3:4]),

@@ -104,7 +104,9 @@ class Training:
     @property
     def jobs(self):
         """Id and state of every training job that this run ever had, oldest first."""
-        named = self.checkout.slurm.jobs(self.run_id)
+        named = self.checkout.slurm.jobs(
+            f"{self.run_id}.{(self.checkout.folder / paths.scheduler() / 'id').read_text()}"
+        )
         return {job: state for job, state in self.checkout.states().items() if job in named}
 
     @property
