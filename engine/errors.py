@@ -22,6 +22,7 @@ _ADVICE = {
     errno.ENOTDIR: "a folder belongs there; move the file away",
     errno.EEXIST: "a folder belongs there; move the file away",
     errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOLCK: "its file system gives no locks: mount it with flock, or work in another folder",
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
 }

@@ -63,8 +63,12 @@ def explain_full_disk(path: Path, *, temporary: Path | None = None, num_bytes: i
         written = temporary.stat().st_size if temporary is not None and temporary.exists() else 0
         free = shutil.disk_usage(path.parent).free + written
         needed = f"more than {written:,}" if num_bytes is None else f"about {num_bytes:,}"
+        short = f"{needed} bytes are needed, {free:,} were free on its disk"
+        disk = os.statvfs(path.parent)
+        if code == errno.ENOSPC and disk.f_files and not disk.f_favail:
+            short = f"its disk may hold {disk.f_files:,} files and folders (inodes), and has them: remove some"
         raise DiskFullError(
-            f"no room for {path} ({os.strerror(code)}): {needed} bytes are needed, {free:,} were free on its disk. "
+            f"no room for {path} ({os.strerror(code)}): {short}. "
             "Nothing that was there is lost. Make room, or raise the quota or limit, and run the same command again"
         ) from error
 
@@ -126,7 +130,10 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # For reading too: network file systems ask for that.
     with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         yield
 
 

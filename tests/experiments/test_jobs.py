@@ -39,7 +39,8 @@ def note(folder, name, end=None):
     """A job on this machine: this process, or one that has ended."""
     job = Job(
         scheduler="local", job_id=str(os.getpid()), name=name, command=("work",), logs=str(folder / "1"),
-        started_at=time.time(), host=socket.gethostname(), processes=((os.getpid(), scheduler.start_ticks(os.getpid())),), end=end,
+        started_at=time.time(), host=socket.gethostname(), end=end,
+        processes=((os.getpid(), scheduler.start_ticks(os.getpid())),),
     )  # fmt: skip
     scheduler.write(folder, job)
 

@@ -73,7 +73,7 @@ def note_job(spec, kind="train", *, pid=None, end=None):
     pid = pid or os.getpid()
     job = Job(
         scheduler="local", job_id=str(pid), name="toy", command=("engine.train",), logs=f"logs-{kind}", started_at=0.0,
-        host=socket.gethostname(), start_ticks=scheduler.start_ticks(pid), end=end,
+        host=socket.gethostname(), processes=((pid, scheduler.start_ticks(pid) or 0),), end=end,
     )  # fmt: skip
     scheduler.write(paths.jobs(spec.run_id) / kind, job)
     return job

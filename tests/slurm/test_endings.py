@@ -1,6 +1,7 @@
 """Single jobs that fail: they end at once, and the first words of the error say how."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -34,18 +35,29 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def launch(slurm, *command, output="output", setup=(), **request):
-    """Run a job that fails; returns the error, and the seconds from its start to the end of its launcher."""
-    cluster = {"scheduler": "slurm", "partition": "main", "poll_sec": 1, "setup": setup}
+def started(slurm, *command, output="output", setup=(), sbatch=None, env=None, **request):
+    cluster = {"scheduler": "slurm", "partition": "main", "poll_sec": 1, "setup": setup, "sbatch": sbatch or {}}
     options = {"--cluster": cluster, "--request": {"mem_gb": 1, "timeout_min": 15, **request}}
     texts = [text for name, value in options.items() for text in (name, json.dumps(value))]
     place = ["--name", "fails", "--folder", "jobs", "--output", output]
-    start = time.monotonic()
     launcher = [sys.executable, "-m", "engine.launch", *place, *texts, "--", *command]
-    env = {**slurm.env, "PYTHONPATH": "."}
-    done = subprocess.run(launcher, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 1
-    return done.stderr, time.monotonic() - start
+    env = {**slurm.env, "PYTHONPATH": ".", **(env or {})}
+    return subprocess.Popen(launcher, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def launched(slurm, *command, **how):
+    """Run a job; returns the launcher's exit code and what it says."""
+    launcher = started(slurm, *command, **how)
+    _, error = launcher.communicate(timeout=300)
+    return launcher.returncode, error
+
+
+def launch(slurm, *command, **how):
+    """Run a job that fails; returns the error, and the seconds from its start to the end of its launcher."""
+    start = time.monotonic()
+    code, error = launched(slurm, *command, **how)
+    assert code == 1
+    return error, time.monotonic() - start
 
 
 @pytest.mark.parametrize("notices_after_sec", [0, 5])  # srun then reports it before, or after the one that was killed
@@ -70,3 +82,55 @@ def test_a_training_with_loader_workers_on_a_full_disk_ends(root, slurm, num_wor
     )
     assert "(fails) has no result: FAILED: process 0: no room for results/runs/" in error
     assert seconds < SOON_SEC
+
+
+ENVIRONMENT = {
+    "SBATCH_PARTITION": "nowhere",
+    "SBATCH_JOB_NAME": "mine",
+    "SBATCH_TIMELIMIT": "1",
+    "SQUEUE_PARTITION": "urgent",
+}
+
+
+@pytest.mark.parametrize("sbatch", [{}, {"export": "NONE"}], ids=["by the user", "by the cluster file"])
+def test_a_job_starts_with_all_it_needs_whatever_the_site_exports(root, slurm, sbatch):
+    (root / "work.py").write_text(
+        "import os, pathlib\ndef main(argv):\n"
+        "    pathlib.Path('output').write_text(os.environ['MINE'] + os.environ['PYTHONPATH'])\n"
+    )
+    slurm.run("sbatch", "--chdir", str(root), "-J", b"caf\xe9", "--wrap", "sleep 1")  # no launcher trips over it
+    setup = ["export MINE=set-", f"export PYTHONPATH={root}:$PYTHONPATH:/of/setup"]
+    code, error = launched(slurm, "work", setup=setup, sbatch=sbatch, env=ENVIRONMENT)
+    assert code == 0, error
+    said = (root / "output").read_text()
+    assert said.startswith("set-/")
+    assert said.endswith("/of/setup")
+
+
+def test_a_line_of_setup_that_fails_ends_the_job(root, slurm):
+    error, seconds = launch(
+        slurm, "work", setup=["[ -e nothing ] || true", "module_that_is_not_there load cuda", "true"]
+    )
+    assert "error: a line of the cluster file's setup failed: module_that_is_not_there load cuda" in error
+    assert seconds < SOON_SEC
+
+
+def test_a_job_whose_code_was_removed_says_so(root, slurm):
+    with slurm.held():
+        launcher = started(slurm, "work")
+        while not paths.job(root / "jobs").exists():
+            assert launcher.poll() is None
+        shutil.rmtree(root / paths.code())
+    _, error = launcher.communicate(timeout=300)
+    assert "error: the code of this job is gone" in error
+    assert launcher.returncode == 1
+
+
+def test_a_process_that_asks_by_its_exit_code_is_queued_again(root, slurm):
+    (root / "work.py").write_text(
+        "import os, pathlib\ndef main(argv):\n    if not pathlib.Path('again').exists():\n"
+        "        pathlib.Path('again').touch()\n        os._exit(144)\n    pathlib.Path('output').touch()\n"
+    )
+    code, error = launched(slurm, "work")
+    assert code == 0, error
+    assert "attached" not in error

@@ -368,7 +368,7 @@ def test_a_number_that_squeue_has_never_known_is_an_error(here, submits):
     "limit", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "temporarily unable to accept job"]
 )
 def test_a_submit_limit_is_waited_for_with_a_line_that_says_so(here, submits, capsys, limit):
-    submits(f"[ -e once ] || {{ touch once; echo 'sbatch: error: {limit} job' >&2; exit 1; }}; touch taken; echo 7")
+    submits(f"[ -e once ] || {{ touch once; echo 'sbatch: error: {limit}' >&2; exit 1; }}; touch taken; echo 7")
     assert number_of(slurm_launcher(here)) == "7"
     assert re.search(rf"Slurm takes no more jobs now \(.*{limit}\); waiting: run-a", capsys.readouterr().out)
 
