@@ -1,4 +1,4 @@
-"""What expanding a suite asks methods and tunings, remembered: importing torch or scipy for it takes seconds.
+"""What takes seconds in expanding a suite, remembered: it imports torch or scipy, or counts through a billion pairs.
 
 A run's id covers every option of its method with its default written out, and defaults stand in the method's own file,
 beside code that imports torch. So an answer is kept in one file, for as long as no code changes that it can depend on.
@@ -19,7 +19,7 @@ from engine import files, paths, registry
 from engine.schema.base import Sealed, fingerprint, parse
 from engine.schema.run import MethodSource, RunSpec
 from engine.versions import ROOT
-from experiments.design import tuning
+from experiments.design import cards, tuning
 
 _SOURCES = ("baselines", "engine", "experiments/design", "neuclip")
 
@@ -138,6 +138,11 @@ class Answers:
         said: list[JsonValue] = [[name, each.model_dump(mode="json")] for name, each in space.items()]
         found: list[tuning.Settings] = self._ask(lambda: tuning.points(space, trials), "points", said, trials)  # type: ignore[arg-type,return-value]
         return found
+
+    def subset(self, card: cards.DatasetCard, fraction: float) -> cards.DatasetCard:
+        """Return the card of a part of a training set, see `cards.subset`."""
+        pairs = self._ask(lambda: cards.subset_size(card.pairs, fraction), "subset", card.pairs, fraction)
+        return cards.subset(card, fraction, int(pairs))
 
 
 def _said(source: MethodSource | None) -> JsonValue:

@@ -137,14 +137,15 @@ def subset(card: DatasetCard, fraction: float, pairs: int | None = None) -> Data
         raise ValueError(f"data set {card.name!r} is a part of another already (fraction {card.fraction}): use that")
     written = f"{Decimal(str(fraction)):f}"  # 0.00001, where str says 1e-05
     part = {"name": f"{card.name}-{written}", "title": f"{card.title}: a part of {written}", "fraction": fraction}
-    return card.model_copy(update={**part, "pairs": pairs or _subset_size(card.pairs, fraction)})
+    return card.model_copy(update={**part, "pairs": pairs or subset_size(card.pairs, fraction)})
 
 
 @functools.cache
-def _subset_size(pairs: int, fraction: float) -> int:
-    from engine.data.index import subset_size  # here: it imports numpy, and most workflows train on no part
+def subset_size(pairs: int, fraction: float) -> int:
+    """Return how many pairs a part has; it takes seconds for a billion."""
+    from engine.data import index  # here: it imports numpy, and most workflows train on no part
 
-    return subset_size(pairs, fraction)
+    return index.subset_size(pairs, fraction)
 
 
 def fetching(card: DatasetCard) -> Path:
@@ -188,7 +189,7 @@ def miscounted(name: str) -> str | None:
     count = partial(index.count_pairs, Path(card.shards), card.captions, card.digest, os.cpu_count() or 1)
     pairs = remembered(Path(card.shards), f"pairs-{read_as}", lambda: {"pairs": count()[0]})["pairs"]
     if card.fraction < 1:
-        pairs = _subset_size(pairs, card.fraction)
+        pairs = subset_size(pairs, card.fraction)
     if pairs == card.pairs:
         return None
     return (

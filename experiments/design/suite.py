@@ -55,13 +55,12 @@ def _changed(
 ) -> tuple[Options, Options]:
     """Return a method's resolved options and its training, with a variant's changes."""
     entry = MethodEntry() if variant.defaults else suite.methods[method]
-    known = {*method_names(), *suite.methods}
     factors: Factors = {}
     # A method's own factor counts, not the one for all.
     for key, factor in sorted(variant.options_times.items(), key=lambda item: "." in item[0]):
         owner, _, option = key.rpartition(".")
         if owner:
-            check_known("method", owner, known, f"options_times: {key}")
+            check_known("method", owner, {*method_names(), *suite.methods}, f"options_times: {key}")
         if owner in ("", method):
             factors[option] = factor
     options = answers.config(method, entry.options, source)
@@ -92,10 +91,10 @@ def _training(said: Options) -> Training:
         return validated(Training, said)
 
 
-def _card(suite: Suite, variant: Variant) -> cards.DatasetCard:
+def _card(suite: Suite, variant: Variant, answers: Answers) -> cards.DatasetCard:
     card = cards.dataset(variant.dataset or suite.dataset)
     fractions = [fraction for fraction in (suite.data_fraction, variant.data_fraction) if fraction is not None]
-    return cards.subset(card, float(f"{math.prod(fractions):.12g}")) if fractions else card
+    return answers.subset(card, float(f"{math.prod(fractions):.12g}")) if fractions else card
 
 
 def _runs_of(
@@ -105,7 +104,7 @@ def _runs_of(
     config, training = _changed(suite, variant, method, source, answers)
     name, source = _trained(variant, method, source)
     plan = _training(training)
-    card = _card(suite, variant)
+    card = _card(suite, variant, answers)
     batch, num_steps = plan.global_batch_size, _num_steps(plan, card)
     sample = plan.batch_norm_sample or batch
     if batch % sample:
@@ -225,12 +224,12 @@ def _score(tuning: Tuning) -> dict[str, EvalCard]:
     return {card.name: card for card in map(cards.eval_set, tuning.score)}
 
 
-def _digest(suite: Suite, tuning: Tuning, method: str) -> str:
+def _digest(suite: Suite, tuning: Tuning, method: str, answers: Answers) -> str:
     """Return the digest of all that a suite says of a method's trials: with another, they are other trials.
 
     Code is no part of it: what is chosen names its commit.
     """
-    card, entry = _card(suite, Variant()), suite.methods[method]
+    card, entry = _card(suite, Variant(), answers), suite.methods[method]
     return fingerprint(
         {
             "dataset": [card.name, card.revision, card.pairs],
@@ -246,7 +245,7 @@ def _digest(suite: Suite, tuning: Tuning, method: str) -> str:
     )
 
 
-def _with_tuned(suite: Suite, asked: names.Asked) -> Suite:
+def _with_tuned(suite: Suite, asked: names.Asked, answers: Answers) -> Suite:
     """Lay the settings that a tuning has chosen over what a suite says of its methods."""
     if suite.tuned is None:
         return suite
@@ -260,9 +259,8 @@ def _with_tuned(suite: Suite, asked: names.Asked) -> Suite:
     if not maker.tuned.exists():
         raise ValueError(f"there is no {maker.tuned}: run `{command}`")
     chosen = cards.read_yaml(maker.tuned, Tuned).methods
-    stale = [
-        name for name in suite.methods if name not in chosen or chosen[name].digest != _digest(suite, tuning, name)
-    ]
+    digests = {name: _digest(suite, tuning, name, answers) for name in suite.methods}
+    stale = [name for name in suite.methods if name not in chosen or chosen[name].digest != digests[name]]
     if stale:
         raise ValueError(
             f"{maker.tuned} is of other trials than those of {', '.join(stale)} here: data set, model, training, "
@@ -279,10 +277,11 @@ def _with_tuned(suite: Suite, asked: names.Asked) -> Suite:
 def _sources(suite: Suite, folder: Path, answers: Answers) -> dict[str, MethodSource | None]:
     """Find a suite's methods; of those that are not in this repository, a copy is kept."""
     sources: dict[str, MethodSource | None] = {}
+    ours = method_names()
     for method, entry in suite.methods.items():
-        is_ours = method in method_names()
+        is_ours = method in ours
         if entry.class_ is None and not is_ours:
-            message = unknown_name("method", method, method_names())
+            message = unknown_name("method", method, ours)
             raise ValueError(f"{message} A method of your own needs its file: class: file.py:ClassName")
         if entry.class_ is not None and is_ours:
             raise ValueError(f"method {method!r} has a class, but that name is one of this repository's: take another")
@@ -296,24 +295,24 @@ def _runs(suite: Suite, asked: names.Asked, answers: Answers) -> Iterator[SuiteR
         for method in variant.methods or ():
             check_known("method", method, suite.methods, f"variant {variant.label!r}")
     sources = _sources(suite, asked.file.parent, answers)
-    tuned = _with_tuned(suite, asked)
+    tuned = _with_tuned(suite, asked, answers)
     for variant in suite.variants:
         for method in variant.methods or tuple(suite.methods):
             base, changes = tuned, variant
             if variant.tuned is not None:
                 # What was chosen for the variant lies over what it says.
-                base = _with_tuned(_as_variant(suite, variant, method), asked)
+                base = _with_tuned(_as_variant(suite, variant, method, answers), asked, answers)
                 changes = Variant.model_validate(variant.model_dump(include={"label", *_FACTORS}))
             yield from _runs_of(base, changes, method, sources[method], variant.seeds or suite.seeds, answers)
 
 
-def _as_variant(suite: Suite, variant: Variant, method: str) -> Suite:
+def _as_variant(suite: Suite, variant: Variant, method: str, answers: Answers) -> Suite:
     """Return the suite whose main run a method's variant would be."""
     entry = suite.methods[method]
     changed = entry.model_copy(update={"options": merge(entry.options, variant.options)})
     return suite.model_copy(
         update={
-            "dataset": _card(suite, variant).name,
+            "dataset": _card(suite, variant, answers).name,
             "data_fraction": None,
             "model": variant.model or suite.model,
             "training": merge(suite.training, variant.training),
@@ -395,7 +394,7 @@ def expand(name: str, answers: Answers | None = None) -> ExpandedSuite:
             raise ValueError(f"{asked.file} has no `tuning`: see docs/tuning.md")
         else:
             found, evaluation = _trials(suite, tuning, asked, answers), _of_score(evaluation, tuning)
-            digests = {method: _digest(suite, tuning, method) for method in suite.methods}
+            digests = {method: _digest(suite, tuning, method, answers) for method in suite.methods}
             suite = suite.model_copy(update={"title": f"Tuning ({suite.title})"})
         _refuse_titles(evaluation)
         runs: dict[str, SuiteRun] = {}
