@@ -1,8 +1,12 @@
 """An error that a user can mend is one sentence with the file's name; a bug keeps its traceback."""
 
 import errno
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from support import toy
@@ -132,3 +136,22 @@ def test_the_word_error_comes_once_however_many_commands_pass_a_text_on():
     warned = "some/library.py:3: UserWarning: old\n  warn()\nerror: what came\nand more\n"
     assert errors.said(warned) == "what came\nand more"
     assert errors.said("Killed\n") == "Killed"
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No locks available") as error, files.locked(tmp_path / "lock"):
+        pass
+    assert errors.describe(error.value).startswith(f"{tmp_path / 'lock'}: No locks available: its file system gives no")
+
+
+def test_a_disk_without_inodes_says_what_is_short(tmp_path, monkeypatch):
+    full = SimpleNamespace(f_files=1000, f_favail=0)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    short = r"x\.json .*its disk may hold 1,000 files and folders \(inodes\)"
+    with pytest.raises(files.DiskFullError, match=short), files.explain_full_disk(tmp_path / "x.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
