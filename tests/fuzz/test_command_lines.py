@@ -4,6 +4,7 @@ Only commands that read, or write into the folder of the test: none that trains,
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,76 +31,71 @@ RUN, OTHER = SPEC.run_id, RunSpec.model_validate(synthetic.run_spec("openclip", 
 FRAME, SUITE = str(paths.collected("quickstart")), str(paths.suite("quickstart"))
 END = str(SPEC.samples_seen)
 
+INDEX = "--name toy --revision 1 --shards train --out index/toy/index.json"
 LINES: dict[str, tuple[Any, list[list[str]]]] = {
-    "experiments": (
-        experiments.main,
-        [
-            ["list", "smoke"],
-            ["list", "smoke", "--json"],
-            ["explain", RUN],
-            ["explain", f"results/runs/{RUN}", "--json"],
-            ["diff", RUN, OTHER],
-            ["diff", RUN, RUN, "--json"],
-            ["jobs"],
-            ["watch", "--once"],
-            ["watch", "--json"],
-            ["choose", "tuning@nowhere"],
-            ["check-method", "nowhere.py:DCL"],
-            ["card", "train", "--out", "made.yaml", "--captions", "txt"],
-            ["card", "train", "--task", "zeroshot_retrieval", "--split", "test"],
-        ],
-    ),
-    "analysis": (
-        analysis.main,
-        [
-            ["collect", SUITE, "--out", "frame.parquet"],
-            ["table", FRAME, "main_results", "--out", "tables"],
-            ["table", FRAME, "cost", "--out", "tables"],
-            ["report", "quickstart", "--out", "report.html"],
-            ["publish", FRAME, "main_results", "--out", "published"],
-            ["show", "results"],
-            ["show", FRAME],
-            ["check"],
-            ["compare", "results", "results"],
-            ["compare", "results", "results", "--json"],
-        ],
-    ),
-    "train": (train.main, [[str(paths.spec(RUN))], [str(paths.spec(RUN)), "--execution", '{"device": "cpu"}']]),
-    "evaluate": (
-        evaluate.main,
-        [
-            [str(paths.record(RUN)), "evaluation.json", "--milestone", END],
-            [
-                str(paths.record(RUN)),
-                "evaluation.json",
-                "--milestone",
-                END,
-                "--sets",
-                "digits",
-                "--execution",
-                '{"device": "cpu"}',
-            ],
-            [
-                "--open-clip",
-                "no-such-model",
-                "--random-weights",
-                "--evaluation",
-                "smoke",
-                "--out",
-                "scores",
-                "--precision",
-                "fp32",
-            ],
-        ],
-    ),
-    "index": (
-        index.main,
-        [
-            ["--name", "toy", "--revision", "1", "--shards", "train", "--out", "index/toy/index.json"],
-            ["--name", "toy", "--revision", "1", "--shards", "train", "--out", "index/toy/index.json", "--pairs", "96"]
-            + ["--captions", '{"member": "txt"}', "--digest", "members", "--fraction", "0.5", "--jobs", "2"],
-        ],
-    ),
+    program: (main, [shlex.split(line) for line in known.strip().splitlines()])
+    for program, main, known in (
+        (
+            "experiments",
+            experiments.main,
+            f"""
+            list smoke
+            list smoke --json
+            explain {RUN}
+            explain results/runs/{RUN} --json
+            diff {RUN} {OTHER}
+            diff {RUN} {RUN} --json
+            jobs
+            watch --once
+            watch --json
+            choose tuning@nowhere
+            check-method nowhere.py:DCL
+            card train --out made.yaml --captions txt
+            card train --task zeroshot_retrieval --split test
+            """,
+        ),
+        (
+            "analysis",
+            analysis.main,
+            f"""
+            collect {SUITE} --out frame.parquet
+            table {FRAME} main_results --out tables
+            table {FRAME} cost --out tables
+            report quickstart --out report.html
+            publish {FRAME} main_results --out published
+            show results
+            show {FRAME}
+            check
+            compare results results
+            compare results results --json
+            """,
+        ),
+        (
+            "train",
+            train.main,
+            f"""
+            {paths.spec(RUN)}
+            {paths.spec(RUN)} --execution '{{"device": "cpu"}}'
+            """,
+        ),
+        (
+            "evaluate",
+            evaluate.main,
+            f"""
+            {paths.record(RUN)} evaluation.json --milestone {END}
+            {paths.record(RUN)} evaluation.json --milestone {END} --sets digits --execution '{{"device": "cpu"}}'
+            --open-clip no-such-model --random-weights --evaluation smoke --out scores --precision fp32
+            """,
+        ),
+        (
+            "index",
+            index.main,
+            f"""
+            {INDEX}
+            {INDEX} --pairs 96 --captions '{{"member": "txt"}}' --digest members --fraction 0.5 --jobs 2
+            """,
+        ),
+    )
 }
 
 
@@ -121,26 +117,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def words() -> st.SearchStrategy[str]:
     """Words that a user may write, names of files that are no text among them; no controls, which argparse repeats."""
-    odd = st.sampled_from(
-        (
-            "\udcff",
-            "--",
-            "-",
-            "--json",
-            "--help",
-            "-h",
-            "nan",
-            "inf",
-            "@",
-            "tuning@nowhere",
-            "ablations@nowhere",
-            "ablation_x@smoke",
-            "results",
-            ".",
-        )
-    )
+    odd = (
+        "\udcff", "--", "-", "--json", "--help", "-h", "nan", "inf", "@", "tuning@nowhere", "ablations@nowhere",
+        "ablation_x@smoke", "results", ".",
+    )  # fmt: skip
     known = st.sampled_from([*TEXTS, *HTML, *map(str, NUMBERS)])
-    return st.one_of(odd, known, texts()).filter(lambda word: not controls(word) and len(word) < 2000)
+    return st.one_of(st.sampled_from(odd), known, texts()).filter(lambda word: not controls(word) and len(word) < 2000)
 
 
 @st.composite
