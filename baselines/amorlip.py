@@ -184,7 +184,7 @@ class AmorLIP(TemperatureMethod):
         self.average.requires_grad_(False)
         self.previous.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=config.network_lr)
-        self._networks_epoch = 0
+        self._networks_epoch = -1
         self._restart(step=0)
         # The second epoch is the first to use it; set it now, so that the state is never arbitrary.
         self.previous.load_state_dict(self.average.state_dict())
@@ -201,7 +201,9 @@ class AmorLIP(TemperatureMethod):
     def loss_at(self, features: Features, scale: Tensor, progress: Progress) -> LossOutput:
         """Compute `loss` at a given logit scale, a scalar with gradient."""
         epoch = progress.epoch
-        are_new = self._start_epoch(progress) if progress.step_in_epoch == 0 else False
+        # Once: a measurement may ask for an epoch's first step again, from the state after it.
+        begins = progress.step_in_epoch == 0 and progress.epoch != self._networks_epoch
+        are_new = self._start_epoch(progress) if begins else False
         log_sum_B2 = self._log_sums(features, scale)
         target_B2 = self._mix(log_sum_B2.detach(), self.previous, features, epoch)
         if are_new and self.config.init_output_bias:

@@ -150,6 +150,19 @@ class ParamGroup:
     weight_decay: float = 0.0
 
 
+def wrong_form(output: object) -> str | None:
+    """Say what `Method.loss` returned if nothing can be trained on it, and what is allowed."""
+    if not isinstance(output, LossOutput):
+        came = f"a {type(output).__name__}"
+    elif not isinstance(output.total, Tensor):
+        came = f"a LossOutput whose total is a {type(output.total).__name__}"
+    elif output.total.ndim:
+        came = f"a LossOutput whose total has shape {tuple(output.total.shape)}"
+    else:
+        return None
+    return f"`loss` returned {came}: allowed is LossOutput(total, metrics) whose total is a scalar tensor"
+
+
 class MethodConfig(Frozen):
     """Base of every method's options. Defaults are the paper's values, with their source."""
 
@@ -165,6 +178,9 @@ class Method(nn.Module):
 
     pair_buffers: tuple[str, ...] = ()
     """Names of buffers with a row for every pair, as long as `env.shares` says and read and written through it."""
+
+    moves_itself: tuple[str, ...] = ()
+    """Names of parameters that the method's own optimiser moves with the gradient of its loss."""
 
     def __init__(self, config: MethodConfig, env: MethodEnv) -> None:
         super().__init__()
@@ -215,6 +231,22 @@ class Method(nn.Module):
     def param_groups(self) -> list[ParamGroup]:
         """Return the parameters that the engine's optimiser moves."""
         return []
+
+    def without_gradient_or_training(self, features: Features) -> list[str]:
+        """Return what a backward pass of the loss shows to be wrong: embeddings without a part, idle parameters."""
+        sides = {"image": features.image_BD, "text": features.text_BD}
+        found = [
+            f"the {side} embeddings get no gradient: allowed is a loss in which images and texts both have a part"
+            for side, side_BD in sides.items()
+            if side_BD.grad is None
+        ]
+        moved = {id(parameter) for group in self.param_groups() for parameter in group.params}
+        for name, parameter in self.named_parameters():
+            if parameter.grad is not None and id(parameter) not in moved and name not in self.moves_itself:
+                found.append(
+                    f"parameter {name!r} gets a gradient, but param_groups does not return it: nothing trains it"
+                )
+        return found
 
     def after_step(self, progress: Progress) -> None:
         """Clamp, average or solve after the optimiser has moved; `progress` is that of the finished step."""

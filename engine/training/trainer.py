@@ -18,7 +18,7 @@ from engine.data import order
 from engine.data.index import Index, read_index
 from engine.data.loader import Batch, PairDataset
 from engine.distributed import Collectives
-from engine.method import Features, LossOutput, MethodEnv, Progress
+from engine.method import Features, LossOutput, MethodEnv, Progress, wrong_form
 from engine.registry import build_method
 from engine.schema.base import fingerprint
 from engine.schema.record import Divergence
@@ -146,6 +146,7 @@ class Trainer:
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
         self._unseen: _Unseen | None = None
+        self._has_looked = False
 
     # One step ---------------------------------------------------------------------------------------------------
 
@@ -191,7 +192,13 @@ class Trainer:
             image_BD, text_BD = (torch.cat(side).detach().requires_grad_() for side in zip(*encoded, strict=True))
             features = Features(image_BD, text_BD, batch.index_B, extra)
             output = self.method.loss(features, self.progress())
+            if wrong := wrong_form(output):
+                raise ValueError(f"{self.spec.method.name}: {wrong}")
             torch.autograd.backward(self.scaler.scale(output.total))
+        if not self._has_looked or image_BD.grad is None or text_BD.grad is None:
+            self._has_looked = True
+            if found := self.method.without_gradient_or_training(features):
+                raise ValueError("\n".join(f"{self.spec.method.name}: {each}" for each in found))
         with self.clock.phase("encoder"):
             assert image_BD.grad is not None
             assert text_BD.grad is not None

@@ -554,3 +554,12 @@ def test_the_metrics_are_detached_scalars() -> None:
 def test_a_wrong_option_is_refused_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         make_amorlip(torch.float32, **options)
+
+
+def test_an_epochs_first_step_can_be_asked_for_again_without_beginning_the_epoch_again() -> None:
+    method = make_amorlip(steps_per_epoch=2)
+    for step in range(3):
+        train_step(method, step, random_features(step))
+    before = {name: value.clone() for name, value in method.previous.state_dict().items()}
+    method.loss(random_features(9), progress_of(method, 2))
+    assert all(torch.equal(value, before[name]) for name, value in method.previous.state_dict().items())

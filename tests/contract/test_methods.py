@@ -39,7 +39,7 @@ from variants import (
 from variants import train as train_on
 
 from engine import contrastive
-from engine.method import Features, LossOutput
+from engine.method import Features, wrong_form
 
 every_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=map(label, VARIANTS))
 every_small_variant = pytest.mark.parametrize(("name", "options"), SMALL, ids=map(label, SMALL))
@@ -47,19 +47,6 @@ every_method = pytest.mark.parametrize("name", method_names(controls=True))
 
 
 # Loss, gradients, metrics -------------------------------------------------------------------------------------------
-
-
-def wrong_form(output: Any) -> str | None:
-    """Say what `loss` returned if the engine cannot train on it, and what is allowed."""
-    if not isinstance(output, LossOutput):
-        came = f"a {type(output).__name__}"
-    elif not isinstance(output.total, Tensor):
-        came = f"a LossOutput whose total is a {type(output.total).__name__}"
-    elif output.total.ndim:
-        came = f"a LossOutput whose total has shape {tuple(output.total.shape)}"
-    else:
-        return None
-    return f"`loss` returned {came}: allowed is LossOutput(total, metrics) whose total is a scalar tensor"
 
 
 @every_variant
@@ -84,7 +71,11 @@ def test_the_loss_is_a_finite_scalar_that_every_embedding_has_a_part_in(name: st
 @every_variant
 def test_what_the_optimiser_is_given_belongs_to_the_method_and_gets_a_gradient(name: str, options: Options) -> None:
     method = make_method(name, **options)
-    method.loss(with_extra(method, random_features(0, dtype=torch.float32)), progress_of(method, 0)).total.backward()
+    features = with_extra(method, random_features(0, dtype=torch.float32))
+    method.loss(features, progress_of(method, 0)).total.backward()
+    if wrong := method.without_gradient_or_training(features):
+        # Without a traceback: `check-method` tells it as it is.
+        pytest.fail(wrong[0], pytrace=False)
 
     own = {id(parameter) for parameter in method.parameters()}
     for group in method.param_groups():

@@ -19,9 +19,9 @@ NEUCLIP = {"num_prototypes": 12, "restart_period": 3, "num_updates": 2, "rho": 1
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "neuclip": ("neuclip", NEUCLIP),
     "neuclip full": ("neuclip", NEUCLIP | {"npn_gradient": "full", "chunk_rows": 3}),
-    "neuclip batch": ("neuclip", {"control": "neuclip_batch", "rho": 1.0}),
+    "neuclip batch": ("neuclip_batch", {"rho": 1.0}),
     "neuclip mlp": ("neuclip", NEUCLIP | {"architecture": "mlp"}),
-    "neuclip queue": ("neuclip", {"control": "neuclip_queue", "num_prototypes": 12, "rho": 1.0}),
+    "neuclip queue": ("neuclip_queue", {"num_prototypes": 12, "rho": 1.0}),
     "fastclip v0": ("fastclip", {"version": "v0", "form": 2024}),
     "fastclip v3": ("fastclip", {"rho": 1.0}),
     "amorlip": ("amorlip", {"init_output_bias": True}),
@@ -35,6 +35,8 @@ def make_loss(name: str, options: dict[str, Any], **common: Any) -> StandaloneLo
     sizes = {"global_batch_size": BATCH} | common
     if name == "neuclip":
         return NeuCLIPLoss(DIM, **sizes, **options)
+    if name.startswith("neuclip_"):
+        return NeuCLIPLoss(DIM, control=name, **sizes, **options)
     if name == "amorlip":
         return AmorLIPLoss(DIM, **sizes, **SCHEDULE, **options)
     return FastCLIPLoss(PAIRS, **sizes, **SCHEDULE, **options)

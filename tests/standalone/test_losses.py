@@ -213,7 +213,7 @@ def test_fastclip_says_what_to_do_about_positions() -> None:
 
 
 def test_so_does_neuclip_with_a_queue() -> None:
-    loss, features = make_loss("neuclip", {"control": "neuclip_queue"}), random_features(0, dtype=torch.float32)
+    loss, features = make_loss("neuclip_queue", {}), random_features(0, dtype=torch.float32)
     sides = (features.image_BD, features.text_BD, 14.3)
     with pytest.raises(ValueError, match=r"return each pair's position and pass them, loss.*index=positions"):
         loss(*sides)
