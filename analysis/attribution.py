@@ -111,7 +111,7 @@ def attributions(frame: pd.DataFrame) -> list[Attribution]:
     """
     frame = frame[frame["method"] == style.OURS]
     cells = _cells(frame)
-    finals = tidy.final_scores(frame)
+    finals = tidy.without_diverged(tidy.final_scores(frame))
     found = []
     for setting, rows in tidy.settings(finals[(finals["kind"] == "average") & finals["run_id"].isin(cells)]):
         runs, doubles = {}, []

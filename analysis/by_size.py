@@ -47,7 +47,7 @@ def tabulate(frame: pd.DataFrame, *, which: str = "", notes: tuple[str, ...] = (
         header=("Size", "Method", score, f"Minus {name}", "Growth", f"Minus {name} at the largest"),
         rows=tuple(rows),
         num_keys=2,
-        notes=(*notes, found) if rows else (f"Neither batch nor data size varies in {name}'s runs.",),
+        notes=(*notes, found, *cells.guessed(frame)),
     )
 
 

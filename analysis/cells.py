@@ -23,9 +23,10 @@ def by_method(rows: pd.DataFrame, main_method: str) -> dict[str, Cell]:
     # Ranked as printed: means that look the same share a place.
     printed = (100 * summary["mean"]).round(1)
     places = sorted(printed.dropna().unique(), reverse=True)
+    trained = set(rows.loc[rows["status"] != "diverged", "method"])
     cells = {}
     for method, _, n, mean, half_width in summary.itertuples(name=None):
-        place = places.index(printed[method]) if len(summary) > 1 and n else None
+        place = places.index(printed[method]) if len(summary) > 1 and n and method in trained else None
         is_marked = method in tests.index and tests["p_holm"][method] < stats.SIGNIFICANCE
         cells[str(method)] = Cell(
             100 * mean,
@@ -39,9 +40,19 @@ def by_method(rows: pd.DataFrame, main_method: str) -> dict[str, Cell]:
 
 
 def lost(rows: pd.DataFrame) -> str:
-    """Say of a mean over runs, a row each, how many it is of; "" if it is of all, and why if it is of none."""
-    n, statuses = int(rows["value"].count()), rows["status"].unique()
-    return "" if n == len(rows) else f"(n = {n})" if n else str(statuses[0]) if len(statuses) == 1 else "absent"
+    """Say of a mean over runs, a row each, how many of them diverged, and how many it is of if not of all.
+
+    Where it is of none, say why.
+    """
+    n, statuses, diverged = (
+        int(rows["value"].count()),
+        rows["status"].unique(),
+        int((rows["status"] == "diverged").sum()),
+    )
+    if not n:
+        return str(statuses[0]) if len(statuses) == 1 else "absent"
+    told = [f"n = {n}"] * (n < len(rows)) + [f"{diverged} of {len(rows)} diverged"] * (diverged > 0)
+    return f"({', '.join(told)})" if told else ""
 
 
 def by_score(frame: pd.DataFrame, key: str, *, title: str, size: str = "") -> Table:
@@ -70,6 +81,13 @@ def by_score(frame: pd.DataFrame, key: str, *, title: str, size: str = "") -> Ta
         rows=tuple(rows),
         num_keys=2,
         notes=notes(frame, key.lower()),
+    )
+
+
+def guessed(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Say how runs that diverged count, if there are any."""
+    return ("A run that diverged counts as guessing: it has chance as its score.",) * bool(
+        (frame["status"] == "diverged").any()
     )
 
 
@@ -110,6 +128,7 @@ def notes(frame: pd.DataFrame, column: str) -> tuple[str, ...]:
     shown = (
         f"{tidy.describe(frame)}. Best mean in bold, the second set off. n is given where it is not the number of "
         "runs; a single run has no interval.",
+        *guessed(frame),
     )
     if len(tidy.methods(frame)) < 2:
         return shown

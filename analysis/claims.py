@@ -182,11 +182,11 @@ def _lost(frame: pd.DataFrame) -> Iterator[str]:
     if len(diverged):
         counts = []
         for (method, variant), rows in tidy.curves(runs).items():
-            lost = rows["run_id"].isin(diverged).sum()
-            if lost:
-                counts.append(f"{style.variant(method, variant)} {lost} of {len(rows)}")
-        where = "in no mean of scores" + (", but as guessing in hypotheses" if hypotheses.tested(frame) else "")
-        yield f"Diverged, and {where}: {len(diverged)} of {len(runs)} runs ({'; '.join(counts)})."
+            count = rows["run_id"].isin(diverged).sum()
+            if count:
+                counts.append(f"{style.variant(method, variant)} {count} of {len(rows)}")
+        lost = f"{len(diverged)} of {len(runs)} runs ({'; '.join(counts)})"
+        yield f"Diverged, and counted as guessing in every mean of scores: {lost}."
     final = tidy.final_scores(frame)
     absent = final.loc[final["status"] == "absent", "run_id"].nunique()
     if absent:

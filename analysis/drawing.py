@@ -188,8 +188,9 @@ def title(axes: Axes, text: str, panel_in: float) -> None:
 
 def _balanced(text: str, longest: int) -> str:
     """Break a text into as few lines as `longest` allows, all about as long."""
-    count = len(textwrap.wrap(text, longest, break_long_words=False))
-    tries = (textwrap.wrap(text, length, break_long_words=False) for length in range(1, longest + 1))
+    is_too_long = any(len(word) > longest for word in text.split())  # a name without spaces is broken anywhere
+    count = len(textwrap.wrap(text, longest, break_long_words=is_too_long))
+    tries = (textwrap.wrap(text, length, break_long_words=is_too_long) for length in range(1, longest + 1))
     return "\n".join(next(lines for lines in tries if len(lines) <= count))
 
 
@@ -256,7 +257,8 @@ def log_axis(axes: Axes, name: str) -> None:
 def against_size(axes: Axes, rows: pd.DataFrame, size: str, label: str) -> None:
     """Draw every method's curve against batch or data size, the column `size`, on a logarithmic axis."""
     for method in tidy.methods(rows):
-        curve(axes, rows[rows["method"] == method], method, x=size, marked=True)
+        # What diverged counts as guessing here, and is no curve that ends.
+        curve(axes, rows[rows["method"] == method].assign(status=""), method, x=size, marked=True)
     axes.set_xscale("log", base=2 if size == "global_batch_size" else 10)
     size_axis(axes, rows[size], label)
     axes.minorticks_off()
@@ -306,13 +308,17 @@ def caption(figure: Figure, frame: pd.DataFrame, *sentences: str, over_seeds: st
 
 
 def _diverged(frame: pd.DataFrame) -> str:
-    """Count diverged runs, which have no final score, by method."""
+    """Count diverged runs by method, and say how they count where their final scores are compared."""
     counts = []
     for method, rows in frame.groupby("method"):
         diverged = rows.loc[rows["status"] == "diverged", "run_id"].nunique()
         if diverged:
             counts.append(f"{style.method(str(method)).name} {diverged} of {rows['run_id'].nunique()}")
-    return f"Diverged: {', '.join(counts)}." if counts else ""
+    is_guessing = (
+        frame["is_final"] & frame["is_main"] & (frame["status"] == "diverged") & frame["value"].notna()
+    ).any()
+    how = " (counted as guessing)" if is_guessing else ""
+    return f"Diverged: {', '.join(counts)}{how}." if counts else ""
 
 
 def timed(frame: pd.DataFrame) -> list[tidy.Setting]:

@@ -110,8 +110,19 @@ def digest(frame: pd.DataFrame) -> str:
 
 
 def final_scores(frame: pd.DataFrame) -> pd.DataFrame:
-    """Select the averages and main metrics of final models."""
-    return frame[frame["kind"].isin(["average", "eval"]) & frame["is_main"] & frame["is_final"]]
+    """Select the averages and main metrics of final models.
+
+    A run that diverged scores what guessing does, since it leaves a model that can do no better: left out, a method of
+    which one run of five lived would have that run's score. Its status still says that it diverged.
+    """
+    final = frame[frame["kind"].isin(["average", "eval"]) & frame["is_main"] & frame["is_final"]]
+    is_lost = (final["status"] == "diverged") & final["value"].isna()
+    return final.assign(value=final["value"].where(~is_lost, final["chance"]))
+
+
+def without_diverged(scores: pd.DataFrame) -> pd.DataFrame:
+    """Take the scores of guessing away again from runs that diverged, where no means of methods are compared."""
+    return scores.assign(value=scores["value"].where(scores["status"] != "diverged"))
 
 
 def scores(frame: pd.DataFrame) -> list[Score]:
@@ -139,12 +150,6 @@ def describe(frame: pd.DataFrame) -> str:
     low, high = counts.min(), counts.max()
     seeds = f"{low} to {high} seeds" if low < high else f"{high} seed{'s' if high > 1 else ''}"
     return ", ".join([*shared, seeds])
-
-
-def diverged_as_guessing(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give scores that a diverged run lacks the value of guessing: it leaves a model that can do no better."""
-    is_lost = frame["is_main"] & (frame["status"] == "diverged") & frame["value"].isna()
-    return frame.assign(value=frame["value"].where(~is_lost, frame["chance"]))
 
 
 def main_runs(frame: pd.DataFrame) -> pd.DataFrame:

@@ -35,7 +35,7 @@ def tested(frame: pd.DataFrame) -> list[Tested]:
     averages = tidy.scores(frame[frame["kind"] == "average"])
     if claimed.empty or not averages:
         return []
-    final = tidy.diverged_as_guessing(tidy.final_scores(frame))
+    final = tidy.final_scores(frame)
     values = final[final["name"] == averages[0].name].set_index("run_id")["value"]
     sides = [
         [rows[rows["value"] == sign] for sign in (1, -1)] for _, rows in claimed.groupby(claimed["name"].astype(int))

@@ -211,7 +211,7 @@ def _missing_results(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 def _runs(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[Table, tuple[str, ...]]:
     """List the runs with their first average, or set if there is none; returns the list and the ids of its rows."""
-    final = tidy.final_scores(frame)
+    final = tidy.without_diverged(tidy.final_scores(frame))
     score = next(iter(tidy.scores(final)), None)
     values: dict[Any, float] = {}
     if score is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import drawing, reference, stats, style
+from analysis import cells, drawing, reference, stats, style
 from analysis import frame as tidy
 from analysis.table import Cell, Row, Table
 
@@ -44,6 +44,7 @@ def table(frame: pd.DataFrame) -> Table | None:
             "Change: variant minus main run of the same method in points, paired by seed. * differs: paired t test "
             f"from {stats.MIN_PAIRS_TO_TEST} seeds on, level {stats.SIGNIFICANCE}, Holm-corrected over the variants of "
             "a method in a column.",
+            *cells.guessed(frame),
         ),
         reference=reference.table("ablation"),
     )

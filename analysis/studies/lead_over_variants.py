@@ -42,5 +42,6 @@ def table(frame: pd.DataFrame) -> Table | None:
             f"{name}'s main run is compared with every variant of another method, its variants with the same of other "
             "methods. Paired by seed: same data order and initialisation. Two-sided paired t test, from "
             f"{stats.MIN_PAIRS_TO_TEST} pairs on; Holm's correction runs over the rows of one method, setting, score.",
+            *cells.guessed(frame),
         ),
     )

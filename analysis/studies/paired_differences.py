@@ -26,7 +26,7 @@ def table(frame: pd.DataFrame) -> Table | None:
             one = part[(part["kind"] == score.kind) & (part["name"] == score.name)]
             rows += [
                 (label, score.title, style.method(method).name, style.method(baseline).name, *cells.difference(test))
-                for method, baseline, test in _differences(one, main_method, with_others=score.kind == "average")
+                for method, baseline, test in _differences(one, main_method)
             ]
     return Table(
         title="Differences of methods in points, mean ± half-width of the 95 % interval over paired seeds",
@@ -38,22 +38,20 @@ def table(frame: pd.DataFrame) -> Table | None:
             f"{stats.MIN_PAIRS_TO_TEST} pairs on; Holm's correction runs over the differences of "
             f"{style.method(main_method).name} in one score, and over those of the other methods. The uncertainty from "
             "the finite evaluation sets is not in it.",
+            *cells.guessed(frame),
         ),
     )
 
 
-def _differences(
-    rows: pd.DataFrame, main_method: str, *, with_others: bool
-) -> Iterator[tuple[str, str, dict[Hashable, Any]]]:
-    """Yield method, baseline and test: the main method minus each other, and if asked for the others minus OpenCLIP."""
+def _differences(rows: pd.DataFrame, main_method: str) -> Iterator[tuple[str, str, dict[Hashable, Any]]]:
+    """Yield method, baseline and test: the main method minus each other, then the others minus OpenCLIP."""
     tests = stats.paired_differences(rows, first=main_method).to_dict("index")
     for baseline in style.ordered(map(str, tests)):
         yield main_method, baseline, tests[baseline]
-    if with_others:
-        others = rows[rows["method"] != main_method]
-        tests = stats.paired_differences(others, first=headroom.BASELINE).to_dict("index")
-        for method in style.ordered(map(str, tests)):
-            yield method, headroom.BASELINE, tests[method] | {"mean": -tests[method]["mean"]}
+    others = rows[rows["method"] != main_method]
+    tests = stats.paired_differences(others, first=headroom.BASELINE).to_dict("index")
+    for method in style.ordered(map(str, tests)):
+        yield method, headroom.BASELINE, tests[method] | {"mean": -tests[method]["mean"]}
 
 
 def figure(frame: pd.DataFrame, width: float) -> Figure | None:

@@ -14,6 +14,8 @@ from analysis import frame as tidy
 KINDS = ("average", "eval")
 MAX_SETS = 16
 """Suites with more sets show averages here, and each set in the figure per_task."""
+PANEL_IN = 2.2
+"""Width of a panel that names of methods are broken for, inches."""
 Panel = tuple[str, tidy.Score, pd.DataFrame]
 
 
@@ -29,9 +31,12 @@ def figure(frame: pd.DataFrame, width: float) -> Figure | None:
     panels = [(label, score, rows) for label, rows in settings for score in tidy.scores(rows)]
     large = [panel for panel in panels if panel[1].kind == "average"]
     small = [panel for panel in panels if panel[1].kind == "eval" and len(settings) == 1]
+    labels = drawing.wrapped([style.method(method).name for method in methods], min(width, PANEL_IN))
+    # A name that takes several lines makes all rows as high.
+    more = drawing.LINE_IN * max(label.count("\n") for label in labels)
     # A column has no room for both.
     small = small if len(small) <= MAX_SETS and (width > style.COLUMN_IN or not large) else []
-    heights = 0.45 + 0.2 * len(methods), 0.42 + 0.165 * len(methods)
+    heights = 0.45 + (0.2 + more) * len(methods), 0.42 + (0.165 + more) * len(methods)
     kept = drawing.arrange_scores(large, width, line_in=heights[0])
     large, left_out = kept.panels, kept.left_out
     # Panels, columns, height of a row of panels.
@@ -47,12 +52,14 @@ def figure(frame: pd.DataFrame, width: float) -> Figure | None:
         all_axes = drawing.grid(part, len(block), columns, sharey=True)
         for axes, (label, score, rows) in zip(all_axes, block, strict=True):
             drawing.title(axes, ", ".join(filter(None, [score.title, label])), width / columns)
-            _draw(axes, score, rows, methods, with_numbers=block is large)
+            _draw(axes, score, rows, methods, labels, with_numbers=block is large)
     drawing.caption(figure, frame, "Score in %.", left_out, over_seeds=drawing.MEAN_AND_INTERVAL)
     return figure
 
 
-def _draw(axes: Axes, score: tidy.Score, rows: pd.DataFrame, methods: list[str], *, with_numbers: bool) -> None:
+def _draw(
+    axes: Axes, score: tidy.Score, rows: pd.DataFrame, methods: list[str], labels: list[str], *, with_numbers: bool
+) -> None:
     rows = rows[(rows["kind"] == score.kind) & (rows["name"] == score.name)]
     rows = rows.assign(value=100 * rows["value"])
     for y, method in enumerate(methods):
@@ -62,5 +69,5 @@ def _draw(axes: Axes, score: tidy.Score, rows: pd.DataFrame, methods: list[str],
             mean = one["value"].mean()
             drawing.row_number(axes, y, one["status"].iloc[0] if math.isnan(mean) else f"{mean:.1f}", method)
     ours = [y for y, method in enumerate(methods) if method == style.OURS]
-    drawing.label_rows(axes, [style.method(method).name for method in methods], rows["value"], ours)
+    drawing.label_rows(axes, labels, rows["value"], ours)
     drawing.chance(axes, 100 * score.chance)

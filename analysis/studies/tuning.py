@@ -19,7 +19,7 @@ EDGE = 0.1
 
 def table(frame: pd.DataFrame) -> Table | None:
     """One row per method and setting, with the trial whose mean score is the best; of equal ones the first."""
-    scores = tidy.final_scores(frame)
+    scores = tidy.without_diverged(tidy.final_scores(frame))
     rows: list[Row] = []
     told = []
     for method in tidy.methods(frame[frame["kind"] == "setting"]):
@@ -66,7 +66,7 @@ def _edge(place: float) -> str:
 
 def figure(frame: pd.DataFrame, width: float) -> Figure | None:
     """Draw a curve per method, and its own defaults as a hollow marker at one trial."""
-    scores = tidy.final_scores(frame)
+    scores = tidy.without_diverged(tidy.final_scores(frame))
     if not (frame["kind"] == "setting").any():
         return None
     figure = Figure(figsize=(width, 2.4))
