@@ -23,8 +23,9 @@ from engine.schema.record import Divergence, Record
 from engine.schema.run import Execution, RunSpec
 from engine.stop import Stopped, stop_signals_noted
 from engine.training import checkpoint, measurements, outcome
+from engine.training.agreement import Votes
 from engine.training.reporting import Reporter
-from engine.training.trainer import Trainer, Votes
+from engine.training.trainer import Trainer
 
 
 def train(spec: RunSpec, execution: Execution) -> Record:
@@ -107,8 +108,11 @@ def _take_steps(
     last_save = time.monotonic()
 
     def vote(batch: Batch) -> Votes:
+        nonlocal last_save
         # The first process's clock decides for all.
         is_time_to_save = collectives.rank == 0 and time.monotonic() - last_save >= 60 * execution.save_every_min
+        if is_time_to_save:
+            last_save = time.monotonic()
         return Votes(tuple(signals), is_time_to_save, len(batch.replaced))
 
     if trainer.step_number:
@@ -126,7 +130,7 @@ def _take_steps(
         times = trainer.clock.end_step()
         place = {"step": step + 1, "samples_seen": trainer.samples_seen, "epoch": epoch}
         reporter.step(step + 1, {**place, **metrics, **times} if is_logged else None)
-        trainer.count_replaced(votes.num_replaced, batch)
+        trainer.count_replaced(votes.num_replaced)
         if trainer.samples_seen in spec.milestones:
             outcome.export_weights(trainer)
         try:

@@ -78,7 +78,7 @@ def build_record(trainer: Trainer, divergence: Divergence | None) -> Record:
         peak_memory_bytes=peak_memory_bytes(trainer.device),
         attempts=read_attempts(run_id),
         num_replaced=trainer.num_replaced,
-        num_skipped=trainer.num_skipped,
+        num_skipped=trainer.agreement.num_skipped,
         loss_scale=trainer.scaler.get_scale() if trainer.scaler.is_enabled() else None,
         first_indices=tuple(trainer.first_indices),
         divergence=divergence,

@@ -23,8 +23,8 @@ from engine.registry import build_method
 from engine.schema.base import fingerprint
 from engine.schema.record import Divergence
 from engine.schema.run import DatasetSpec, Execution, RunSpec
-from engine.stop import STOP_SIGNALS
 from engine.training import checkpoint
+from engine.training.agreement import Agreement, Told, Votes
 from engine.training.encoder import Encoder
 from engine.training.optim import Average, Optimizer
 from engine.training.reporting import (
@@ -41,20 +41,6 @@ NUM_INDICES = 100
 """Positions that a record lists: of the first pairs of the run, and of the batch at which it diverged."""
 _FEW_SAMPLES = 10_000
 """Least number of samples that a fraction of replaced ones is taken of: the first may well be broken."""
-_MAX_SKIPPED_IN_A_ROW = 20
-"""Skipped steps in a row that mean divergence. The first steps may skip some: each halves a loss scale of 2^16."""
-_MIN_LOSS_SCALE = 1.0
-
-
-class Votes(NamedTuple):
-    """Requests of one process after a step; their sums over processes decide what all of them do."""
-
-    stop: tuple[int, ...] = (0,) * len(STOP_SIGNALS)
-    """Processes that got each of `STOP_SIGNALS`."""
-    save: int = 0
-    """Processes that ask for a checkpoint."""
-    num_replaced: int = 0
-    """Samples of the step that were replaced."""
 
 
 class StepOutcome(NamedTuple):
@@ -63,21 +49,9 @@ class StepOutcome(NamedTuple):
     metrics: dict[str, float]
     """Means over all processes; empty if not wanted, or if the step does not count."""
     votes: Votes
-    """Sums over all processes."""
+    """Sums over all processes, of the steps that were read: this one, the one before, or both."""
     divergence: Divergence | None = None
     """The step at which training has diverged, this one or the one before: it does not count, nor does one after it."""
-
-
-class _Unseen(NamedTuple):
-    """A step whose outcome the device has not told yet."""
-
-    step: int
-    index_B: Tensor
-    told: Tensor
-    """On the CPU, once `is_there`: loss, processes with a loss that is not finite, with such a gradient; what is
-    logged."""
-    is_there: torch.cuda.Event | None
-    """None on a CPU."""
 
 
 class DivergedError(Exception):
@@ -143,10 +117,11 @@ class Trainer:
         self.step_number = 0
         self.first_indices: list[int] = []
         self.num_replaced = 0
-        self.num_skipped = 0
-        self.num_skipped_in_a_row = 0
-        self._unseen: _Unseen | None = None
         self._has_looked = False
+        self.agreement = Agreement(collectives, device)
+        self._told: Told | None = None
+        self._votes = Votes()
+        self._last_replaced: tuple[str, ...] = ()
 
     # One step ---------------------------------------------------------------------------------------------------
 
@@ -252,12 +227,13 @@ class Trainer:
         If the loss or its gradient is not finite on some process, no parameter moves on any, though the method may have
         updated its own state. In fp16 such a gradient skips the step; too many skipped steps are divergence.
 
-        A GPU decides that by itself. The outcome is looked at once it is needed: before metrics, a checkpoint, a
-        milestone, a measurement or the end, and otherwise in the next step, before its batch can change the method.
+        A GPU decides that by itself. What the step has told is read once it is needed: before metrics, a milestone or a
+        measurement, and otherwise in the next step. A vote that is read then is obeyed after that step, which is read
+        as well.
 
         Args:
             batch: This process's rows.
-            vote: Returns this process's votes; called late, so that a signal is obeyed after the step it arrived in.
+            vote: Returns this process's votes; called late, so that a signal counts for the step it arrived in.
             wants_metrics: Return metrics; on a GPU this waits for the step.
 
         Raises:
@@ -271,6 +247,7 @@ class Trainer:
         except DivergedError as error:
             return StepOutcome({}, Votes(), error.divergence)
         self._note_first_indices(batch)
+        self._last_replaced = batch.replaced or self._last_replaced
         lr = self.optimizer.set_learning_rates(progress.step)
         with self.clock.phase("optimizer"):
             for parameter in self.optimizer.method_parameters:
@@ -278,79 +255,57 @@ class Trainer:
                     self.collectives.all_reduce(parameter.grad, "mean")
             self.scaler.unscale_(self.optimizer.adamw)
             grad_norm = self.optimizer.clip_gradients()
-            votes = self._agree(vote())
-            loss = output.total.detach()
-            flags = torch.stack([loss, ~torch.isfinite(loss), ~torch.isfinite(grad_norm)]).double()
-            logged = []
-            if wants_metrics:
+            logged, own = [], []
+            if temperature is not None:
                 logged = [
                     pack_metrics(output.metrics, self.device),
                     embedding_moments(features.image_BD, features.text_BD),
                 ]
-            # One collective, and on a GPU one copy to the CPU.
-            sums = self.collectives.all_reduce(torch.cat([flags, *logged]), "sum")
-            self._move_parameters(progress, is_bad=sums[1:3].any())
-            own = sums[:0] if temperature is None else torch.stack([temperature, grad_norm]).double()
-            self._unseen = _Unseen(progress.step, batch.index_B, *self._start_copy_to_cpu(torch.cat([sums, own])))
+                own = [temperature, grad_norm]
+            is_bad = self.agreement.add_up(
+                progress.step, batch.index_B, output.total.detach(), grad_norm, vote(), logged, own
+            )
+            self._move_parameters(progress, is_bad=is_bad)
             self.step_number += 1
-            told = self._unseen.told
-            is_wanted = wants_metrics or votes != Votes() or self._is_due()
+            is_wanted = wants_metrics or self._votes != Votes() or self._is_due() or not self.agreement.reads_late
             divergence = self.settle() if is_wanted else None
+        votes, self._votes = self._votes, Votes()
         if divergence is not None or not wants_metrics:
             return StepOutcome({}, votes, divergence)
+        assert self._told is not None
         world_size = self.collectives.world_size
-        flags, sums, moments, own = torch.split(told, [len(flags), *map(len, logged), 2])
+        sums, moments, values = torch.split(self._told.rest, [*map(len, logged), len(own)])
         metrics = {
-            "loss/total": float(flags[0]) / world_size,
-            "temperature/value": float(own[0]),
+            "loss/total": self._told.loss / world_size,
+            "temperature/value": float(values[0]),
             "lr": lr,
-            "grad_norm": float(own[1]),
+            "grad_norm": float(values[1]),
             **mean_metrics(output.metrics, sums, world_size),
             **embedding_spread(moments / world_size, features.image_BD.shape[1]),
         }
         if self.scaler.is_enabled():
-            metrics |= {"scaler/scale": self.scaler.get_scale(), "scaler/num_skipped": self.num_skipped}
+            metrics |= {"scaler/scale": self.scaler.get_scale(), "scaler/num_skipped": self.agreement.num_skipped}
         return StepOutcome(metrics, votes)
 
     def settle(self) -> Divergence | None:
-        """Look at the outcome of the last step, which a GPU may still be working on; returns it if it is divergence.
+        """Read what the last step has told, for which a GPU may still be working; returns it if it is divergence.
 
         Every process does this together. A step that diverged does not count.
         """
-        if self._unseen is None:
+        told = self.agreement.read(self.scaler)
+        if told is None:
             return None
-        unseen, self._unseen = self._unseen, None
-        if unseen.is_there is not None:
-            unseen.is_there.synchronize()
-        _, bad_losses, bad_gradients = unseen.told[:3].tolist()
-        reason: str | None = "the loss or its gradient is not finite"
-        if not bad_losses and not (bad_gradients and not self.scaler.is_enabled()):
-            reason = self._count_skipped(is_skipped=bad_gradients > 0)
-        if reason is None:
+        self._told, self._votes = told, self._votes.and_of(told.votes)
+        if told.divergence is None:
             return None
-        self.step_number = unseen.step
+        self.step_number = told.step
         scale = float(self.method.logit_scale.detach())
         return Divergence(
-            step=unseen.step,
-            reason=reason,
+            step=told.step,
+            reason=told.divergence,
             temperature=1 / scale if scale and math.isfinite(scale) else None,
-            indices=tuple(unseen.index_B[:NUM_INDICES].tolist()),
+            indices=tuple(told.index_B[:NUM_INDICES].tolist()),
         )
-
-    def _agree(self, votes: Votes) -> Votes:
-        """Add up the votes of all processes, without waiting for a GPU."""
-        asked = torch.tensor([*votes.stop, votes.save, votes.num_replaced])
-        *stop, save, num_replaced = self.collectives.all_reduce(asked, "sum").tolist()
-        return Votes(tuple(stop), save, num_replaced)
-
-    def _start_copy_to_cpu(self, values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Begin to copy values to the CPU; returns where they will be, and when."""
-        told = values.to("cpu", non_blocking=True)
-        if self.device.type != "cuda":
-            return told, None
-        is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        is_there.record()
-        return told, is_there
 
     def _is_due(self) -> bool:
         """Tell if a milestone or a measurement is due after the last step."""
@@ -369,29 +324,14 @@ class Trainer:
         if self.averaged is not None:
             self.averaged.update_parameters(self.towers)
 
-    def _count_skipped(self, *, is_skipped: bool) -> str | None:
-        """Count the steps that fp16 skips; returns the reason if they mean divergence."""
-        if not is_skipped:
-            self.num_skipped_in_a_row = 0
-            return None
-        self.num_skipped += 1
-        self.num_skipped_in_a_row += 1
-        # Read only now: on a GPU, to read it is to wait.
-        scale = self.scaler.get_scale()
-        if scale < _MIN_LOSS_SCALE:
-            return f"the loss scale of fp16 fell to {scale:g}, below {_MIN_LOSS_SCALE:g}: the gradient is not finite"
-        if self.num_skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
-            return f"fp16 skipped {self.num_skipped_in_a_row} steps in a row: their gradients are not finite"
-        return None
-
     def _note_first_indices(self, batch: Batch) -> None:
         """Keep the positions of the first pairs of the run, in the order of all processes."""
         if len(self.first_indices) < NUM_INDICES:
             indices = self.collectives.gather(batch.index_B.cpu()).tolist()
             self.first_indices += indices[: NUM_INDICES - len(self.first_indices)]
 
-    def count_replaced(self, num_replaced: int, batch: Batch) -> None:
-        """Count the samples of a step that were replaced, on all processes.
+    def count_replaced(self, num_replaced: int) -> None:
+        """Count the samples of steps that were read which were replaced, on all processes.
 
         Raises:
             ValueError: On every process, if they are a larger fraction of the samples than the execution allows.
@@ -401,7 +341,7 @@ class Trainer:
         self.num_replaced += num_replaced
         allowed = self.execution.max_replaced_fraction * max(self.samples_seen, _FEW_SAMPLES)
         if self.num_replaced > allowed:
-            examples = "".join(f"\n  {text}" for text in batch.replaced[:5]) or " another process says which"
+            examples = "".join(f"\n  {text}" for text in self._last_replaced[:5]) or " another process says which"
             raise ValueError(
                 f"data set {self.dataset.index.name!r}: {self.num_replaced} of {self.samples_seen} samples were not "
                 f"decodable; max_replaced_fraction = {self.execution.max_replaced_fraction} allows {allowed:.0f}. "
@@ -416,7 +356,7 @@ class Trainer:
         Raises:
             DiskFullError: On every process, if there is no room for it.
         """
-        assert self._unseen is None, "settle first: a step that diverged is not to be saved"
+        assert self.agreement.is_read, "settle first: a step that diverged is not to be saved"
         self.method.complete_state()
         state = self._state() if self.collectives.rank == 0 else self._own_state()
         with self.clock.phase("checkpoint"):
@@ -440,8 +380,8 @@ class Trainer:
             "clock": self.clock.state_dict(),
             "first_indices": self.first_indices,
             "num_replaced": self.num_replaced,
-            "num_skipped": self.num_skipped,
-            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            "num_skipped": self.agreement.num_skipped,
+            "num_skipped_in_a_row": self.agreement.num_skipped_in_a_row,
         }
 
     def resume(self) -> None:
@@ -487,7 +427,8 @@ class Trainer:
         self.clock.load_state_dict(state["clock"])
         self.first_indices = state["first_indices"]
         self.num_replaced = state["num_replaced"]
-        self.num_skipped, self.num_skipped_in_a_row = state["num_skipped"], state["num_skipped_in_a_row"]
+        self.agreement.num_skipped = state["num_skipped"]
+        self.agreement.num_skipped_in_a_row = state["num_skipped_in_a_row"]
 
 
 def _read_index(path: Path, expected: DatasetSpec) -> Index:

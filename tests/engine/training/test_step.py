@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import signal
 
 import open_clip
 import pytest
@@ -20,11 +21,13 @@ from engine.data.loader import build_loader
 from engine.distributed import Collectives, ProcessGroup
 from engine.method import LossOutput
 from engine.schema.run import Execution
+from engine.stop import Stopped
+from engine.training.agreement import Agreement, Votes
 from engine.training.checkpoint import load_checkpoint, newest_step
 from engine.training.loop import train
 from engine.training.reporting import mean_metrics, pack_metrics
 from engine.training.towers import WEIGHTS_FILE
-from engine.training.trainer import Trainer, Votes
+from engine.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -259,7 +262,9 @@ def _skip_where_one_is_broken(collectives, broken):
     seen = []
     for batch in loader_of(trainer, 5):
         divergence = trainer.step(batch, wants_metrics=False).divergence or trainer.settle()
-        seen.append([trainer.num_skipped, trainer.scaler.get_scale(), divergence.reason if divergence else ""])
+        seen.append(
+            [trainer.agreement.num_skipped, trainer.scaler.get_scale(), divergence.reason if divergence else ""]
+        )
     return {"seen": seen, "weights": [p.detach() for p in trainer.towers.parameters()]}
 
 
@@ -275,15 +280,46 @@ def test_processes_skip_together_though_one_alone_has_a_gradient_that_is_not_fin
 # Outcomes that are looked at later ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("votes", [Votes(), Votes(stop=(0, 1)), Votes(save=1), Votes(num_replaced=1)])
+@pytest.mark.parametrize("votes", [Votes(), Votes(stop=(0, 1, 0)), Votes(save=1), Votes(num_replaced=1)])
 def test_the_outcome_of_a_step_is_looked_at_in_it_only_if_something_was_asked_for(root, votes):
     trainer = make_trainer()
+    trainer.agreement.reads_late = True
     looked = []
-    trainer._count_skipped = lambda *, is_skipped: looked.append(trainer.step_number)
-    for batch in batches(trainer, 2):
-        trainer.step(batch, lambda: votes, wants_metrics=False)
+    trainer.agreement._count_skipped = lambda scaler, *, is_skipped: looked.append(trainer.step_number)
+    told = [trainer.step(batch, lambda: votes, wants_metrics=False).votes for batch in batches(trainer, 2)]
     # The step that one step is looked at in, and the next.
     assert looked == ([1] if votes == Votes() else [1, 2])
+    assert told == [Votes(), votes.and_of(votes)]
+
+
+def read_late(monkeypatch, reads_late=True):
+    """Let steps be read as a GPU lets them be read."""
+    monkeypatch.setattr(
+        Agreement, "reads_late", property(lambda self: reads_late, lambda self, value: None), raising=False
+    )
+
+
+def test_a_run_that_is_stopped_or_saved_a_step_late_ends_with_the_same_weights(root, monkeypatch):
+    spec = toy.run_spec("fastclip")
+    toy.write_spec(root, spec)
+    read_late(monkeypatch)
+    whole = train(spec, Execution())
+    shutil.rmtree(paths.run(spec.run_id))
+    honest, taken = Trainer.step, []
+
+    def step(self, *args, **kwargs):
+        taken.append(self.step_number)
+        if self.step_number == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return honest(self, *args, **kwargs)
+
+    toy.write_spec(root, spec)
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(Stopped, match="after step 5, which is saved"):
+        train(spec, Execution())
+    record = train(spec, Execution(save_every_min=0))
+    assert taken == list(range(spec.num_steps))
+    assert [kept.sha256 for kept in record.milestones.values()] == [kept.sha256 for kept in whole.milestones.values()]
 
 
 @pytest.mark.parametrize(("method", "options"), [("openclip", {}), ("fastclip", {"version": "v2"})])
@@ -299,14 +335,15 @@ def test_divergence_is_the_same_whenever_it_is_noticed_and_the_method_sees_no_ba
         return LossOutput(output.total * (math.nan if progress.step == 4 else 1), output.metrics)
 
     monkeypatch.setattr(method_class(method), "loss", loss)
-    for log_every_steps in (1, 10):
+    for log_every_steps, reads_late in ((1, False), (10, False), (10, True)):
         steps = []
+        read_late(monkeypatch, reads_late)
         toy.write_spec(root, spec)
         record = train(spec, Execution(log_every_steps=log_every_steps))
         assert (record.status, record.samples_seen, steps) == ("diverged", 64, [0, 1, 2, 3, 4])
         found.append((record.divergence, record.first_indices))
         shutil.rmtree(paths.run(spec.run_id))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert found[0][0].indices == found[0][1][64:80]
 
 
@@ -333,11 +370,11 @@ def test_metrics_travel_with_what_processes_agree_on_and_only_when_they_are_logg
         assert bool(trainer.step(batch, wants_metrics=is_logged).metrics) == is_logged
         sizes.append(collectives.sizes)
     plain, logged = sizes
-    # The temperature's gradient, the votes, and the outcome.
-    assert plain == [1, 5, 3]
-    assert logged[:2] == [1, 5]
-    assert len(logged) == 3
-    assert logged[2] > 3 + len(trainer.towers.clip.visual.proj) ** 2
+    # The temperature's gradient, and the outcome with the votes.
+    assert plain == [1, 8]
+    assert logged[0] == 1
+    assert len(logged) == 2
+    assert logged[1] > 8 + len(trainer.towers.clip.visual.proj) ** 2
 
 
 NAMES = [
