@@ -127,12 +127,13 @@ def _take_steps(
         metrics, votes, divergence = trainer.step(batch, functools.partial(vote, batch), wants_metrics=is_logged)
         if divergence is not None:
             return divergence
-        times = trainer.clock.end_step()
+        times = trainer.clock.end_step(is_line=is_logged)
         place = {"step": step + 1, "samples_seen": trainer.samples_seen, "epoch": epoch}
         reporter.step(step + 1, {**place, **metrics, **times} if is_logged else None)
         trainer.count_replaced(votes.num_replaced)
         if trainer.samples_seen in spec.milestones:
-            outcome.export_weights(trainer)
+            with trainer.clock.phase("checkpoint"):
+                outcome.export_weights(trainer)
         try:
             measurements.measure(trainer, signals)
             if any(votes.stop) and not is_last:

@@ -114,15 +114,24 @@ def embedding_spread(moments: Tensor, embed_dim: int) -> dict[str, float]:
 
 
 class Clock:
-    """Adds up seconds by phase; on a GPU only while `timing`, since reading a clock there is to wait for it."""
+    """Measures steps by the wall, from one logged line to the next, and the phases that they consist of.
+
+    On a GPU phases are timed in logged steps alone, since reading a clock there is to wait for it, and stand for the
+    steps since the line before. What happens between steps, such as a checkpoint, is no part of them.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.timing = True
         self.total_sec: dict[str, float] = defaultdict(float)
         self.step_sec: list[float] = []
+        """Seconds of a step from line to line, but for each attempt's first line: it also starts loaders and GPUs."""
+        self._first_step_sec: float | None = None
         self._before_step: dict[str, float] = {}
         self._step_start = 0.0
+        self._line_start: float | None = None
+        self._num_steps = 0
+        self._is_in_step = False
 
     def now(self) -> float:
         """Return the time in seconds, after the device has finished what it was given."""
@@ -140,30 +149,49 @@ class Clock:
         try:
             yield
         finally:
-            self.total_sec[name] += self.now() - start
+            took = self.now() - start
+            self.total_sec[name] += took
+            if not self._is_in_step and self._line_start is not None:
+                self._line_start += took
 
     def start_step(self, *, timing: bool) -> None:
-        """Begin a step; on a GPU its phases are timed only with `timing`."""
+        """Begin a step; with `timing` it ends a line, and a GPU times its phases."""
         self.timing = timing or self._device.type == "cpu"
+        self._is_in_step = True
         self._before_step = dict(self.total_sec)
         self._step_start = self.now() if self.timing else 0.0
+        if self._line_start is None:
+            self._line_start = self.now()
 
-    def end_step(self) -> dict[str, float]:
-        """End a step; returns its seconds as ``time/<phase>_sec`` if it was timed."""
-        timed, self.timing = self.timing, True
-        if not timed:
+    def end_step(self, *, is_line: bool) -> dict[str, float]:
+        """End a step; at the end of a line, returns seconds of a step since the last one, and its phases' shares."""
+        self.timing, self._is_in_step = True, False
+        self._num_steps += 1
+        if not is_line:
             return {}
-        step_sec = self.now() - self._step_start
-        self.step_sec.append(step_sec)
-        phases = {k: v - self._before_step.get(k, 0.0) for k, v in self.total_sec.items()}
-        times = {f"time/{k}_sec": v for k, v in phases.items() if v > 0}
-        return {"time/step_sec": step_sec, **times}
+        assert self._line_start is not None
+        now = self.now()
+        line_sec, timed_sec = now - self._line_start, now - self._step_start
+        step_sec = line_sec / self._num_steps
+        shares = {}
+        for name, total in self.total_sec.items():
+            before = self._before_step.get(name, 0.0)
+            shares[name] = (total - before) / timed_sec
+            if self._device.type == "cuda":
+                self.total_sec[name] = before + shares[name] * line_sec
+        if self._first_step_sec is None:
+            self._first_step_sec = step_sec
+        else:
+            self.step_sec.append(step_sec)
+        self._line_start, self._num_steps = now, 0
+        return {"time/step_sec": step_sec} | {
+            f"time/{name}_share": share for name, share in shares.items() if share > 0
+        }
 
     @property
     def median_step_sec(self) -> float | None:
-        """Median over the timed steps but the first five, which warm up caches and kernels."""
-        steps = self.step_sec[5:] or self.step_sec
-        return statistics.median(steps) if steps else None
+        """Median over lines, of seconds of a step."""
+        return statistics.median(self.step_sec) if self.step_sec else self._first_step_sec
 
     def state_dict(self) -> dict[str, Any]:
         """Return the totals so far, for a checkpoint."""

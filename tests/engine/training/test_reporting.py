@@ -7,13 +7,14 @@ import sys
 import time
 
 import pytest
+import torch
 from support import toy
 from support.terminal import lines_of, run_on_terminal
 
 from engine import files, paths
 from engine.logs import RECENT_SEC, RecentRate, format_duration
 from engine.schema.record import Attempt, Provenance
-from engine.training.reporting import LOG_LINE_SEC, Reporter
+from engine.training.reporting import LOG_LINE_SEC, Clock, Reporter
 
 ORIGIN = Provenance(
     commit="c", dirty_sha256=None, lock_sha256="l", dataset_sha256="d", device="Toy CPU", device_count=2, world_size=2,
@@ -205,3 +206,38 @@ def test_a_rate_of_quick_steps_keeps_few_marks():
 )
 def test_durations_are_short(seconds, text):
     assert format_duration(seconds) == text
+
+
+# Clock ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_step_takes_the_time_between_lines_without_what_happens_between_steps(monkeypatch, device):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    clock = Clock(torch.device(device))
+
+    def pass_by(sec, phase):
+        with clock.phase(phase):
+            now[0] += sec
+
+    told = []
+    for step in range(6):
+        is_line = step % 2 == 1
+        clock.start_step(timing=is_line)
+        # Starts take long, and a GPU that is waited for is slower.
+        pass_by(50.0 if step == 0 else 1.0, "data")
+        pass_by(4.0 if is_line else 2.0, "method")
+        told.append(clock.end_step(is_line=is_line))
+        pass_by(100.0, "checkpoint")
+    assert told[0] == told[2] == {}
+    assert [line["time/step_sec"] for line in told[1::2]] == [28.5, 4.0, 4.0]
+    assert clock.median_step_sec == 4.0
+    shares = {"time/data_share": 0.2, "time/method_share": 0.8}
+    assert told[5] == {"time/step_sec": 4.0} | shares
+    assert clock.total_sec["checkpoint"] == 600.0
+    if device == "cuda":
+        assert clock.total_sec["method"] == pytest.approx(0.8 * (57 + 8 + 8))
+    else:
+        assert clock.total_sec["method"] == 18.0
