@@ -108,6 +108,12 @@ def test_as_a_cuda_graph_the_network_is_trained_to_the_same_bits(root, options):
     assert all(map(torch.equal, same_state, state))
 
 
+def test_the_network_is_recorded_while_the_loader_pins_memory(root):
+    spec = toy.run_spec("neuclip", steps=12)
+    record = train(spec, Execution(device="cuda", method_graphs=True, num_workers=4))
+    assert record.status == "finished"
+
+
 def test_a_loss_that_is_not_finite_moves_nothing_and_is_found_in_the_next_step(root, monkeypatch):
     honest = method_class("openclip").loss
 
