@@ -7,6 +7,7 @@ Of any model:  python -m engine.evaluate --open-clip MODEL --pretrained TAG_OR_F
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from engine import distributed, errors, files, paths
 from engine.evaluation.runner import evaluate_published, evaluate_run, find_evaluation, restrict, summarize
+from engine.heartbeat import Heartbeat
 from engine.schema.base import parse
 from engine.schema.evaluation import Evaluation, Precision, WhenMissing
 from engine.schema.record import Record
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     of_run, of_model = (args.record, args.evaluation, args.milestone), (args.open_clip, args.evaluation_name, args.out)
     if None in (of_run if args.open_clip is None else of_model):
         parser.error("give RECORD EVALUATION --milestone N, or --open-clip MODEL --evaluation NAME --out DIR")
-    with errors.explained():
+    with errors.explained(), contextlib.ExitStack() as watch:
         execution = parse(Execution, args.execution, "execution", strict=True)
         torch.set_num_threads(execution.threads)
         torch.backends.cudnn.allow_tf32 = False
@@ -59,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
             given = {"precision": args.precision, "when_missing": args.when_missing}
             evaluation = evaluation.model_copy(update={key: value for key, value in given.items() if value})
         chosen = restrict(evaluation, args.sets)
+        watch.enter_context(Heartbeat(execution.stall_sec).watching())
         if args.open_clip is None:
             results = evaluate_run(record, args.milestone, chosen, device, num_workers=execution.num_workers)
             if args.sets is None:

@@ -69,6 +69,11 @@ def attempts(run_id: str) -> Path:
     return run(run_id) / "attempts.jsonl"
 
 
+def heartbeat(run_id: str) -> Path:
+    """Signs of life of a run's processes, see `engine.heartbeat`."""
+    return run(run_id) / "heartbeat"
+
+
 def checkpoints(run_id: str) -> Path:
     """Rotating checkpoints for resuming."""
     return run(run_id) / "checkpoints"

@@ -43,7 +43,7 @@ ONLY_IN = {
 
 # Wings of the engine, from the ground up: each may import those before it in its list.
 COMMANDS = {"index", "train", "evaluate", "launch"}
-GROUND = {"errors", "files", "imports", "logs", "origin", "overview", "paths", "stop", "versions"}
+GROUND = {"errors", "files", "heartbeat", "imports", "logs", "origin", "overview", "paths", "stop", "versions"}
 METHODS = {"method", "contrastive", "distributed", "shares", "graphs", "standalone", "signatures", "registry"}
 WINGS = {
     "schema": {"schema"} | GROUND,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import heartbeat
 from engine.evaluation.pictures import ImageBatches, split_transform
 from engine.evaluation.reading import EvalData
 from engine.imports import late
@@ -50,6 +51,7 @@ class Model:
 
     def encode_image(self, batch: Tensor) -> Tensor:
         """Encode a batch of `images` to float32 embeddings (B, D), not normalised."""
+        heartbeat.beat("a batch of images")
         image_BCHW = self._finish(batch)
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self._autocast):
             embedding_BD: Tensor = self.clip.encode_image(image_BCHW)
@@ -57,6 +59,7 @@ class Model:
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:
         """Encode token ids to float32 embeddings (B, D), not normalised."""
+        heartbeat.beat("a batch of texts")
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self._autocast):
             embedding_BD: Tensor = self.clip.encode_text(tokens_BT)
         return embedding_BD.float()

@@ -250,4 +250,7 @@ class Execution(Frozen):
     """Stop when more than this fraction of the samples was replaced because it could not be decoded."""
     log_every_steps: int = Field(default=10, ge=1)
     save_every_min: float = Field(default=10.0, ge=0)
+    stall_sec: float = Field(default=300.0, gt=0)
+    """Seconds without any progress after which the job ends, to be started again: a frozen node, a dead file system. At
+    least ten steps, and half an hour until the first one is done."""
     compile: bool = False

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 
 from engine import distributed, files, paths
 from engine.data.loader import Batch, build_loader, copied_ahead, watched
+from engine.heartbeat import Heartbeat
 from engine.schema.base import parse
 from engine.schema.record import Divergence, Record
 from engine.schema.run import Execution, RunSpec
@@ -45,6 +47,7 @@ def train(spec: RunSpec, execution: Execution) -> Record:
         collectives = distributed.start(device)
         if is_first_process:
             files.remove_temporaries(paths.run(spec.run_id))
+            shutil.rmtree(paths.heartbeat(spec.run_id), ignore_errors=True)
             outcome.restore_record(spec)
         done = torch.tensor(float(paths.record(spec.run_id).exists()), device=device)
         if not collectives.broadcast(done):
@@ -74,12 +77,17 @@ def _train(trainer: Trainer, signals: Sequence[bool]) -> None:
     trainer.resume()
     is_first_process = trainer.collectives.rank == 0
     attempt = outcome.add_attempt(trainer) if is_first_process else None
-    with contextlib.closing(_batches(trainer)) as batches, Reporter(trainer.spec, attempt) as reporter:
+    ours, run_id = trainer.collectives, trainer.spec.run_id
+    folder = paths.heartbeat(run_id) if ours.world_size > 1 else None
+    with (
+        contextlib.closing(_batches(trainer)) as batches,
+        Reporter(trainer.spec, attempt) as reporter,
+        Heartbeat(trainer.execution.stall_sec, folder, ours.rank).watching() as heartbeat,
+    ):
         ahead = copied_ahead(batches, trainer.device)
         if is_first_process and trainer.device.type == "cuda":
-            num_workers, run_id = trainer.execution.num_workers, trainer.spec.run_id
-            ahead = watched(ahead, num_workers, lambda text: sys.stderr.write(f"{run_id}: {text}\n"))
-        divergence = _take_steps(trainer, signals, reporter, ahead)
+            ahead = watched(ahead, trainer.execution.num_workers, lambda text: sys.stderr.write(f"{run_id}: {text}\n"))
+        divergence = _take_steps(trainer, signals, reporter, ahead, heartbeat)
     if is_first_process:
         outcome.write_record(trainer, divergence)
         checkpoint.remove_checkpoints(paths.checkpoints(trainer.spec.run_id))
@@ -101,7 +109,7 @@ def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
 
 
 def _take_steps(
-    trainer: Trainer, signals: Sequence[bool], reporter: Reporter, batches: Iterator[Batch]
+    trainer: Trainer, signals: Sequence[bool], reporter: Reporter, batches: Iterator[Batch], heartbeat: Heartbeat
 ) -> Divergence | None:
     """Take all steps from the trainer's to the end of the run, or until it diverges."""
     spec, execution, collectives = trainer.spec, trainer.execution, trainer.collectives
@@ -115,14 +123,20 @@ def _take_steps(
             last_save = time.monotonic()
         return Votes(tuple(signals), is_time_to_save, len(batch.replaced))
 
+    def pause() -> None:
+        heartbeat.beat("a measurement", is_step=False)
+        measurements.heed_signals(trainer, signals)
+
     if trainer.step_number:
-        measurements.measure(trainer, signals, is_resumed=True)
+        measurements.measure(trainer, pause, is_resumed=True)
     for step in range(trainer.step_number, spec.num_steps):
         is_last = step + 1 == spec.num_steps
         is_logged = (step + 1) % execution.log_every_steps == 0 or is_last
         trainer.clock.start_step(timing=is_logged)
+        heartbeat.beat(f"the reading of its batch for step {step + 1}")
         with trainer.clock.phase("data"):
             batch = next(batches)
+        heartbeat.beat(f"its part of step {step + 1}", is_step=False)
         epoch = trainer.progress().epoch
         metrics, votes, divergence = trainer.step(batch, functools.partial(vote, batch), wants_metrics=is_logged)
         if divergence is not None:
@@ -135,7 +149,7 @@ def _take_steps(
             with trainer.clock.phase("checkpoint"):
                 outcome.export_weights(trainer)
         try:
-            measurements.measure(trainer, signals)
+            measurements.measure(trainer, pause)
             if any(votes.stop) and not is_last:
                 raise Stopped.by(votes.stop, step + 1)
         except Stopped:

@@ -120,8 +120,7 @@ class Trainer:
         self._has_looked = False
         self.agreement = Agreement(collectives, device)
         self._told: Told | None = None
-        self._votes = Votes()
-        self._last_replaced: tuple[str, ...] = ()
+        self._votes, self._last_replaced = Votes(), tuple[str, ...]()
 
     # One step ---------------------------------------------------------------------------------------------------
 
