@@ -247,7 +247,7 @@ class Execution(Frozen):
     """On one GPU, let it replay what NeuCLIP's network does in a step as one CUDA graph, without launching hundreds of
     small operations: the same numbers, and memory for one more copy of the network and the batch's embeddings."""
     max_replaced_fraction: float = Field(default=1e-3, ge=0, le=1)
-    """Stop when more than this fraction of the samples was replaced because it could not be decoded."""
+    """Stop once more than this fraction of all samples that the run is to see was replaced, as it cannot be decoded."""
     log_every_steps: int = Field(default=10, ge=1)
     save_every_min: float = Field(default=10.0, ge=0)
     stall_sec: float = Field(default=300.0, gt=0)

@@ -39,8 +39,6 @@ from engine.training.towers import build_towers, embed_dim, introduce, tokenizer
 
 NUM_INDICES = 100
 """Positions that a record lists: of the first pairs of the run, and of the batch at which it diverged."""
-_FEW_SAMPLES = 10_000
-"""Least number of samples that a fraction of replaced ones is taken of: the first may well be broken."""
 
 
 class StepOutcome(NamedTuple):
@@ -333,17 +331,18 @@ class Trainer:
         """Count the samples of steps that were read which were replaced, on all processes.
 
         Raises:
-            ValueError: On every process, if they are a larger fraction of the samples than the execution allows.
+            ValueError: On every process, if they are a larger fraction of the run's samples than the execution allows.
         """
         if not num_replaced:
             return
         self.num_replaced += num_replaced
-        allowed = self.execution.max_replaced_fraction * max(self.samples_seen, _FEW_SAMPLES)
+        allowed = self.execution.max_replaced_fraction * self.spec.samples_seen
         if self.num_replaced > allowed:
             examples = "".join(f"\n  {text}" for text in self._last_replaced[:5]) or " another process says which"
             raise ValueError(
                 f"data set {self.dataset.index.name!r}: {self.num_replaced} of {self.samples_seen} samples were not "
-                f"decodable; max_replaced_fraction = {self.execution.max_replaced_fraction} allows {allowed:.0f}. "
+                f"decodable; max_replaced_fraction = {self.execution.max_replaced_fraction} allows {int(allowed)} of "
+                f"the run's {self.spec.samples_seen}. "
                 f"Fetch these shards again and index them, or allow more. The last ones:{examples}"
             )
 

@@ -156,11 +156,14 @@ def test_a_pair_that_changed_where_it_lies_ends_the_run(root, old):
     assert not paths.record(spec.run_id).exists()
 
 
-def test_replaced_samples_give_a_warning_at_the_end(root, capsys):
+def test_replaced_samples_end_a_run_or_give_a_warning_at_its_end(root, capsys):
     shard = root / "data" / "toy" / "train" / "00000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"IHDR", b"IHXX", 1))
     toy.index(root)
-    main([str(toy.write_spec(root, toy.run_spec("openclip", steps=6)))])
+    command = [str(toy.write_spec(root, toy.run_spec("openclip", steps=6)))]
+    with pytest.raises(SystemExit, match=r"max_replaced_fraction = 0\.001 allows 0 of the run's 96"):
+        main(command)
+    main([*command, "--execution", '{"max_replaced_fraction": 0.02}'])
     warning = "warning: 1 of 96 samples could not be decoded and were replaced by their neighbours"
     assert warning in capsys.readouterr().err
 
