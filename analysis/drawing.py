@@ -314,10 +314,9 @@ def _diverged(frame: pd.DataFrame) -> str:
         diverged = rows.loc[rows["status"] == "diverged", "run_id"].nunique()
         if diverged:
             counts.append(f"{style.method(str(method)).name} {diverged} of {rows['run_id'].nunique()}")
-    is_guessing = (
-        frame["is_final"] & frame["is_main"] & (frame["status"] == "diverged") & frame["value"].notna()
-    ).any()
-    how = " (counted as guessing)" if is_guessing else ""
+    # A final score that is there although the run diverged is that of guessing; some frames hold no scores at all.
+    lost = frame[frame["is_final"] & frame["is_main"] & (frame["status"] == "diverged")]
+    how = " (counted as guessing)" if "value" in lost and lost["value"].notna().any() else ""
     return f"Diverged: {', '.join(counts)}{how}." if counts else ""
 
 

@@ -148,7 +148,7 @@ def test_outcomes_that_make_another_score_are_refused() -> None:
         collect(suite)
 
 
-def test_a_run_that_diverged_has_none_and_says_so() -> None:
+def test_a_run_that_diverged_scores_chance_without_an_interval_and_says_so() -> None:
     suite = synthetic.write_suite(synthetic.main_specs(1), diverged=(("siglip", 0),))
     frame = collect(suite)
     assert "siglip" not in set(frame.query("kind == 'sampling'")["method"])
@@ -156,4 +156,4 @@ def test_a_run_that_diverged_has_none_and_says_so() -> None:
     (digits, _) = table.rows
     cell = digits[table.header.index("SigLIP")]
     assert isinstance(cell, Cell)
-    assert (cell.text(), cell.remark) == ("", "diverged")
+    assert (cell.text(), cell.remark) == ("10.0", "diverged")
