@@ -247,4 +247,4 @@ def test_on_paper_are_all_sections_and_whole_tables(tab: Tab, tmp_path: Path) ->
         assert cell in words
     # On paper so small that the list of runs takes several pages, each has the list's head.
     # A head of two lines comes out of the file line by line.
-    assert printed(tab, file, width="210mm", height="70mm").count("Signs of") > 1
+    assert printed(tab, file, width="210mm", height="50mm").count("Signs of") > 1
