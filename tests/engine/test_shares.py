@@ -15,7 +15,10 @@ from engine.shares import Shares
 
 NUM_PAIRS, STEPS = 21, 6
 """No multiple of 2 or 4: the last process has rows for no pair."""
-VERSIONS = ["v0", "v1", "v2", "v3"]
+METHODS = {f"fastclip {version}": {"version": version} for version in ("v0", "v1", "v2", "v3")} | {
+    "neuclip_average": {}
+}
+"""Options of methods that keep numbers of every pair."""
 
 
 def batch(step: int) -> Any:
@@ -29,14 +32,13 @@ def batch(step: int) -> Any:
 def train_both_forms() -> dict[str, Any]:
     """Train with rows shared out and with all of them on every process; return steps, states and sizes of both."""
     ours, results = ProcessGroup(), {}
-    for version, are_apart in itertools.product(VERSIONS, (True, False)):
-        method = make_method(
-            "fastclip", version=version, dataset_size=NUM_PAIRS, collectives=ours, shares_pairs=are_apart
-        )
+    for what, are_apart in itertools.product(METHODS, (True, False)):
+        settings = {"dataset_size": NUM_PAIRS, "collectives": ours, "shares_pairs": are_apart}
+        method = make_method(what.split()[0], **METHODS[what], **settings)
         steps = [train_step(method, step, batch(step)) for step in range(STEPS)]
         rows = {name: method.get_buffer(name) for name in method.pair_buffers}
         whole = {name: (ours.gather(x) if are_apart else x)[:NUM_PAIRS].clone() for name, x in rows.items()}
-        results[f"{version} {are_apart}"] = {
+        results[f"{what} {are_apart}"] = {
             "numbers": [steps, whole, method.logit_scale.detach()],
             "num_rows": sorted({len(x) for x in rows.values()}),
         }
@@ -48,13 +50,13 @@ def together(request: pytest.FixtureRequest) -> tuple[int, list[dict[str, Any]]]
     return request.param, run_in_processes(train_both_forms, request.param)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("what", METHODS)
 def test_a_method_that_shares_its_rows_out_gives_the_numbers_of_one_that_does_not(
-    together: tuple[int, list[dict[str, Any]]], version: str
+    together: tuple[int, list[dict[str, Any]]], what: str
 ) -> None:
     world_size, processes = together
     for process in processes:
-        apart, whole = process[f"{version} True"], process[f"{version} False"]
+        apart, whole = process[f"{what} True"], process[f"{what} False"]
         torch.testing.assert_close(apart["numbers"], whole["numbers"], rtol=0, atol=0, equal_nan=True)
         assert (apart["num_rows"], whole["num_rows"]) == ([-(-NUM_PAIRS // world_size)], [NUM_PAIRS])
 

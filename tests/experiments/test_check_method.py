@@ -134,6 +134,36 @@ def test_a_loss_of_another_form_is_one_cause_that_says_what_came(tmp_path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("test", "changes", "says"),
+    [
+        (
+            "what_the_optimiser_is_given_belongs_to_the_method_and_gets_a_gradient",
+            [
+                (
+                    "        self.config = config\n",
+                    "        self.config = config\n        self.weight = nn.Parameter(torch.ones(()))\n",
+                ),
+                (".mean() / 2", ".mean() / 2 * self.weight"),
+            ],
+            "parameter 'weight' gets a gradient, but param_groups does not return it: nothing trains it",
+        ),
+        (
+            "no_tensor_holds_all_pairs_of_a_batch",
+            [(".mean() / 2", ".mean() / 2 + 0 * (features.image_BD @ features.text_BD.T).sum()")],
+            "a tensor has shape (128, 128) for a batch of 128 pairs",
+        ),
+    ],
+)
+def test_what_breaks_a_rule_is_told_by_name_or_shape(tmp_path, monkeypatch, test, changes, says):
+    file = edited(tmp_path, ("from engine", "import torch\nfrom torch import nn\n\nfrom engine"), *changes)
+    monkeypatch.setattr(check_method, "CONTRACT", [f"contract/test_methods.py::test_{test}"])
+    keeps_all, lines = check_method.check(f"{file}:DCL")
+    assert not keeps_all
+    assert says in "\n".join(lines)
+
+
+@pytest.mark.slow
 def test_a_temperature_that_is_a_number_is_no_fault(tmp_path, monkeypatch):
     file = edited(
         tmp_path,
