@@ -206,7 +206,10 @@ def _missing_results(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
         yield f"{title}: not on disk when {some['run_id'].nunique()} runs were evaluated; in no average", ""
     for run_id, some in rows[rows["status"].isin(["absent", "diverged"])].groupby("run_id", sort=False):
         points = ", ".join(f"{seen:,}" for seen in sorted(some["samples_seen"].unique()))
-        yield f"{run_id}: not evaluated at {points} samples, which it did not reach", str(run_id)
+        yield (
+            f"{run_id}: not evaluated at {points} samples: it did not reach them, or its embeddings are not finite",
+            str(run_id),
+        )
 
 
 def _runs(suite: ExpandedSuite, frame: pd.DataFrame, runs: Runs) -> tuple[Table, tuple[str, ...]]:

@@ -185,7 +185,7 @@ def test_divergence_signs_and_replaced_samples_are_told_with_their_run(page: Pag
     assert {(row[0], row[column].text()) for row in suite.runs.rows} == {
         ("NeuCLIP", "2"), ("OpenCLIP", "0"), ("SigLIP", "0")
     }  # fmt: skip
-    assert "not evaluated at 2,560 samples, which it did not reach" in page.text
+    assert "not evaluated at 2,560 samples: it did not reach them, or its embeddings are not finite" in page.text
 
 
 def test_runs_of_several_devices_say_which_and_one_that_moved_has_no_step_time() -> None:
