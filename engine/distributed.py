@@ -162,27 +162,29 @@ def start(device: torch.device) -> Collectives:
     """Join the process group that `torchrun` or submitit describes in the environment; without one, stay alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Collectives()
+    of_cpu = None
     if not dist.is_initialized():
         # nccl would wait ten minutes: too short while the first process writes a large checkpoint to a slow disk.
         patience = timedelta(minutes=30)
         # By its name open_clip decides how gradients of its gather travel.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
-        assert dist.group.WORLD is not None
-        _groups.append(dist.group.WORLD)
         if device.type == "cuda":
             # Tensors on the CPU travel without the GPUs: what processes agree on then waits for no device.
-            _groups.append(dist.new_group(backend="gloo", timeout=patience))
-    return ProcessGroup(_groups[-1] if _groups else None)
+            of_cpu = dist.new_group(backend="gloo", timeout=patience)
+            _kept.append(of_cpu)
+    return ProcessGroup(of_cpu)
 
 
-_groups: list[dist.ProcessGroup] = []
-"""What `start` made. Kept until the process ends: DistributedDataParallel as the last owner would end gloo's threads
-while it holds Python's lock, and hang if a thread that is late with its last tensor waits for that lock."""
+_kept: list[dist.ProcessGroup] = []
+"""Kept until the process ends: DistributedDataParallel as the last owner of a group would end gloo's threads while it
+holds Python's lock, and hang if a thread that is late with its last tensor waits for that lock."""
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
+        assert dist.group.WORLD is not None
+        _kept.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
