@@ -52,8 +52,6 @@ ELSEWHERE = {
     "test_two_builds_are_equal_to_the_byte_whatever_the_hash_seed",
     r"snakemake -n -q rules --config suites=cc3m,cc12m,.*": "tests/workflow/test_plans.py::"
     "test_everything_there_is_can_be_planned_and_what_suites_share_is_trained_once",
-    r"snakemake --report FILE\.html": "tests/workflow/test_snakemake.py::"
-    "test_snakemakes_own_report_has_every_table_and_figure",
     r"UPDATE_GOLDEN=1 python -m pytest .*": "",
     r"python -m analysis compare results docs/results": "tests/analysis/test_published.py::"
     "test_results_of_ones_own_are_compared_with_what_is_committed",

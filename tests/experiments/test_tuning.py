@@ -300,10 +300,10 @@ OTHERS = {
     "the space of one": ({"amorlip"}, {"tuning__methods": {"amorlip": {"options.rho": {"choices": [[1.0], [2.0]]}}}}),
     "more trials": (BOTH, {"tuning__trials": 3}),
     "the trials' seeds": (BOTH, {"tuning__seeds": [101]}),
-    "the score": (BOTH, {"tuning__score": ["scenes_tiny_validation"]}),
+    "the score": (BOTH, {"tuning__score": ["scenes_tiny_validation_swapped"]}),
     "the trials' length": (BOTH, {"tuning__training": {"epochs": 2}}),
     "the batch": (BOTH, {"training__global_batch_size": 32}),
-    "the data set": (BOTH, {"dataset": "scenes_tiny"}),
+    "the data set": (BOTH, {"dataset": "scenes_simple"}),
     "the model": (BOTH, {"model": "tiny-resnet"}),
     "an option": ({"openclip"}, {"methods__openclip": {"options": {"chunk_rows": 64}}}),
     "a training of one": ({"openclip"}, {"methods__openclip": {"training": {"optimizer": {"eps": 1e-8}}}}),
@@ -451,8 +451,8 @@ def test_the_best_mean_is_chosen_the_first_of_equals_and_nothing_that_diverged(h
 
 @pytest.mark.parametrize("name", names.tunings())
 def test_every_committed_tuning_gives_all_methods_the_same_trials(name):
-    counts = Counter(run.spec.method.name for run in expand(name).runs)
-    assert set(counts) == {run.spec.method.name for run in expand(name.partition("@")[2]).runs}
+    counts = Counter(run.method for run in expand(name).runs)
+    assert set(counts) == {run.method for run in expand(name.partition("@")[2]).runs}
     assert len(set(counts.values())) == 1
 
 
