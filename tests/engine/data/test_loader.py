@@ -389,8 +389,7 @@ def test_a_picture_that_is_no_jpeg_or_small_is_decoded_whole(tmp_path):
         assert torch.equal(full, reduced)
 
 
-def test_pillow_and_whole_jpegs_leave_runs_their_ids():
-    assert {"resize", "jpeg"}.isdisjoint(AugmentationSpec().model_dump())
+def test_how_pictures_are_decoded_is_part_of_a_runs_id():
     spec = toy.run_spec("openclip")
     others = [
         toy.run_spec("openclip", augmentation={"kind": "shift"} | change)
