@@ -110,7 +110,7 @@ def test_as_a_cuda_graph_the_network_is_trained_to_the_same_bits(root, options):
 
 def test_the_network_is_recorded_while_the_loader_pins_memory(root):
     spec = toy.run_spec("neuclip", steps=12)
-    record = train(spec, Execution(device="cuda", method_graphs=True, num_workers=4))
+    record = train(spec, Execution(device=GPU.type, method_graphs=HAS_GPU, num_workers=4))
     assert record.status == "finished"
 
 
