@@ -215,7 +215,7 @@ rule draw:
     params:
         sources=artifacts.drawing_sha256(),
     message:
-        "draw {wildcards.suite}"
+        "draw the tables and figures of {wildcards.suite}"
     shell:
         f"python -m analysis draw {{input}} --out {paths.RESULTS} 2> {{log}}"
 

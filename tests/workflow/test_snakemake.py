@@ -212,7 +212,7 @@ def test_ctrl_c_ends_the_jobs_on_this_machine_and_the_next_call_goes_on_where_th
 @pytest.mark.slow
 def test_an_ablation_is_a_target_for_any_suite(tmp_path):
     plan = snakemake(tmp_path, "-n", "ablation_dataset_size", "--config", "suites=cc3m").stdout
-    assert "draw the table ablation of ablation_dataset_size@cc3m" in plan
+    assert "draw the tables and figures of ablation_dataset_size@cc3m" in plan
     assert "index 3 train 27" in " ".join(plan.split())
     index = str(paths.index("scenes-0.02"))
     assert "--fraction 0.02" in snakemake(tmp_path, "-np", index, "--config", "suites=ablation_dataset_size").stdout
@@ -252,7 +252,7 @@ def test_the_rule_that_fetches_evaluation_sets_takes_those_of_the_suites_and_nee
 
 @pytest.mark.slow
 def test_snakemake_alone_means_the_quickstart(tmp_path):
-    assert "draw the table main_results of quickstart" in snakemake(tmp_path, "-n").stdout
+    assert "draw the tables and figures of quickstart" in snakemake(tmp_path, "-n").stdout
 
 
 @pytest.mark.slow
