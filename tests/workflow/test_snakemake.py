@@ -83,14 +83,16 @@ def killed(original, finished, tmp_path_factory):
 
 
 def processes_of(run):
-    """Pids of the job's own processes: their command line names the run's folder, no other test's of that name."""
+    """Pids of the job's own processes: they work in the run's results folder, and their command line names the run."""
+    folder, relative = run.parents[2], run.relative_to(run.parents[2])
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                command = (entry / "cmdline").read_bytes()
+                command, place = (entry / "cmdline").read_bytes(), (entry / "cwd").resolve()
             except OSError:
                 continue
-            if b"engine.jobs.process" in command and f"{run}/jobs/train".encode() in command:
+            is_of_run = f"{relative}/jobs/train".encode() in command and place == folder.resolve()
+            if b"engine.jobs.process" in command and is_of_run:
                 yield int(entry.name)
 
 
