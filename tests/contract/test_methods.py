@@ -124,7 +124,8 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.shape = max(self.shape, *(tuple(tensor.shape) for tensor in tensors(result)), key=math.prod)
+        # What works in place may give nothing back.
+        self.shape = max([self.shape, *(tuple(tensor.shape) for tensor in tensors(result))], key=math.prod)
         return result
 
 
