@@ -1,6 +1,5 @@
 """What stands in place of a network, against transcriptions of its equations over a list of pairs."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -24,8 +23,9 @@ def make(control: str = "queue", **options: Any) -> Method:
     return make_method(f"neuclip_{control}", dtype=torch.float64, **options)
 
 
-def past_of(features: Features) -> Past:
-    return list(zip(features.image_BD.detach(), features.text_BD.detach(), features.index_B.tolist(), strict=True))
+def past_of(features: Features, *, grad: bool = False) -> Past:
+    sides = (side if grad else side.detach() for side in (features.image_BD, features.text_BD))
+    return list(zip(*sides, features.index_B.tolist(), strict=True))
 
 
 def slow_alphas(features: Features, past: Past, scale: Tensor, eps: float) -> list[list[Tensor]]:
@@ -39,38 +39,42 @@ def slow_alphas(features: Features, past: Past, scale: Tensor, eps: float) -> li
     return alphas
 
 
-def slow_loss(features: Features, past: Past, log_scale: Tensor, *, rho: float, eps: float, full: bool) -> Tensor:
-    scale = log_scale.exp()
-    alphas = slow_alphas(features, past, scale, eps)
-    sides, pairs = (features.image_BD, features.text_BD), range(len(features.index_B))
+def slow_loss(features: Features, past: Past, method: Method) -> Tensor:
+    """The loss by its definition: rho and eps of `make`."""
+    config, scale = method.config, method.temperature.log_scale.exp()
+    num_pairs = len(features.index_B)
+    gammas, alphas = (slow_alphas(features, pairs, scale, 1e-3) for pairs in (past_of(features, grad=True), past))
     total = torch.zeros((), dtype=torch.float64)
-    for side in (0, 1):
-        anchors, others = sides[side], sides[1 - side]
-        for i in pairs:
-            terms = [(scale * (anchors[i] @ (others[j] - others[i]))).exp() for j in pairs if j != i]
-            alpha = alphas[side][i] if full else alphas[side][i].detach()
-            total = total + (-alpha).exp() * (eps + sum(terms) / len(terms)) + alpha - 1
-    return (total / (2 * len(pairs)) + rho) / scale
+    for log_gamma, alpha in zip(gammas[0] + gammas[1], alphas[0] + alphas[1], strict=True):
+        alpha = alpha if config.npn_gradient == "full" else alpha.detach()
+        gamma, mean = log_gamma.exp(), alpha.exp()
+        if config.positive == "counted":
+            gamma, mean = ((1 + (num_pairs - 1) * g) / num_pairs for g in (gamma, mean))
+        total = total + gamma / mean + mean.log() - 1
+    return (total / (2 * num_pairs) + 1.0) / scale
 
 
+@pytest.mark.parametrize("positive", ["left out", "counted"])
 @pytest.mark.parametrize("npn_gradient", ["detached", "full"])
 @pytest.mark.parametrize("chunk_rows", [3, 1024])
-def test_the_loss_and_its_gradients_are_those_of_the_definition(chunk_rows: int, npn_gradient: str) -> None:
-    method = make(chunk_rows=chunk_rows, npn_gradient=npn_gradient)
+@pytest.mark.parametrize("control", ["queue", "exact"])
+def test_the_loss_and_its_gradients_are_those_of_the_definition(
+    control: str, chunk_rows: int, npn_gradient: str, positive: str
+) -> None:
+    method = make(control, chunk_rows=chunk_rows, npn_gradient=npn_gradient, positive=positive)
     past: Past = []
-    # Three batches fill the queue, the others replace its oldest.
-    for step in range(7):
-        ours, theirs = random_features(step), random_features(step)
-        past = [*past, *past_of(theirs)][-3 * BATCH :]
-        log_scale = method.temperature.log_scale
+    # Three batches fill the queue, the others replace its oldest. Some of the fresh pairs are in the batch.
+    for step in range(5):
+        ours, theirs = (with_extra(method, random_features(step), seed=step) for _ in range(2))
+        past = past_of(theirs.extra) if theirs.extra else [*past, *past_of(theirs)][-3 * BATCH :]
         total = method.loss(ours, progress_of(method, step)).total
-        expected = slow_loss(theirs, past, log_scale, rho=1.0, eps=1e-3, full=npn_gradient == "full")
-        leaves = [[side.image_BD, side.text_BD, log_scale] for side in (ours, theirs)]
+        expected = slow_loss(theirs, past, method)
+        grads = [
+            torch.autograd.grad(value, [side.image_BD, side.text_BD, method.temperature.log_scale])
+            for value, side in ((total, ours), (expected, theirs))
+        ]
         torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
-        for value, other in zip(
-            torch.autograd.grad(total, leaves[0]), torch.autograd.grad(expected, leaves[1]), strict=True
-        ):
-            torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
 
 
 def test_the_normalizers_of_any_batch_are_means_over_the_queue_without_the_anchors_own_past() -> None:
@@ -99,72 +103,6 @@ def test_an_anchor_with_nothing_but_its_own_past_is_left_with_eps_and_passes_no_
     assert alone.image_BD.grad.isfinite().all()
     for alpha_B in method.log_normalizers(alone, progress_of(method, 0)):
         torch.testing.assert_close(alpha_B, torch.full_like(alpha_B, math.log(1e-3)))
-
-
-def test_a_queue_of_one_batch_gives_the_batchs_own_normalizers() -> None:
-    method, features = make(num_prototypes=1, eps=1e-14), random_features(0)
-    method.loss(random_features(1), progress_of(method, 0))
-    method.loss(features, progress_of(method, 1))
-    for ours, own in zip(
-        method.log_normalizers(features, progress_of(method, 1)),
-        method.batch_log_partitions(features, method.logit_scale),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, own.detach(), rtol=1e-9, atol=1e-9)
-
-
-def test_no_weight_exceeds_the_ratio_of_queue_to_batch() -> None:
-    method = make(eps=1e-14, temperature={"init": 0.01})
-    for step in range(5):
-        method.loss(random_features(step), progress_of(method, step))
-    features = random_features(4)
-    log_g_2B = torch.stack(method.batch_log_partitions(features, method.logit_scale)).detach()
-    alpha_2B = torch.stack(method.log_normalizers(features, progress_of(method, 4)))
-    weight_2B = (log_g_2B - alpha_2B).exp()
-    assert weight_2B.max() <= 3 * BATCH / (BATCH - 1)
-    # The bound is reached where one pair of the batch outweighs all the rest: exp(100 cos) leaves little else.
-    assert weight_2B.max() > 2
-
-
-# Fresh pairs ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("npn_gradient", ["detached", "full"])
-@pytest.mark.parametrize("chunk_rows", [3, 1024])
-def test_with_fresh_pairs_loss_and_gradients_are_those_of_the_definition(chunk_rows: int, npn_gradient: str) -> None:
-    method = make("exact", chunk_rows=chunk_rows, npn_gradient=npn_gradient)
-    for step in range(3):
-        ours, theirs = (with_extra(method, random_features(step), seed=step) for _ in range(2))
-        assert theirs.extra is not None
-        # Some of the fresh pairs are in the batch.
-        assert set(theirs.extra.index_B.tolist()) & set(theirs.index_B.tolist())
-        log_scale = method.temperature.log_scale
-        total = method.loss(ours, progress_of(method, step)).total
-        past = past_of(theirs.extra)
-        expected = slow_loss(theirs, past, log_scale, rho=1.0, eps=1e-3, full=npn_gradient == "full")
-        leaves = [[side.image_BD, side.text_BD, log_scale] for side in (ours, theirs)]
-        torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
-        for value, other in zip(
-            torch.autograd.grad(total, leaves[0]), torch.autograd.grad(expected, leaves[1]), strict=True
-        ):
-            torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
-
-
-def test_fresh_pairs_that_are_the_whole_set_make_the_normalizer_exact() -> None:
-    # All twenty pairs of the set, eight of which are the batch.
-    everything = random_features(0, num_pairs=DATASET)
-    rows = torch.tensor([4, 0, 19, 7, 3, 11, 2, 8])
-    batch = features_of(everything.image_BD[rows].detach(), everything.text_BD[rows].detach(), everything.index_B[rows])
-    fresh = Features(everything.image_BD.detach(), everything.text_BD.detach(), everything.index_B)
-    method = make("exact", eps=1e-14)
-    found = method.log_normalizers(dataclasses.replace(batch, extra=fresh), progress_of(method, 0))
-    scale = float(method.logit_scale.detach())
-    cosine = everything.image_BD.detach() @ everything.text_BD.detach().T
-    for ours_B, cosine_NN in zip(found, (cosine, cosine.T), strict=True):
-        above_NN = scale * (cosine_NN - cosine_NN.diag()[:, None])
-        above_NN.fill_diagonal_(-math.inf)
-        exact_N = above_NN.logsumexp(dim=1) - math.log(DATASET - 1)
-        torch.testing.assert_close(ours_B, exact_N[rows], rtol=1e-9, atol=1e-9)
 
 
 def test_a_method_that_lacks_its_extra_pairs_says_who_brings_them() -> None:
@@ -207,28 +145,6 @@ def test_the_batch_with_the_positive_counted_and_infonces_temperature_is_opencli
     for ours, other in ((mine.image_BD, theirs.image_BD), (mine.text_BD, theirs.text_BD)):
         torch.testing.assert_close(ours.grad, temperature * other.grad, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(control.temperature.log_scale.grad, openclip.temperature.log_scale.grad)
-
-
-def test_with_the_positive_counted_the_loss_is_that_of_larger_means() -> None:
-    method = make("exact", positive="counted")
-    ours, theirs = (with_extra(method, random_features(0)) for _ in range(2))
-    assert theirs.extra is not None
-    scale, eps = method.logit_scale, 1e-3
-    own = list(zip(theirs.image_BD, theirs.text_BD, theirs.index_B.tolist(), strict=True))
-    gammas, alphas = (slow_alphas(theirs, past, scale, eps) for past in (own, past_of(theirs.extra)))
-    terms = []
-    for side in (0, 1):
-        for log_gamma, alpha in zip(gammas[side], alphas[side], strict=True):
-            gamma, mean = ((1 + (BATCH - 1) * log_g.exp()) / BATCH for log_g in (log_gamma, alpha.detach()))
-            terms.append(gamma / mean + mean.log() - 1)
-    expected = (torch.stack(terms).sum() / (2 * BATCH) + 1.0) / scale
-    total = method.loss(ours, progress_of(method, 0)).total
-    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
-    leaves = [[side.image_BD, side.text_BD, method.temperature.log_scale] for side in (ours, theirs)]
-    for value, other in zip(
-        torch.autograd.grad(total, leaves[0]), torch.autograd.grad(expected, leaves[1]), strict=True
-    ):
-        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
 
 
 def test_only_infonce_moves_the_temperature_where_it_is_asked_to() -> None:

@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 _CASES = Path(__file__).parents[1] / "cases"
+
+
+every_dtype = pytest.mark.parametrize(
+    ("dtype", "value_tolerance", "grad_tolerance"), [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 1e-4)]
+)
+"""The cases in float64, and as runs compute them."""
 
 
 def load_case(name: str) -> dict[str, np.ndarray]:
@@ -26,3 +34,15 @@ def relative_error(actual: Any, expected: np.ndarray) -> float:
     if actual.shape != expected.shape:
         raise ValueError(f"shapes differ: got {actual.shape}, expected {expected.shape}")
     return float(np.abs(actual - expected).max() / (np.abs(expected).max() or 1.0))
+
+
+def assert_step(
+    case: dict[str, np.ndarray], total: Any, features: Any, t: Any, value_tolerance: float, grad_tolerance: float
+) -> None:
+    """Hold a loss, and its gradients in both sides and in t, against a case; a t of None has no gradient there."""
+    assert relative_error(total, case["loss" if "loss" in case else "total_loss"]) < value_tolerance
+    grads = {"grad_image": features.image_BD.grad, "grad_text": features.text_BD.grad}
+    if t is not None:
+        grads["grad_log_scale"] = t.grad
+    for name, grad in grads.items():
+        assert relative_error(grad, case[name]) < grad_tolerance, name

@@ -117,3 +117,10 @@ def opposite_features(*, matched: bool, dtype: torch.dtype = torch.float32) -> F
     """Two opposite pairs: partners have cosine 1 and strangers -1, or the reverse if not `matched`."""
     image = torch.eye(2, 16)[:1] * torch.tensor([[1.0], [-1.0]])
     return features_of(image, image if matched else -image, dtype=dtype)
+
+
+def assert_same_step(mine: Features, theirs: Features, total: Tensor, expected: Tensor) -> None:
+    """Hold a loss and the gradients in both sides of a batch against those of its definition."""
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(mine.image_BD.grad, theirs.image_BD.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(mine.text_BD.grad, theirs.text_BD.grad, rtol=1e-9, atol=1e-12)
