@@ -7,37 +7,37 @@
 Prints each measured number beside its bound and draws one figure (explained in `docs/first-checks.md`). Exit status 1
 means that a check failed.
 
-Shape suffixes: 2 sides (image anchors, text anchors), N pairs of the set, B batch,
-D embedding, I input, M prototypes.
+Shape suffixes: 2 sides (image anchors, text anchors), N pairs of the set, B batch, D embedding, I input.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import dataclasses
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from engine.contrastive import add_eps, log_mix, log_partitions
+from engine.contrastive import add_eps, log_partitions
 from engine.method import Features, MethodEnv, Progress
 from neuclip import check_figure
-from neuclip.method import NeuCLIP
+from neuclip.controls.neuclip_average import NeuCLIPAverage
+from neuclip.controls.neuclip_batch import NeuCLIPBatch
+from neuclip.controls.neuclip_exact import NeuCLIPExact
+from neuclip.method import NeuCLIP, Unified
 from neuclip.objective import conjugate, rgcl, unified
 
 EPS = 1e-14
 EMBED_DIM = 16
-Loss = Callable[[Features, Progress], Tensor]
 
 
 class Measure(NamedTuple):
@@ -53,31 +53,11 @@ class Measure(NamedTuple):
         return self.value <= self.bound
 
 
-class Objective(NamedTuple):
-    """Result of check 1: UNIFIED - RGCL where all alphas lie `shift` nats above their optimum."""
+class Found(NamedTuple):
+    """Result of a check: what is held against a bound, and what the figure draws by name."""
 
     measures: list[Measure]
-    temperature: float
-    shift: list[float]
-    excess: list[float]
-
-
-class Convergence(NamedTuple):
-    """Result of check 2: (step, value) over the whole set, of RGCL by how it was minimised, and of UNIFIED."""
-
-    measures: list[Measure]
-    rgcl: dict[str, list[tuple[int, float]]]
-    unified: list[tuple[int, float]]
-
-
-class Prediction(NamedTuple):
-    """Result of check 3: estimates minus exact values in nats, by estimator, the best last."""
-
-    measures: list[Measure]
-    errors: dict[str, Tensor]
-
-
-# What is trained, and how -------------------------------------------------------------------------------------------
+    drawn: dict[str, Any]
 
 
 def synthetic_pairs(num_pairs: int, *, num_kinds: int = 64, num_inputs: int = 16, seed: int) -> Tensor:
@@ -101,52 +81,45 @@ class Training:
     """A training of linear encoders and a temperature by Adam; so little to learn that it reaches an optimum.
 
     Args:
+        kind: NeuCLIP, or a control of it.
         input_2NI: The pairs.
         batch_size: B.
         num_steps: Steps in all.
         seed: Decides the encoders' start and the order of pairs.
-        options: NeuCLIP's.
+        options: The method's.
     """
 
-    def __init__(self, input_2NI: Tensor, *, batch_size: int, num_steps: int, seed: int, **options: Any) -> None:
+    def __init__(
+        self, kind: type[Unified], input_2NI: Tensor, *, batch_size: int, num_steps: int, seed: int, **options: Any
+    ) -> None:
         self.input_2NI, self.batch_size, self.num_steps, self.seed = input_2NI, batch_size, num_steps, seed
         num_pairs, num_inputs = input_2NI.shape[1:]
         start = torch.randn(2, num_inputs, EMBED_DIM, generator=torch.Generator().manual_seed(seed))
         self.encoders = nn.Parameter(start / num_inputs**0.5)
-        config = NeuCLIP.Config.model_validate({"eps": EPS, **options})
-        env = MethodEnv(EMBED_DIM, num_pairs, batch_size, num_pairs // batch_size, num_steps, seed)
-        self.method = NeuCLIP(config, env)
+        self.env = MethodEnv(EMBED_DIM, num_pairs, batch_size, num_pairs // batch_size, num_steps, seed)
+        self.method = self.make(kind, **options)
 
-    def encode(self, index_B: Tensor) -> Features:
-        """Embed the pairs at some positions."""
-        image_BD, text_BD = normalize(torch.bmm(self.input_2NI[:, index_B], self.encoders), dim=2)
-        return Features(image_BD, text_BD, index_B)
+    def make(self, kind: type[Unified], **options: Any) -> Any:
+        """Make a method for this training."""
+        return kind(kind.Config.model_validate({"eps": EPS, **options}), self.env)
 
-    def everything(self) -> Features:
-        """Embed all pairs, in order."""
-        return self.encode(torch.arange(self.input_2NI.shape[1]))
+    def encode(self, index_B: Tensor | None = None) -> Features:
+        """Embed the pairs at some positions, by default all in order."""
+        index_B = torch.arange(self.input_2NI.shape[1]) if index_B is None else index_B
+        return Features(*normalize(torch.bmm(self.input_2NI[:, index_B], self.encoders), dim=2), index_B)
 
-    def rgcl(self, features: Features, progress: Progress) -> Tensor:
-        """Return RGCL with the normalizers of the given pairs among themselves."""
-        scale = self.method.logit_scale
-        return rgcl(_log_g(features, scale), 1 / scale, rho=self.method.rho, eps=EPS)
-
-    def unified(self, features: Features, progress: Progress) -> Tensor:
-        """Return NeuCLIP's loss, after the network's updates."""
-        return self.method.loss(features, progress).total
-
-    def steps(self, loss: Loss, lr: float) -> Iterator[tuple[Progress, Features]]:
+    def steps(self, lr: float) -> Iterator[tuple[Progress, Features]]:
         """Train; yields at every step, after its loss and before encoders and temperature move."""
         generator = torch.Generator().manual_seed(self.seed)
         temperature = [parameter for group in self.method.param_groups() for parameter in group.params]
         optimizer = torch.optim.Adam([self.encoders, *temperature], lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.num_steps)
         for step in range(self.num_steps):
-            progress = Progress(step, self.method.env.steps_per_epoch, self.num_steps, self.batch_size)
+            progress = Progress(step, self.env.steps_per_epoch, self.num_steps, self.batch_size)
             if progress.step_in_epoch == 0:
                 order_N = torch.randperm(self.input_2NI.shape[1], generator=generator)
             features = self.encode(order_N[progress.step_in_epoch * self.batch_size :][: self.batch_size])
-            total = loss(features, progress)
+            total = self.method.loss(features, progress).total
             yield progress, features
             optimizer.zero_grad()
             torch.autograd.backward(total)
@@ -155,26 +128,17 @@ class Training:
             self.method.after_step(progress)
 
 
-def _log_g(features: Features, logit_scale: Tensor) -> Tensor:
-    """Return log g of pairs among themselves, (2, B)."""
+def _log_gamma(features: Features, logit_scale: Tensor) -> Tensor:
+    """Return log(eps + g) of pairs among themselves, (2, B)."""
     sides = (features.image_BD, features.text_BD)
-    return torch.stack(log_partitions(*sides, *sides, logit_scale))
+    return add_eps(torch.stack(log_partitions(*sides, *sides, logit_scale)), EPS)
 
 
-def _log_g_among(features: Features, others: Features, logit_scale: Tensor) -> Tensor:
-    """Return the log of the mean over `others` without an anchor's own pair, (2, B)."""
-    positive_B1 = (features.image_BD * features.text_BD).sum(dim=1, keepdim=True)
-    own_BM = features.index_B[:, None] == others.index_B
-    log_count_B = (~own_BM).sum(dim=1).log()
-    sides = ((features.image_BD, others.text_BD), (features.text_BD, others.image_BD))
-    logits = [logit_scale * (anchor_BD @ other_MD.T - positive_B1) for anchor_BD, other_MD in sides]
-    return torch.stack([side_BM.masked_fill(own_BM, -math.inf).logsumexp(dim=1) - log_count_B for side_BM in logits])
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
-# The checks ---------------------------------------------------------------------------------------------------------
-
-
-def check_objective(*, num_pairs: int = 64, temperature: float = 0.05, seed: int = 0) -> Objective:
+def check_objective(*, num_pairs: int = 64, temperature: float = 0.05, seed: int = 0) -> Found:
     """Compare UNIFIED at alpha* with RGCL as the paper writes it, in float64.
 
     Args:
@@ -192,90 +156,68 @@ def check_objective(*, num_pairs: int = 64, temperature: float = 0.05, seed: int
     tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
 
     sim_BB, is_other_BB = image_BD @ text_BD.T, ~torch.eye(num_pairs, dtype=torch.bool)
-    g_2B = torch.stack(
-        [
-            (((side_BB - sim_BB.diag()[:, None]) / tau).exp() * is_other_BB).sum(dim=1) / (num_pairs - 1)
-            for side_BB in (sim_BB, sim_BB.T)
-        ]
-    )
+    exp_2BB = ((torch.stack((sim_BB, sim_BB.T)) - sim_BB.diag()[:, None]) / tau).exp()
+    g_2B = (exp_2BB * is_other_BB).sum(dim=2) / (num_pairs - 1)
     as_written = tau / 2 * (EPS + g_2B).log().sum(dim=0).mean() + rho * tau
 
-    log_gamma_2B = add_eps(_log_g(Features(image_BD, text_BD, torch.arange(num_pairs)), 1 / tau), EPS)
+    log_gamma_2B = _log_gamma(Features(image_BD, text_BD, torch.arange(num_pairs)), 1 / tau)
     best_2B = log_gamma_2B.detach()
     ours = unified(log_gamma_2B, best_2B, tau, rho=rho)
 
     # A sum of 64 terms over ten orders of magnitude has some tens of roundings.
     bound = 50 * torch.finfo(torch.float64).eps
-    inputs = (image_BD, text_BD, tau)
-    pairs = zip(
-        ("value", "image gradient", "text gradient", "temperature gradient"),
-        (ours, *torch.autograd.grad(ours, inputs)),
-        (as_written, *torch.autograd.grad(as_written, inputs)),
-        strict=True,
-    )
+    names = ("value", "image gradient", "text gradient", "temperature gradient")
+    found, expected = ([loss, *torch.autograd.grad(loss, (image_BD, text_BD, tau))] for loss in (ours, as_written))
     measures = [
-        Measure(f"UNIFIED at alpha* - RGCL, relative: {what}", _relative(actual, expected), bound)
-        for what, actual, expected in pairs
+        Measure(f"UNIFIED at alpha* - RGCL, relative: {name}", _relative(a.detach(), b.detach()), bound)
+        for name, a, b in zip(names, found, expected, strict=True)
     ]
     shifts = torch.linspace(-1.6, 2.4, 41, dtype=torch.float64)
     with torch.no_grad():
-        excess = [float(unified(log_gamma_2B, best_2B + shift, tau, rho=rho) - as_written) for shift in shifts]
+        excess = [float(unified(best_2B, best_2B + shift, tau, rho=rho) - as_written) for shift in shifts]
     measures.append(Measure("RGCL - UNIFIED at other alphas, largest", -min(excess), bound))
-    return Objective(measures, temperature, shifts.tolist(), excess)
+    return Found(measures, {"temperature": temperature, "shift": shifts.tolist(), "excess": excess})
 
 
 def check_convergence(
     *, num_pairs: int = 384, batch_size: int = 32, num_steps: int = 800, full_batch_steps: int = 300, seed: int = 0
-) -> Convergence:
+) -> Found:
     """Minimise RGCL by NeuCLIP's alternation on small batches, and by plain descent on the whole set at once.
 
     A third run takes the normalizers of each small batch from the batch itself. It shows the bias that NeuCLIP removes;
-    it is drawn, and has no bound.
-
-    Args:
-        num_pairs: Size of the data set.
-        batch_size: B of the small batches.
-        num_steps: Steps on them.
-        full_batch_steps: Steps on the whole set.
-        seed: Decides pairs, start and order.
+    it is drawn, and has no bound. Drawn are (step, value) over the whole set.
     """
     input_2NI = synthetic_pairs(num_pairs, seed=seed)
     # rho is below log(B - 1) = 3.4 nats, so that the temperature has an optimum inside its bounds.
-    options = {
-        "rho": 2.5,
-        "num_prototypes": 4 * batch_size,
-        "restart_period": num_steps // 4,
-        "npn_lr": 0.03,
-        "temperature": {"lr_schedule": "encoder"},
-    }
+    common: dict[str, Any] = {"rho": 2.5, "temperature": {"lr_schedule": "encoder"}}
+    network = {"num_prototypes": 4 * batch_size, "restart_period": num_steps // 4, "npn_lr": 0.03}
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    bounds: list[tuple[int, float]] = []
     gaps: list[float] = []
 
+    @torch.no_grad()
     def measure(name: str, training: Training, progress: Progress) -> None:
-        with torch.no_grad():
-            features = training.everything()
-            value = float(training.rgcl(features, progress))
-            curves[name].append((progress.step, value))
-            if name == "NeuCLIP":
-                alpha_2N = torch.stack(training.method.log_normalizers(features, progress))
-                log_gamma_2N = add_eps(_log_g(features, training.method.logit_scale), EPS)
-                gaps.append(float((conjugate(log_gamma_2N, alpha_2N) - log_gamma_2N).mean()))
-                bounds.append((progress.step, value + gaps[-1] / float(training.method.logit_scale)))
+        features, method = training.encode(), training.method
+        log_gamma_2N, tau = _log_gamma(features, method.logit_scale), 1 / method.logit_scale
+        curves[name].append((progress.step, float(rgcl(log_gamma_2N, tau, rho=method.rho, eps=EPS))))
+        if name == "RGCL, NeuCLIP":
+            alpha_2N = torch.stack(method.log_normalizers(features, progress))
+            gaps.append(float((conjugate(log_gamma_2N, alpha_2N) - log_gamma_2N).mean()))
+            curves["UNIFIED, NeuCLIP"].append((progress.step, curves[name][-1][1] + gaps[-1] * float(tau)))
 
-    for name, rows, steps, lr in (
-        ("full batch", num_pairs, full_batch_steps, 0.02),
-        ("batch's own", batch_size, num_steps, 0.01),
-        ("NeuCLIP", batch_size, num_steps, 0.01),
+    for name, kind, rows, steps, lr in (
+        ("RGCL, full batch", NeuCLIPBatch, num_pairs, full_batch_steps, 0.02),
+        ("RGCL, batch's own", NeuCLIPBatch, batch_size, num_steps, 0.01),
+        ("RGCL, NeuCLIP", NeuCLIP, batch_size, num_steps, 0.01),
     ):
-        training = Training(input_2NI, batch_size=rows, num_steps=steps, seed=seed, **options)
-        for progress, _ in training.steps(training.unified if name == "NeuCLIP" else training.rgcl, lr):
+        options = common | (network if kind is NeuCLIP else {})
+        training = Training(kind, input_2NI, batch_size=rows, num_steps=steps, seed=seed, **options)
+        for progress, _ in training.steps(lr):
             if progress.step % 10 == 0:
                 measure(name, training, progress)
         measure(name, training, Progress(steps, num_pairs // rows, steps, rows))
 
-    start, best = curves["full batch"][0][1], curves["full batch"][-1][1]
-    ours = [value for _, value in curves["NeuCLIP"]]
+    start, best = (curves["RGCL, full batch"][number][1] for number in (0, -1))
+    ours = [value for _, value in curves["RGCL, NeuCLIP"]]
     last = -(-len(ours) // 10)
     swing = max(ours[-last:]) - min(ours[-last:])
     measures = [
@@ -283,63 +225,46 @@ def check_convergence(
         Measure("encoders settle: RGCL's range in the last tenth, share", swing / (ours[0] - ours[-1]), 0.005),
         Measure("network settles: UNIFIED - RGCL in the last tenth, nats", max(gaps[-last:]), 0.15),
     ]
-    return Convergence(measures, dict(curves), bounds)
+    return Found(measures, dict(curves))
 
 
 def check_prediction(
     *, num_pairs: int = 4096, batch_size: int = 64, num_prototypes: int = 256, num_steps: int = 640, seed: int = 0
-) -> Prediction:
+) -> Found:
     """Compare the network's log-normalizers with the exact ones over the whole set while NeuCLIP trains the encoders.
 
-    One training at a fixed temperature serves all estimators. Each estimates on the batches of its steps, and is
-    measured in the last third of them. Beside NeuCLIP: the batch's own mean; its moving average (FastCLIP's) at the
-    best of three rates; prototypes that are restarted and never trained; M fresh random embeddings.
-
-    Args:
-        num_pairs: Size of the data set.
-        batch_size: B.
-        num_prototypes: M.
-        num_steps: Steps of training.
-        seed: Decides pairs, start, order and draws.
+    One training at a fixed temperature serves all estimators: controls of NeuCLIP, which see the batches of its steps.
+    They are measured in the last third of them. Drawn are estimates minus exact values in nats, the best last.
     """
-    options = {
-        "num_prototypes": num_prototypes,
-        "restart_period": 250,
-        "npn_lr": 0.04,
-        "temperature": {"learnable": False, "init": 0.05},
-    }
+    common: dict[str, Any] = {"temperature": {"learnable": False, "init": 0.05}}
+    network = common | {"num_prototypes": num_prototypes, "restart_period": 250, "npn_lr": 0.04}
     input_2NI = synthetic_pairs(num_pairs, seed=seed)
-    training = Training(input_2NI, batch_size=batch_size, num_steps=num_steps, seed=seed, **options)
-    untrained = NeuCLIP(training.method.config.model_copy(update={"num_updates": 0}), training.method.env)
-    rates = (0.2, 0.5, 0.8)
-    log_u_2N = {rate: torch.full((2, num_pairs), math.nan) for rate in rates}
+    training = Training(NeuCLIP, input_2NI, batch_size=batch_size, num_steps=num_steps, seed=seed, **network)
+    averages = [training.make(NeuCLIPAverage, average_gamma=rate, **common) for rate in (0.2, 0.5, 0.8)]
+    untrained = training.make(NeuCLIP, num_updates=0, **network)
+    batch, mean = training.make(NeuCLIPBatch, **common), training.make(NeuCLIPExact, **common)
     errors: dict[str, list[Tensor]] = defaultdict(list)
-    for progress, features in training.steps(training.unified, lr=5e-3):
+    for progress, features in training.steps(lr=5e-3):
         with torch.no_grad():
-            scale, index_B = training.method.logit_scale, features.index_B
-            untrained.loss(features, progress)
-            own_2B = add_eps(_log_g(features, scale), EPS)
-            for rate, log_u in log_u_2N.items():
-                old_2B = log_u[:, index_B]
-                log_u[:, index_B] = torch.where(old_2B.isnan(), own_2B, log_mix(old_2B, own_2B, rate))
+            for method in (*averages, untrained):
+                method.loss(features, progress)
             # 7 shares no factor with the restart period, so that every age of the prototypes is measured.
             if progress.step < num_steps * 2 / 3 or progress.step % 7:
                 continue
-            drawn_M = torch.randperm(num_pairs, generator=training.method.env.generator("fresh", progress.step))
-            fresh = training.encode(drawn_M[:num_prototypes])
-            exact_2B = add_eps(_log_g_among(features, training.everything(), scale), EPS)
+            everything = dataclasses.replace(features, extra=training.encode())
+            exact_2B = torch.stack(mean.log_normalizers(everything, progress))
+            drawn_N = torch.randperm(num_pairs, generator=training.env.generator("fresh", progress.step))
+            fresh = dataclasses.replace(features, extra=training.encode(drawn_N[:num_prototypes]))
             estimates = {
-                "moving average": min(
-                    (log_u[:, index_B] for log_u in log_u_2N.values()),
-                    key=lambda u: float((u - exact_2B).square().mean()),
-                ),
-                "batch's own": own_2B,
-                "M fresh embeddings": add_eps(_log_g_among(features, fresh, scale), EPS),
-                "untrained prototypes": torch.stack(untrained.log_normalizers(features, progress)),
-                "NeuCLIP": torch.stack(training.method.log_normalizers(features, progress)),
+                "moving average": [(average, features) for average in averages],
+                "batch's own": [(batch, features)],
+                "M fresh embeddings": [(mean, fresh)],
+                "untrained prototypes": [(untrained, features)],
+                "NeuCLIP": [(training.method, features)],
             }
-            for name, estimate_2B in estimates.items():
-                errors[name].append((estimate_2B - exact_2B).flatten())
+            for name, asked in estimates.items():
+                found = [torch.stack(of.log_normalizers(about, progress)) - exact_2B for of, about in asked]
+                errors[name].append(min(found, key=lambda error_2B: float(error_2B.square().mean())).flatten())
     joined = {name: torch.cat(parts) for name, parts in errors.items()}
     mse = {name: float(error.square().mean()) for name, error in joined.items()}
     bounds = {"batch's own": 0.5, "moving average": 0.5, "M fresh embeddings": 0.95, "untrained prototypes": 0.95}
@@ -347,17 +272,13 @@ def check_prediction(
         Measure(f"squared error of the network, share of: {name}", mse["NeuCLIP"] / mse[name], bounds[name])
         for name in bounds
     ]
-    return Prediction(measures, {name: joined[name] for name in sorted(mse, key=mse.__getitem__, reverse=True)})
+    return Found(measures, {name: joined[name] for name in sorted(mse, key=mse.__getitem__, reverse=True)})
 
 
-def _relative(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
-
-
-def table(found: dict[str, list[Measure]]) -> Table:
+def table(found: dict[str, Found]) -> Table:
     """Set out what was measured beside its bound."""
     rows = Table("check", "measured", "value", "at most", "")
-    for check, measures in found.items():
+    for check, (measures, _) in found.items():
         for number, measure in enumerate(measures):
             verdict = "[green]pass[/]" if measure.passed else "[bold red]FAIL[/]"
             rows.add_row("" if number else check, measure.what, f"{measure.value:.2g}", f"{measure.bound:.2g}", verdict)
@@ -372,31 +293,21 @@ def main(argv: list[str] | None = None) -> None:
         description=(__doc__ or "").partition("\nShape suffixes")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("results/first-checks"), help="folder of the figure (%(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("results/first-checks"), help="the figure's (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides data, start and draws (%(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     start = time.perf_counter()
-    objective = check_objective(seed=args.seed)
-    convergence = check_convergence(seed=args.seed)
-    prediction = check_prediction(seed=args.seed)
     found = {
-        "1 objective": objective.measures,
-        "2 convergence": convergence.measures,
-        "3 prediction": prediction.measures,
+        "1 objective": check_objective(seed=args.seed),
+        "2 convergence": check_convergence(seed=args.seed),
+        "3 prediction": check_prediction(seed=args.seed),
     }
     console = Console()
     console.print(table(found))
-    args.out.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(check_figure.STYLE):
-        figure = check_figure.draw(objective, convergence, prediction)
-        # No dates inside: the same numbers give the same bytes.
-        for suffix, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
-            figure.savefig(args.out / f"first-checks.{suffix}", dpi=300, metadata=metadata)
+    check_figure.save(args.out, *found.values())
     console.print(f"{time.perf_counter() - start:.0f} s; figure: {args.out / 'first-checks.png'} (also .pdf, .svg)")
-    if not all(measure.passed for measures in found.values() for measure in measures):
+    if not all(measure.passed for check in found.values() for measure in check.measures):
         sys.exit(1)
 
 
