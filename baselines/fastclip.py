@@ -186,7 +186,7 @@ class FastCLIP(Method):
         self._write(index_B, state)
 
         mean_log_u = log_u_B2.sum(dim=1).mean()
-        objective = log_weight_B2.sum(dim=1).mean()
+        objective = mean_log_u if log_weight_B2 is log_u_B2 else log_weight_B2.sum(dim=1).mean()
         if self.config.version == "v3":
             objective = (objective + 2 * self.config.rho) / scale.detach()
         metrics = {
@@ -320,8 +320,8 @@ class FastCLIP(Method):
 
     def _read(self, index_B: Tensor, *names: str) -> list[Tensor]:
         """Return the rows of the batch in the named buffers, which other processes may keep."""
-        return self.env.shares.read(index_B, *map(self.get_buffer, names))
+        return self.env.shares.read(index_B, *(getattr(self, name) for name in names))
 
     def _write(self, index_B: Tensor, state: dict[str, Tensor]) -> None:
         """Write the rows of every process's batch into the named buffers; where a sample comes twice, its last row."""
-        self.env.shares.write(index_B, [self.get_buffer(name) for name in state], list(state.values()))
+        self.env.shares.write(index_B, [getattr(self, name) for name in state], list(state.values()))

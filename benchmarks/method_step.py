@@ -4,6 +4,7 @@ All take turns in one process. Ratios are medians over rounds, with quartiles. C
 wall time, synchronised. Memory: the most that torch's allocator holds in a step above what it held before.
 
 encoder step   both encoders forward and backward on B pairs, and AdamW, in a named precision; methods work in fp32
+as written     FastCLIP's form of 2024 as its authors' formulas say it, without this suite's metrics and memory bounds
 npn            NeuCLIP's T_u updates of m prototypes per side, by plain autograd and torch.optim.Adagrad, relative to
                the closed form that the method uses; on a GPU also that form replayed as a CUDA graph (`method_graphs`)
 """
@@ -101,6 +102,34 @@ def npn_updates(features: Features, num_prototypes: int, num_updates: int) -> di
     return forms
 
 
+def fastclip_as_written(features: Features) -> Callable[[], None]:
+    """Return a call that computes FastCLIP-v3's loss of the first epoch, and its gradients, formula by formula.
+
+    Source: FastCLIP, arXiv:2407.01445; anchors and negatives in two halves, as the code of 2024 has them.
+    """
+    image_BD, text_BD, index_B = features.image_BD, features.text_BD, features.index_B
+    log_scale = torch.full((), math.log(1 / 0.07), device=index_B.device, requires_grad=True)
+    u_2N = torch.zeros(2, 100 * len(index_B), device=index_B.device)
+
+    def step() -> None:
+        scale, others_BB = log_scale.exp(), 1 - torch.eye(len(index_B), device=index_B.device)
+        surrogate = torch.zeros((), device=index_B.device)
+        sides = ((image_BD, text_BD), (text_BD, image_BD))
+        for u_N, (anchor_BD, other_BD) in zip(u_2N, sides, strict=True):
+            for a_BD, o_BD, p_BD in ((anchor_BD, other_BD.detach(), other_BD), (anchor_BD.detach(), other_BD, None)):
+                positive_B = (a_BD * (other_BD.detach() if p_BD is None else p_BD)).sum(dim=1)
+                exp_BB = ((a_BD @ o_BD.T - positive_B[:, None]) * scale).exp() * others_BB
+                g_B = exp_BB.sum(dim=1) / (len(index_B) - 1)
+                if p_BD is not None:
+                    u_N[index_B] = g_B.detach()
+                surrogate = surrogate + (g_B / (u_N[index_B] + EPS)).mean() / 2
+        mean_log_u = u_2N[:, index_B].log().mean()
+        torch.autograd.backward(surrogate / scale.detach() + (6.5 + mean_log_u) / scale)
+        image_BD.grad = text_BD.grad = log_scale.grad = None
+
+    return step
+
+
 def time_calls(
     contestants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
@@ -123,6 +152,7 @@ def measure_methods(args: argparse.Namespace, device: torch.device) -> list[dict
         methods = dict.fromkeys((BASE, *args.methods))
         method_call = functools.partial(make_call, batch=batch, dim=dim, settings=args.set, device=device)
         contestants |= {name: method_call(name) for name in methods}
+        contestants["as written"] = fastclip_as_written(cases.make_features(batch, dim, device))
         seconds = time_calls(contestants, args.rounds, device)
         peaks = {name: cases.peak_bytes(functools.partial(method_call, name), device) for name in methods}
         for name, times in seconds.items():

@@ -11,6 +11,7 @@ Shape suffixes: B local anchors, G global batch, C chunk of anchors, D embedding
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -56,11 +57,18 @@ def log_partitions(
         raise ValueError(f"a contrastive loss needs a global batch of at least 2 pairs, got {len(image_GD)}")
     chunk_rows = DEFAULT_CHUNK_ROWS if chunk_rows is None else chunk_rows
     scale_image, scale_text = logit_scale if isinstance(logit_scale, tuple) else (logit_scale, logit_scale)
+    num_local = len(image_BD)
     positive_B = (image_BD * text_BD).sum(dim=1)
-    return (
-        _log_partition(image_BD, text_GD, positive_B, scale_image, offset, chunk_rows),
-        _log_partition(text_BD, image_GD, positive_B, scale_text, offset, chunk_rows),
-    )
+    sides = [
+        (image_BD, text_GD, positive_B, scale_image.expand(num_local)),
+        (text_BD, image_GD, positive_B, scale_text.expand(num_local)),
+    ]
+    if num_local <= chunk_rows:
+        own_BG = _own_pairs(num_local, len(image_GD), offset, image_GD.device)
+        log_g1_B, log_g2_B = (_log_g(*side, own_BG) for side in sides)
+    else:
+        log_g1_B, log_g2_B = (_in_chunks(*side, offset, chunk_rows) for side in sides)
+    return log_g1_B, log_g2_B
 
 
 def add_eps(log_g: Tensor, eps: float) -> Tensor:
@@ -75,26 +83,27 @@ def log_mix(log_a: Tensor, log_b: Tensor, weight_b: float) -> Tensor:
     return torch.logaddexp(log_a + math.log1p(-weight_b), log_b + math.log(weight_b))
 
 
-def _log_partition(
-    anchor_BD: Tensor, other_GD: Tensor, positive_B: Tensor, scale: Tensor, offset: int, chunk_rows: int
-) -> Tensor:
-    num_anchors = len(anchor_BD)
-    scale_B = scale.expand(num_anchors)
-    chunks = [
-        (anchor_BD[rows], other_GD, positive_B[rows], scale_B[rows], offset + rows.start)
-        for rows in (slice(i, min(i + chunk_rows, num_anchors)) for i in range(0, num_anchors, chunk_rows))
-    ]
-    if len(chunks) == 1 or not torch.is_grad_enabled():
-        return torch.cat([_chunk(*chunk) for chunk in chunks])
-    # Nothing in a chunk is random, so there is no generator's state to keep.
-    return torch.cat([checkpoint(_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+def _own_pairs(num_anchors: int, num_pairs: int, first_row: int, device: torch.device) -> Tensor:
+    own_CG = torch.zeros(num_anchors, num_pairs, dtype=torch.bool, device=device)
+    own_CG.diagonal(first_row).fill_(True)
+    return own_CG
 
 
-def _chunk(anchor_CD: Tensor, other_GD: Tensor, positive_C: Tensor, scale_C: Tensor, first_row: int) -> Tensor:
+def _log_g(anchor_CD: Tensor, other_GD: Tensor, positive_C: Tensor, scale_C: Tensor, own_CG: Tensor) -> Tensor:
     logits_CG = scale_C[:, None] * (anchor_CD @ other_GD.T - positive_C[:, None])
-    own = torch.arange(len(anchor_CD), device=logits_CG.device)
     # The diagonal is masked inside: taking exp(0) off afterwards would lose every small g to rounding.
-    mask_CG = torch.zeros_like(logits_CG, dtype=torch.bool)
-    mask_CG[own, own + first_row] = True
-    logits_CG = logits_CG.masked_fill(mask_CG, -math.inf)
-    return torch.logsumexp(logits_CG, dim=1) - math.log(len(other_GD) - 1)
+    return logits_CG.masked_fill_(own_CG, -math.inf).logsumexp(dim=1) - math.log(len(other_GD) - 1)
+
+
+def _in_chunks(
+    anchor_BD: Tensor, other_GD: Tensor, positive_B: Tensor, scale_B: Tensor, offset: int, chunk_rows: int
+) -> Tensor:
+    def chunk(rows: slice) -> Tensor:
+        anchor_CD = anchor_BD[rows]
+        own_CG = _own_pairs(len(anchor_CD), len(other_GD), offset + rows.start, other_GD.device)
+        return _log_g(anchor_CD, other_GD, positive_B[rows], scale_B[rows], own_CG)
+
+    if torch.is_grad_enabled():
+        # Nothing in a chunk is random, so there is no generator's state to keep.
+        chunk = functools.partial(checkpoint, chunk, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([chunk(slice(first, first + chunk_rows)) for first in range(0, len(anchor_BD), chunk_rows)])

@@ -80,12 +80,18 @@ class Shares:
             rows: New rows for each buffer, (B, ...).
         """
         index_G = self.collectives.gather(index_B)
-        packed = _pack([rows_B.to(buffer_N) for rows_B, buffer_N in zip(rows, buffers_N, strict=True)])
-        new_rows = _unpack(self.collectives.gather(packed), buffers_N)
+        new_rows = [rows_B.to(buffer_N) for rows_B, buffer_N in zip(rows, buffers_N, strict=True)]
+        if self.collectives.world_size > 1:
+            new_rows = _unpack(self.collectives.gather(_pack(new_rows)), buffers_N)
         # The positions of others become the nearest of ours: what is written there is its own new row, or the old one.
         # So all that go to one row bring the same, and no order of writing matters.
         kept_G = index_G.clamp(self.first, self.first + self.rows - 1)
         sorted_G, order_G = index_G.sort(stable=True)
+        if self.count == 1:
+            from_G = order_G[torch.searchsorted(sorted_G, index_G, right=True) - 1]
+            for buffer_N, rows_G in zip(buffers_N, new_rows, strict=True):
+                buffer_N[index_G] = rows_G[from_G]
+            return
         last_G = (torch.searchsorted(sorted_G, kept_G, right=True) - 1).clamp(min=0)
         is_new_G, from_G, to_G = sorted_G[last_G] == kept_G, order_G[last_G], kept_G - self.first
         for buffer_N, rows_G in zip(buffers_N, new_rows, strict=True):

@@ -106,7 +106,8 @@ class Training:
     def encode(self, index_B: Tensor | None = None) -> Features:
         """Embed the pairs at some positions, by default all in order."""
         index_B = torch.arange(self.input_2NI.shape[1]) if index_B is None else index_B
-        return Features(*normalize(torch.bmm(self.input_2NI[:, index_B], self.encoders), dim=2), index_B)
+        image_BD, text_BD = normalize(torch.bmm(self.input_2NI[:, index_B], self.encoders), dim=2)
+        return Features(image_BD, text_BD, index_B)
 
     def steps(self, lr: float) -> Iterator[tuple[Progress, Features]]:
         """Train; yields at every step, after its loss and before encoders and temperature move."""
