@@ -15,7 +15,9 @@ lambda is a sum: it holds the c-weighted positive and scales with the global bat
 On small data (under some hundred steps an epoch) new networks cannot climb to log lambda (10 to 40) before they
 become the previous ones; `init_output_bias` starts them there.
 
-Differs: everything is in log space, as C overflows float32 at low temperatures. The networks' learning rate is not
+Differs: the networks' random starts come from the suite's generator, not from torch's global one. A training with other
+starts is the same up to the first step of the second epoch, the first to mix a network in, and another from there on.
+Given equal starts it is their algorithm to rounding, see `tests/baselines/test_amorlip_training.py`. Everything is in log space, as C overflows float32 at low temperatures. The networks' learning rate is not
 multiplied by the number of processes, and the divergences sum over the global batch: the result must not depend on
 how many processes share it.
 
