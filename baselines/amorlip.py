@@ -17,9 +17,9 @@ become the previous ones; `init_output_bias` starts them there.
 
 Differs: the networks' random starts come from the suite's generator, not from torch's global one. A training with other
 starts is the same up to the first step of the second epoch, the first to mix a network in, and another from there on.
-Given equal starts it is their algorithm to rounding, see `tests/baselines/test_amorlip_training.py`. Everything is in log space, as C overflows float32 at low temperatures. The networks' learning rate is not
-multiplied by the number of processes, and the divergences sum over the global batch: the result must not depend on
-how many processes share it.
+Given equal starts it is their algorithm to rounding, see `tests/baselines/test_amorlip_training.py`. Everything is in
+log space, as C overflows float32 at low temperatures. The networks' learning rate is not multiplied by the number of
+processes, and the divergences sum over the global batch: the result must not depend on how many processes share it.
 
 Left out, as neither the script in the authors' README nor its list of objectives has them: `lambda_fit_neg_only` (the
 networks model the other pairs alone; c exp(s d) is added to their lambda), a logit bias (`learn_logit_bias`,

@@ -47,13 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def parser(description: str | None, *names: str, **defaults: Any) -> argparse.ArgumentParser:
-    """Return a parser with some of `OPTIONS`, and ``--json``.
-
-    Args:
-        description: The benchmark's docstring.
-        names: Names of options.
-        defaults: Defaults that replace those of `OPTIONS`.
-    """
+    """Return a parser with some of `OPTIONS`, and ``--json``; `defaults` replace theirs."""
     shared = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in (*names, "json"):
         shared.add_argument(f"--{name}", **OPTIONS[name])
@@ -133,17 +127,9 @@ def take_turns(
     before: Callable[[], None] = lambda: None,
     device: torch.device = CPU,
 ) -> dict[str, list[Seconds]]:
-    """Time calls in turn, so that other work on the machine disturbs all of them alike.
+    """Time calls in turn, so that other work on the machine disturbs all of them alike; returns seconds by round.
 
-    Args:
-        contestants: The calls, by name. The last begins every other round.
-        rounds: Rounds that are measured.
-        unmeasured: Rounds before those.
-        before: Called before each call; its time does not count.
-        device: Device of the calls.
-
-    Returns:
-        Seconds per round, by name.
+    The last contestant begins every other round. `before` is called before each call, and its time does not count.
     """
     seconds: dict[str, list[Seconds]] = {name: [] for name in contestants}
     for number in range(unmeasured + rounds):
@@ -160,11 +146,7 @@ def peak_bytes(make: Callable[[], Callable[[], None]], device: torch.device) -> 
     """Return the most bytes that torch's allocator holds in a call, above those held before it.
 
     Optimisers make their state in the first call, which does not count. On the CPU the profiler does not know the size
-    of earlier allocations, so what is used is made under it.
-
-    Args:
-        make: Returns the call.
-        device: Where it works.
+    of earlier allocations, so what is used is made under it, by `make`, which returns the call.
     """
     if device.type == "cuda":
         call = make()

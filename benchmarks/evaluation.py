@@ -1,12 +1,7 @@
 """Time to evaluate one model on many sets, relative to clip_benchmark's command line, and the agreement of metrics.
 
-Three ways take turns (in reverse order every other round), each in new processes:
-
-ours       one `python -m engine.evaluate` for all sets
-one call   one `clip_benchmark eval` for all sets
-per set    one `clip_benchmark eval` for each set
-
-All have the same weights (random ones of a named model), batches of 64, float32, threads, worker processes and device.
+One `python -m engine.evaluate` and one `clip_benchmark eval` for all sets take turns, each in new processes, with the
+same weights (random ones of a named model), batches of 64, float32, threads, worker processes and device.
 Both processor time (of all processes) and wall time are measured. Sets are named by their cards, if they have
 been built, or made up in DataComp's proportions.
 """
@@ -22,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +33,7 @@ from experiments.design import cards
 from experiments.fetch.shards import Sample, write_eval_set
 
 BASE = "ours"
-STOCK = ("one call", "per set")
+STOCK = "clip_benchmark"
 PHOTO_PX = 400
 RECALL_K = (1, 5, 10)
 LEAST_PICTURES = 100 * RECALL_K[-1]
@@ -46,20 +42,19 @@ RETRIEVAL_NAMES = ("flickr30k", "flickr8k", "mscoco_captions", "flickr30k-200", 
 """Names by which clip_benchmark knows that a set is for retrieval; it has no other sign."""
 
 
-def run(commands: list[list[str]], threads: int, device: str) -> None:
-    """Run commands one after the other, with so many threads each.
+def run(command: list[str], threads: int, device: str) -> None:
+    """Run a command with so many threads.
 
     Raises:
-        RuntimeError: If one fails; with the end of its error output.
+        RuntimeError: If it fails; with the end of its error output.
     """
     limit = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     # clip_benchmark takes a GPU wherever it sees one.
     seen = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     environment = os.environ | limit | seen | {"HF_HUB_OFFLINE": "1"}
-    for command in commands:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
 
 
 def datacomp_like(num_pictures: int, folder: Path) -> list[EvalCard]:
@@ -100,57 +95,47 @@ def datacomp_like(num_pictures: int, folder: Path) -> list[EvalCard]:
     return sets
 
 
-def aliases(sets: list[EvalCard]) -> dict[str, str]:
-    """Map our names of sets to names whose tasks clip_benchmark knows."""
-    names = iter(RETRIEVAL_NAMES)
-    return {card.name: next(names) if card.task == "zeroshot_retrieval" else card.name for card in sets}
-
-
 def commands(
     sets: list[EvalCard], model: Path, folder: Path, *, threads: int = 1, num_workers: int = 0, device: str = "cpu"
-) -> dict[str, list[list[str]]]:
-    """Return each way's commands; results go to ``<folder>/<way>/<set>.json``."""
-    names = aliases(sets)
+) -> dict[str, list[str]]:
+    """Return both ways' commands; results go to ``<folder>/<way>/<set>.json``, the set by its name for that way."""
     for card in sets:
         (folder / "roots").mkdir(exist_ok=True)
-        (folder / "roots" / names[card.name]).symlink_to(Path(card.path).resolve())
+        (folder / "roots" / _alias(card, sets)).symlink_to(Path(card.path).resolve())
     evaluation = folder / "evaluation.json"
     evaluation.write_text(Evaluation(name="x", sets={card.name: card for card in sets}, averages={}).model_dump_json())
-
-    def stock(way: str, chosen: list[EvalCard]) -> list[str]:
-        (folder / way).mkdir(exist_ok=True)
-        return [
+    (folder / STOCK).mkdir()
+    return {
+        BASE: [
+            sys.executable, "-m", "engine.evaluate", "--open-clip", f"local-dir:{model}",
+            "--evaluation", str(evaluation), "--out", f"{folder}/{BASE}",
+            "--execution", json.dumps({"device": device, "threads": threads, "num_workers": num_workers}),
+        ],
+        STOCK: [
             str(Path(sys.executable).with_name("clip_benchmark")), "eval", "--model", f"local-dir:{model}",
-            "--dataset", *(f"wds/{names[card.name]}" for card in chosen),
+            "--dataset", *(f"wds/{_alias(card, sets)}" for card in sets),
             "--dataset_root", f"{folder}/roots/{{dataset}}",
             "--recall_k", *map(str, RECALL_K), "--no_amp", "--num_workers", str(num_workers), "--batch_size", "64",
-            "--output", f"{folder}/{way}/{{dataset}}.json",
-        ]  # fmt: skip
-
-    ours = [
-        sys.executable, "-m", "engine.evaluate", "--open-clip", f"local-dir:{model}", "--evaluation", str(evaluation),
-        "--out", f"{folder}/{BASE}",
-        "--execution", json.dumps({"device": device, "threads": threads, "num_workers": num_workers}),
-    ]  # fmt: skip
-    return {
-        BASE: [ours],
-        "one call": [stock("one call", sets)],
-        "per set": [stock("per set", [card]) for card in sets],
-    }
+            "--output", f"{folder}/{STOCK}/{{dataset}}.json",
+        ],
+    }  # fmt: skip
 
 
-def largest_difference(sets: list[EvalCard], ways: list[str], folder: Path) -> tuple[float, int]:
-    """Compare every metric of clip_benchmark's ways with ours.
+def _alias(card: EvalCard, sets: list[EvalCard]) -> str:
+    """Return the name of a set by which clip_benchmark knows its task."""
+    retrieval = [each.name for each in sets if each.task == "zeroshot_retrieval"]
+    return RETRIEVAL_NAMES[retrieval.index(card.name)] if card.name in retrieval else card.name
 
-    Returns:
-        The largest absolute difference, and the number of metrics compared.
-    """
+
+def largest_difference(sets: list[EvalCard], folder: Path) -> tuple[float, int]:
+    """Return the largest absolute difference of clip_benchmark's metrics from ours, and how many were compared."""
     differences = []
     for card in sets:
-        ours = json.loads((folder / BASE / f"{card.name}.json").read_text())["metrics"]
-        for way in ways:
-            stock = json.loads((folder / way / f"{aliases(sets)[card.name]}.json").read_text())["metrics"]
-            differences += [abs(ours[name] - value) for name, value in stock.items() if not math.isnan(value)]
+        ours, stock = (
+            json.loads((folder / way / f"{name}.json").read_text())["metrics"]
+            for way, name in ((BASE, card.name), (STOCK, _alias(card, sets)))
+        )
+        differences += [abs(ours[name] - value) for name, value in stock.items() if not math.isnan(value)]
     return max(differences), len(differences)
 
 
@@ -159,7 +144,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = cases.parser(__doc__, "rounds", "device", rounds=3)
     parser.add_argument("--sets", nargs="+", default=[], metavar="NAME", help="cards of evaluation sets")
     parser.add_argument("--datacomp", type=int, metavar="N", help="N made-up photographs in DataComp's proportions")
-    parser.add_argument("--ways", nargs="+", choices=STOCK, default=STOCK, help="of clip_benchmark, beside ours")
     parser.add_argument("--model", default="tiny-resnet", help="open_clip model")
     parser.add_argument("--threads", type=int, default=1, help="of every process of every way")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode, in every way")
@@ -184,9 +168,12 @@ def main(argv: list[str] | None = None) -> None:
             shutil.rmtree(folder / BASE, ignore_errors=True)
             run(ways[BASE], args.threads, device.type)
 
-        turns = {BASE: ours} | {way: functools.partial(run, ways[way], args.threads, device.type) for way in args.ways}
+        turns: dict[str, Callable[[], None]] = {
+            BASE: ours,
+            STOCK: functools.partial(run, ways[STOCK], args.threads, device.type),
+        }
         seconds = cases.take_turns(turns, args.rounds, unmeasured=0)
-        difference, compared = largest_difference(sets, args.ways, folder)
+        difference, compared = largest_difference(sets, folder)
     rows: list[dict[str, Any]] = []
     title = f"{len(sets)} sets, {args.model}, {device.type}"
     table = Table("", "processor s", f"/ {BASE}", "wall s", f"/ {BASE}", title=title)

@@ -55,8 +55,8 @@ ENTRIES = (
     ),
     Entry(
         "Evaluation", "evaluation", 5,
-        "--datacomp 6000 --model ViT-B-32 --workers 8 --rounds 2 --ways 'one call'",
-        "--datacomp 1000 --model tiny-vit --workers 1 --rounds 1 --ways 'one call'",
+        "--datacomp 6000 --model ViT-B-32 --workers 8 --rounds 2",
+        "--datacomp 1000 --model tiny-vit --workers 1 --rounds 1",
     ),
 )  # fmt: skip
 WITH_DEVICE = {"method_step", "trainer_speed", "evaluation"}
@@ -70,11 +70,7 @@ def command(entry: Entry, *, is_dry: bool) -> list[str]:
 
 
 def run(entry: Entry, *, is_dry: bool, folder: Path) -> dict[str, Any]:
-    """Run an entry.
-
-    Returns:
-        Its title and command, its seconds, what it printed and wrote, and what went wrong, if anything.
-    """
+    """Run an entry; returns its title, command and seconds, what it printed and wrote, and what went wrong."""
     words = command(entry, is_dry=is_dry)
     file, log = folder / f"{entry.module}.json", folder / f"{entry.module}.log"
     begin = time.monotonic()

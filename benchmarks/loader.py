@@ -3,7 +3,7 @@
 Both decode JPEGs with Pillow, crop and resize at random (bicubic), tokenise and batch, with as many worker processes.
 Ours also resizes with torch in place of Pillow (torch), and then decodes JPEGs at a reduced size besides (reduced). All
 take turns. Ratios are medians over rounds, with quartiles, of wall time and of processor time (of this process and its
-workers), which other work on the machine disturbs less. A last table describes our reads.
+workers), which other work on the machine disturbs less.
 
 cold   the shards leave the page cache before each turn, and are read from the disk
 warm   the shards stay in the page cache
@@ -19,11 +19,10 @@ import itertools
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import webdataset as wds
 from PIL import Image
@@ -35,14 +34,10 @@ from torchvision.transforms import functional as tv
 
 from benchmarks import cases, shards
 from engine import paths
-from engine.data import order
 from engine.data.index import read_index
 from engine.data.loader import PairDataset, build_loader
 from engine.schema.run import AugmentationSpec
 from engine.training.towers import tokenizer
-
-_SEQUENTIAL_BYTES = 2**12
-"""Largest gap between two reads that count as sequential: a tar header lies between members."""
 
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -127,44 +122,8 @@ def forget(files: list[Path]) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def recorded_reads() -> Iterator[list[tuple[int, int, int]]]:
-    """Record the file, the offset and the size of every `os.pread` of this process."""
-    reads: list[tuple[int, int, int]] = []
-    pread = os.pread
-
-    def recorded(descriptor: int, size: int, offset: int) -> bytes:
-        reads.append((os.fstat(descriptor).st_ino, offset, size))
-        return pread(descriptor, size, offset)
-
-    os.pread = recorded
-    try:
-        yield reads
-    finally:
-        os.pread = pread
-
-
-def read_pattern(reads: list[tuple[int, int, int]], files: int) -> dict[str, float]:
-    """Describe reads; a jump leads from the end of a read to the begin of the next one of the same file."""
-    ends: dict[int, int] = {}
-    jumps = []
-    for inode, offset, size in reads:
-        if inode in ends:
-            jumps.append(offset - ends[inode])
-        ends[inode] = offset + size
-    distance = np.array(jumps)
-    return {
-        "reads": len(reads),
-        "mean_read_bytes": float(np.mean([size for _, _, size in reads])),
-        "forward_share": float(np.mean(distance >= 0)),
-        "sequential_share": float(np.mean((distance >= 0) & (distance <= _SEQUENTIAL_BYTES))),
-        "mean_jump_bytes": float(np.mean(np.abs(distance))),
-        "files": files,
-    }
-
-
 def measure(args: argparse.Namespace, files: list[Path]) -> list[dict[str, Any]]:
-    """Measure both readers for every number of workers, cold and warm, and then the pattern of our reads."""
+    """Measure both readers for every number of workers, cold and warm."""
     rows: list[dict[str, Any]] = []
     sizes = (args.image_size, args.batch, args.model)
     readers = {name: our_loader(*sizes, **augmentation) for name, augmentation in OURS.items()}
@@ -173,7 +132,7 @@ def measure(args: argparse.Namespace, files: list[Path]) -> list[dict[str, Any]]
         turns = {name: functools.partial(read, args.batches, num_workers) for name, read in readers.items()}
         before = functools.partial(forget, files if cache == "cold" else [])
         seconds = cases.take_turns(turns, args.rounds, before=before)
-        row: dict[str, Any] = {"what": "speed", "workers": num_workers, "cache": cache}
+        row: dict[str, Any] = {"workers": num_workers, "cache": cache}
         for name, measured in seconds.items():
             row[f"{name}_pairs_per_sec"] = args.batches * args.batch / statistics.median(s.wall for s in measured)
         # Pairs per second relative to another's are the inverse of the seconds.
@@ -183,14 +142,11 @@ def measure(args: argparse.Namespace, files: list[Path]) -> list[dict[str, Any]]
             )
             row[f"{name}_to_{other}"] = {"wall": cases.ratio(*wall), "cpu": cases.ratio(*cpu)}
         rows.append(row)
-    with recorded_reads() as reads:
-        readers["ours"](args.batches, 0)
-    rows.append({"what": "reads", "batch": args.batch, **read_pattern(reads, len(files))})
     return rows
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write shards into a temporary folder, measure, print two tables, write the file."""
+    """Write shards into a temporary folder, measure, print a table for each pair, write the file."""
     parser = cases.parser(__doc__, "rounds", rounds=9)
     parser.add_argument("--pairs", type=int, default=16384, help="pairs in the shards")
     parser.add_argument("--shards", type=int, default=16, help="number of shards")
@@ -213,21 +169,11 @@ def main(argv: list[str] | None = None) -> None:
     title = f"{args.pairs} pairs, {shard_bytes / 2**20:.0f} MiB in {args.shards} shards, B = {args.batch}"
     for name, other in COMPARED:
         table = Table("workers", "cache", f"{name}, pairs/s", other, "ratio, wall", "ratio, processor", title=title)
-        for row in rows[:-1]:
+        for row in rows:
             speeds = (f"{row[f'{of}_pairs_per_sec']:.0f}" for of in (name, other))
             ratios = (cases.show_ratio(row[f"{name}_to_{other}"][clock]) for clock in ("wall", "cpu"))
             table.add_row(str(row["workers"]), row["cache"], *speeds, *ratios)
         cases.show(table)
-    pattern, title = rows[-1], f"window: {order.WINDOW_SHARDS}"
-    table = Table("reads", "mean KiB", "forward", "sequential", "mean jump, MiB", title=title)
-    table.add_row(
-        f"{pattern['reads']:.0f}",
-        f"{pattern['mean_read_bytes'] / 2**10:.1f}",
-        f"{pattern['forward_share']:.3f}",
-        f"{pattern['sequential_share']:.3f}",
-        f"{pattern['mean_jump_bytes'] / 2**20:.2f}",
-    )
-    cases.show(table)
     cases.write_json(args.json, args, cases.CPU, rows)
 
 

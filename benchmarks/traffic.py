@@ -36,7 +36,7 @@ class _Message(NamedTuple):
     group: Any = None
 
 
-class Counted:
+class _Counted:
     """Functions of torch.distributed for the first of so many processes, which count what it sends."""
 
     def __init__(self, world_size: int) -> None:
@@ -52,31 +52,26 @@ class Counted:
         return num_bytes * (self.world_size - 1) / self.world_size
 
     def all_gather(self, parts: Sequence[Tensor], x: Tensor, group: Any = None) -> None:
-        """Fill all parts with the process's own."""
+        """See torch.distributed, as all below."""
         self._count("all_gather", self._others(sum(part.nbytes for part in parts)))
         for part in parts:
             part.copy_(x)
 
     def reduce_scatter(self, out: Tensor, parts: Sequence[Tensor], op: Any = None, group: Any = None) -> None:
-        """Return the process's part."""
         self._count("reduce_scatter", self._others(sum(part.nbytes for part in parts)))
         out.copy_(parts[0])
 
     def all_reduce(self, x: Tensor, op: Any = None, group: Any = None) -> None:
-        """Leave `x` as it is."""
         self._count("all_reduce", 2 * self._others(x.nbytes))
 
     def broadcast(self, x: Tensor, src: int, group: Any = None) -> None:
-        """Leave `x` as it is."""
         self._count("broadcast", x.nbytes)
 
     def all_to_all_single(self, received: Tensor, x: Tensor, group: Any = None) -> None:
-        """Return `x`."""
         self._count("all_to_all", self._others(x.nbytes))
         received.copy_(x)
 
     def batch_isend_irecv(self, messages: Sequence[_Message]) -> list[Any]:
-        """Receive what is sent."""
         sent = [message.tensor for message in messages if message.op is dist.isend]
         for message in messages:
             if message.op is dist.irecv:
@@ -99,9 +94,9 @@ class Counted:
             yield
 
 
-def count_step(name: str, options: dict[str, Any], *, global_batch: int, dim: int, world_size: int) -> Counted:
+def count_step(name: str, options: dict[str, Any], *, global_batch: int, dim: int, world_size: int) -> _Counted:
     """Count what a method's loss and gradients send in its second step."""
-    counted = Counted(world_size)
+    counted = _Counted(world_size)
     with counted.replaced():
         env = MethodEnv(
             dim,

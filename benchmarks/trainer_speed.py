@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import importlib.metadata
 import itertools
 import multiprocessing
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from packaging.version import Version
@@ -57,12 +56,10 @@ class Contest:
     steps: int
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """Seconds of a turn's measured steps, and the number of parameters that the optimiser moves."""
 
-    wall_sec: float
-    cpu_sec: float
+    seconds: cases.Seconds
     parameters: int
 
 
@@ -82,9 +79,8 @@ class Turns:
             return
         into_turn = (self.step - self.contest.warmup) % (self.contest.settle + self.contest.steps)
         if into_turn == 0:
-            seconds = cases.now(self.device) - self.start
             parameters = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-            self.connection.send(Turn(seconds.wall, seconds.processor, parameters))
+            self.connection.send(Turn(cases.now(self.device) - self.start, parameters))
             try:
                 self.connection.recv()
             except EOFError:
@@ -207,12 +203,13 @@ def measure(case: str, precision: str, args: argparse.Namespace, device: torch.d
             shards.write_shards(pairs, build_towers(model, seed=0).image_size * 8 // 7, max(4, args.workers))
         turns = compete(contest, seconds=args.seconds)
     here, there = turns["here"], turns["open_clip"]
-    wall, cpu = ([[getattr(turn, of) for turn in side] for side in (there, here)] for of in ("wall_sec", "cpu_sec"))
+    wall, cpu = (
+        [[getattr(turn.seconds, of) for turn in side] for side in (there, here)] for of in cases.Seconds._fields
+    )
     row = {"model": model, "precision": precision, "batch": int(batch), "steps": int(steps), "turns": len(here)}
-    row |= {"parameters": here[0].parameters}
-    row |= {f"{side}_pairs_per_sec": pairs / statistics.median(t.wall_sec for t in turns[side]) for side in SIDES}
-    row |= {"turns_sec": {side: [dataclasses.asdict(turn) for turn in turns[side]] for side in SIDES}}
-    row |= {"wall_ratio": cases.ratio(*wall)}
+    row |= {"parameters": here[0].parameters, "wall_ratio": cases.ratio(*wall)}
+    for side in SIDES:
+        row[f"{side}_pairs_per_sec"] = pairs / statistics.median(turn.seconds.wall for turn in turns[side])
     # Loader processes and a GPU are not in a process's own processor time.
     return row | ({"cpu_ratio": cases.ratio(*cpu)} if device.type == "cpu" and not args.workers else {})
 
