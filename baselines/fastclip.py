@@ -42,7 +42,7 @@ from engine.method import (
     TemperatureConfig,
 )
 from engine.schema.record import Signature
-from engine.signatures import Log, temperature_at_floor
+from engine.signatures import BUDGET, NO_BALANCE, Log, temperature_at_floor
 
 Version = Literal["v0", "v1", "v2", "v3"]
 
@@ -241,12 +241,7 @@ class FastCLIP(Method):
         config, found = self.config, []
         if config.version in ("v2", "v3") and config.temperature.learnable:
             evidence = {"rho": config.rho, "log_others": math.log(self.env.global_batch_size - 1)}
-            advice = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
-            if config.version == "v3" and config.temperature_gradient == "authors":
-                advice = (
-                    "temperature_gradient: consistent, with rho below log_others = log(global batch - 1): the authors' "
-                    "has no balance for rho >= 0 once pairs are told apart; while they are not, a lower rho helps"
-                )
+            advice = NO_BALANCE if config.version == "v3" and config.temperature_gradient == "authors" else BUDGET
             found += temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
         found += log.find(
             "estimates_unvisited",

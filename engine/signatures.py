@@ -166,16 +166,19 @@ def steps_skipped(log: Log) -> list[Signature]:
     )
 
 
+BUDGET = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
+"""Advice where rho pulls on a temperature whose gradient is that of the loss."""
+NO_BALANCE = (
+    "temperature_gradient: consistent, with rho below log_others = log(global batch - 1): the authors' has no balance "
+    "for rho >= 0 once pairs are told apart; while they are not, a lower rho helps"
+)
+"""Advice where the gradient is that of FastCLIP's authors."""
+
+
 def temperature_at_floor(log: Log, minimum: float, advice: str, **compared_with: float) -> list[Signature]:
-    """Return a signature if the temperature ends at its minimum.
+    """Return a signature if the temperature ends at `minimum`, with advice in terms of the method's options.
 
     For methods that pull the temperature (rho) away from its bounds: a plain contrastive loss may well end there.
-
-    Args:
-        log: The log.
-        minimum: The temperature's lower bound.
-        advice: What to do, in terms of the method's options.
-        compared_with: Further evidence.
     """
     return log.find(
         "temperature_at_floor",

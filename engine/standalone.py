@@ -27,13 +27,10 @@ class StandaloneLoss(nn.Module):
     Args:
         name: The method's name.
         options: The method's options, except its temperature's.
-        global_batch_size: Pairs in a call, over all processes.
-        accum_freq: Calls that share an optimiser step, each with all its pairs, as in open_clip's trainer.
-        embed_dim: D. This and the sizes below matter only to methods that look at them.
-        dataset_size: Data set positions are below it.
-        steps_per_epoch: Optimiser steps per epoch.
-        num_epochs: Epochs of the run, for the method's schedules.
         seed: Seed of the method's random draws.
+        accum_freq: Calls that share an optimiser step, each with all its pairs, as in open_clip's trainer.
+        sizes: `global_batch_size`, and those of `embed_dim`, `dataset_size` (positions are below it), `steps_per_epoch`
+            and `num_epochs` that the method looks at.
 
     Raises:
         ValueError: If an option is unknown, has a wrong value or belongs to the caller, or a size is wrong.
@@ -44,24 +41,12 @@ class StandaloneLoss(nn.Module):
         name: str,
         options: dict[str, Any],
         *,
-        global_batch_size: int,
+        seed: int = 0,
         accum_freq: int,
-        embed_dim: int = 1,
-        dataset_size: int = 1,
-        steps_per_epoch: int = 1,
-        num_epochs: int = 1,
-        seed: int,
+        **sizes: int,
     ) -> None:
         super().__init__()
-        sizes = {
-            "global_batch_size": global_batch_size,
-            "accum_freq": accum_freq,
-            "embed_dim": embed_dim,
-            "dataset_size": dataset_size,
-            "steps_per_epoch": steps_per_epoch,
-            "num_epochs": num_epochs,
-        }
-        for size, value in sizes.items():
+        for size, value in {"accum_freq": accum_freq, **sizes}.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{size} = {value!r}: allowed is a whole number, 1 or more")
         if "temperature" in options:
@@ -69,12 +54,13 @@ class StandaloneLoss(nn.Module):
                 "temperature: leave this option out: your model has the temperature and passes it as logit_scale; set "
                 "its start, bounds and learning rate there"
             )
+        steps_per_epoch = sizes.get("steps_per_epoch", 1)
         env = MethodEnv(
-            embed_dim=embed_dim,
-            dataset_size=dataset_size,
-            global_batch_size=global_batch_size,
+            embed_dim=sizes.get("embed_dim", 1),
+            dataset_size=sizes.get("dataset_size", 1),
+            global_batch_size=sizes["global_batch_size"],
             steps_per_epoch=steps_per_epoch,
-            num_steps=steps_per_epoch * num_epochs,
+            num_steps=steps_per_epoch * sizes.get("num_epochs", 1),
             seed=seed,
             collectives=ProcessGroup() if dist.is_available() and dist.is_initialized() else Collectives(),
         )

@@ -8,7 +8,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from engine.schema.record import Signature
-from engine.signatures import Log, Window, temperature_at_floor
+from engine.signatures import BUDGET, NO_BALANCE, Log, Window, temperature_at_floor
 
 if TYPE_CHECKING:
     from neuclip.method import NeuCLIP, Unified
@@ -41,14 +41,11 @@ def of_temperature(log: Log, config: Unified.Config, *, rho: float, global_batch
     """Return a signature if the temperature ends at its minimum; `rho` is the value in use."""
     if not config.temperature.learnable:
         return []
-    advice = "lower rho: a budget in nats, which has to stay below log_others = log(global batch - 1)"
-    if config.temperature_gradient == "authors":
-        advice = (
-            "temperature_gradient: consistent, with rho below log_others = log(global batch - 1): the authors' has no "
-            "balance for rho >= 0 once pairs are told apart; while they are not, a lower rho helps"
-        )
-    if config.temperature_gradient == "infonce":
-        advice = "hold the temperature (learnable: false), or another temperature_gradient: rho is no part of this one"
+    advice = {
+        "consistent": BUDGET,
+        "authors": NO_BALANCE,
+        "infonce": "hold the temperature (learnable: false), or another temperature_gradient: this one has no rho",
+    }[config.temperature_gradient]
     evidence = {"rho": rho, "log_others": math.log(global_batch_size - 1)}
     return temperature_at_floor(log, config.temperature.minimum, advice, **evidence)
 

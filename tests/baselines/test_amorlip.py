@@ -281,16 +281,6 @@ def train(method: AmorLIP, steps: range) -> None:
         train_step(method, step, random_features(step, dtype=torch.float32))
 
 
-def test_an_epoch_turns_the_averaged_networks_into_the_previous_ones() -> None:
-    method = make_amorlip(torch.float32, steps_per_epoch=3)
-    train(method, range(3))
-    average = weights(method.average)
-
-    train(method, range(3, 4))
-
-    assert torch.equal(weights(method.previous), average)
-
-
 @pytest.mark.parametrize("every", [1, None])
 def test_an_epoch_starts_from_new_networks_of_its_own_where_restarts_are_on(every: int | None) -> None:
     method = make_amorlip(torch.float32, steps_per_epoch=1, network_lr=1e-12, reinit_every_epochs=every)
@@ -311,20 +301,6 @@ def test_new_weights_are_distributed_as_torch_draws_them() -> None:
         if mine.numel() > 1000:
             assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.05)
             assert mine.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.01)
-
-
-def test_the_average_moves_every_second_step_only() -> None:
-    method = make_amorlip(torch.float32)
-    train(method, range(1))
-    after_first = weights(method.average)
-    train(method, range(1, 2))
-    after_second = weights(method.average)
-    current = weights(method.networks)
-    train(method, range(2, 3))
-
-    assert torch.equal(after_second, after_first)
-    assert not torch.equal(weights(method.average), after_second)
-    assert not torch.equal(current, after_second)
 
 
 def test_the_output_bias_may_start_at_the_mean_target() -> None:

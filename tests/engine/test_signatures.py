@@ -55,10 +55,6 @@ def test_a_healthy_run_shows_nothing(root, method, options, steps):
     assert train_toy(method, options, steps=steps).signatures == ()
 
 
-def test_a_healthy_run_in_half_precision_shows_nothing(root):
-    assert train_toy("openclip", precision="fp16").signatures == ()
-
-
 @pytest.mark.parametrize(
     ("name", "method", "options", "changes"),
     [
@@ -169,13 +165,6 @@ def ranks(of):
     return {f"embedding/effective_rank_{side}": of for side in ("image", "text")}
 
 
-def test_a_gradient_that_fades_to_nothing_is_reported():
-    lines = log_of(**{"npn/gradient_norm": lambda n: 0.1 * 10 ** -(n / 4)})
-    (found,) = make_method("neuclip").signatures(Log(lines))
-    assert found.name == "npn_gradient_vanishing"
-    assert found.last_step == 400
-
-
 def test_a_network_that_restarts_mend_is_not_called_too_small():
     def saw_tooth(n):
         return 0.1 + n % 10
@@ -188,34 +177,22 @@ def test_a_network_that_restarts_mend_is_not_called_too_small():
         assert found.name == expected
 
 
-def test_a_collapse_that_training_overcomes_is_no_failure():
-    assert embedding_collapse(Log(log_of(**ranks(lambda n: 1.0 if n < 30 else 3.0)))) == []
-
-
-def test_a_collapse_that_lasts_is_reported_from_where_it_began():
+def test_a_collapse_that_lasts_is_reported_from_where_it_began_and_one_that_passes_is_not():
     lines = log_of(**ranks(lambda n: 3.0 if n < 20 else 1.0))
     (found,) = embedding_collapse(Log(lines))
     assert (found.first_step, found.last_step) == (210, 400)
     assert found.evidence["embedding/effective_rank_text"] == 1.0
+    # Of several lines for one step the last holds, in any order; what was not logged fulfils no condition.
+    stale = log_of(**ranks(lambda n: 5.0))
+    assert embedding_collapse(Log(stale + lines[::-1])) == [found]
+    for passing in (ranks(lambda n: 1.0 if n < 30 else 3.0), ranks(lambda n: None), {}):
+        assert embedding_collapse(Log(log_of(**passing))) == []
 
 
 def test_a_log_too_short_to_tell_shows_nothing():
     assert embedding_collapse(Log(log_of(7, **ranks(lambda n: 1.0)))) == []
     assert embedding_collapse(Log(log_of(8, **ranks(lambda n: 1.0)))) != []
     assert find_signatures([], make_method("neuclip").signatures) == ()
-
-
-def test_what_is_not_finite_or_not_logged_fulfils_no_condition():
-    assert embedding_collapse(Log(log_of(**ranks(lambda n: None)))) == []
-    assert embedding_collapse(Log(log_of())) == []
-
-
-def test_of_several_lines_for_one_step_the_last_holds_in_any_order():
-    lines = log_of(**ranks(lambda n: 1.0))
-    stale = log_of(**ranks(lambda n: 5.0))
-    assert embedding_collapse(Log(stale + lines)) == embedding_collapse(Log(lines)) != []
-    assert embedding_collapse(Log(lines + stale)) == []
-    assert embedding_collapse(Log(lines[::-1])) == embedding_collapse(Log(lines))
 
 
 @pytest.mark.parametrize(
