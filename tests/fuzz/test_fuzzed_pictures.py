@@ -9,14 +9,15 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from support import evalsets, toy
-from support.fuzzing import Judge, Refused, clear, damaged, share
+from support.fuzzing import Refused, clear, damaged, judge, share
 from torchvision.transforms import v2
 
 from engine.data.index import build_index
@@ -50,11 +51,6 @@ def noise(mode: str, size: tuple[int, int]) -> Image.Image:
     return Image.frombytes(whole, size, pixels.tobytes()).convert(mode)
 
 
-def animated(form: str) -> bytes:
-    first, *others = (noise("RGB", (40, 36 + n)).resize((40, 36)) for n in range(3))
-    return saved(first, form, save_all=True, append_images=others, duration=10)
-
-
 def header(width: int, height: int, depth: int = 8, colour: int = 2, data: bytes = b"") -> bytes:
     """A PNG of any size, with few data."""
 
@@ -72,32 +68,35 @@ def bomb_of_text() -> bytes:
     return GOOD[:33] + chunk + GOOD[33:]
 
 
-SIZES = [(1, 1), (2, 1), (1, 300), (20, 40), (33, 32), (700, 5)]
-KINDS = [
-    ("PNG", ("1", "L", "P", "LA", "RGB", "RGBA", "I;16")),
-    ("JPEG", ("L", "RGB", "CMYK")),
-    ("WEBP", ("RGB", "RGBA")),
-    ("GIF", ("L", "P", "RGB")),
-    ("BMP", ("1", "L", "P", "RGB")),
-]
+SIZES = [(1, 1), (1, 300), (33, 32), (700, 5)]
+KINDS = {
+    "PNG": ("1", "L", "P", "LA", "RGB", "RGBA", "I;16"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("L", "P", "RGB"),
+    "BMP": ("1", "L", "P", "RGB"),
+}
+TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+FRAMES = [noise("RGB", (40, 36 + n)).resize((40, 36)) for n in range(3)]
 PICTURES = {
     f"{form} {mode} {width} x {height}": saved(noise(mode, (width, height)), form)
-    for form, modes in KINDS
+    for form, modes in KINDS.items()
     for mode in modes
     for width, height in SIZES
-} | {f"animated {form}": animated(form) for form in ("GIF", "WEBP", "PNG")}
-PICTURES["progressive JPEG"] = saved(noise("RGB", (60, 50)), "JPEG", progressive=True)
-PICTURES["turned JPEG"] = saved(
-    noise("RGB", (60, 50)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-)
-PICTURES["transparent GIF"] = saved(noise("P", (30, 30)), "GIF", transparency=3)
-PICTURES["PNG with transparent colours"] = saved(noise("P", (30, 30)), "PNG", transparency=bytes(range(200)))
+} | {
+    **{
+        f"animated {form}": saved(FRAMES[0], form, save_all=True, append_images=FRAMES[1:])
+        for form in ("GIF", "WEBP", "PNG")
+    },
+    "progressive JPEG": saved(noise("RGB", (60, 50)), "JPEG", progressive=True),
+    "turned JPEG": saved(noise("RGB", (60, 50)), "JPEG", exif=TURNED),
+    "transparent GIF": saved(noise("P", (30, 30)), "GIF", transparency=3),
+    "PNG with transparent colours": saved(noise("P", (30, 30)), "PNG", transparency=bytes(range(200))),
+}
 BOMBS = {
     "400 megapixels": header(20_000, 20_000),
     "a line of 20,000 pixels": header(20_000, 1, data=bytes(1 + 3 * 20_000)),
-    "a column of 20,000 pixels": header(1, 20_000, data=bytes(4 * 20_000)),
     "a line of 5 million pixels": header(5_000_000, 1, 1, 0, bytes(1 + 5_000_000 // 8)),
-    "a column of 5 million pixels": header(1, 5_000_000, 1, 0, bytes(2 * 5_000_000)),
     "as many as allowed, cut off": header(MAX_PIXELS, 1),
     "no pixels": header(0, 0),
     "2^31 wide": header(2**31 - 1, 2**31 - 1),
@@ -105,12 +104,6 @@ BOMBS = {
     "a GIF of 65535 x 65535": b"GIF89a\xff\xff\xff\xff\x80\0\0"
     + bytes(6)
     + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;",
-    "a BMP of 2^31 lines": b"BM"
-    + struct.pack("<IHHIIiiHHIIiiII", 154, 0, 0, 54, 40, 9, -(2**31), 1, 24, 0, 99, 0, 0, 0, 0)
-    + bytes(100),
-    "a WEBP of 16383 x 16383": saved(noise("RGB", (16, 16)), "WEBP", lossless=True)[:21]
-    + b"\xff\xff\xff\x0f"
-    + bytes(40),
 }
 
 
@@ -122,13 +115,7 @@ def decoded(data: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-TRANSFORM = v2.Compose(
-    [v2.Resize(SIDE, interpolation=v2.InterpolationMode.BICUBIC, max_size=None), v2.CenterCrop(SIDE)]
-)
-
-
-def pixels(data: bytes) -> NDArray[np.uint8]:
-    return np.asarray(TRANSFORM(decoded(data)))
+TRANSFORM = v2.Compose([v2.Resize(SIDE, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(SIDE)])
 
 
 def trained_on(pictures: list[bytes]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -137,76 +124,61 @@ def trained_on(pictures: list[bytes]) -> tuple[NDArray[np.uint8], tuple[str, ...
     for number, data in enumerate([*pictures, GOOD]):
         members |= {f"{number}.png": data or b"x", f"{number}.txt": b"a caption"}
     toy.write_tar(Path("train/0.tar"), members)
-    index = build_index(
-        "toy", "1", Path("train"), CaptionSource(), Path("index/toy/index.json"), pairs=len(pictures) + 1
-    )
+    path = Path("index/toy/index.json")
+    index = build_index("toy", "1", Path("train"), CaptionSource(), path, pairs=len(pictures) + 1)
+    augmentation = AugmentationSpec(kind="none")
     dataset = PairDataset(
-        index, Path("index/toy/index.json"), image_size=SIDE, tokenizer=evalsets.tokenizer, seed=0, cache_bytes=0,
-        augmentation=AugmentationSpec(kind="none"),
-    )  # fmt: skip
+        index, path, image_size=SIDE, tokenizer=evalsets.tokenizer, seed=0, cache_bytes=0, augmentation=augmentation
+    )
     batch = dataset[Request(0, np.arange(len(pictures)))]
     return batch.image_BCHW.permute(0, 2, 3, 1).numpy(), batch.replaced
 
 
-def check(judge: Judge, pictures: list[bytes]) -> list[bool]:
+def check(pictures: list[bytes]) -> list[bool]:
     """Compare what training sees of pictures with what they are; returns which of them it takes."""
     found = judge(lambda: trained_on(pictures))
     assert not isinstance(found, Refused), found
-    judge.count(accepted=len(pictures) - 1)
     seen, replaced = found
     reasons = {int(text.partition("sample ")[2].partition(".")[0]): clear(text, ["0.tar"]) for text in replaced}
-    judge.accepted, judge.refused = judge.accepted - len(reasons), judge.refused + len(reasons)
-    for number, data in enumerate(pictures):
-        if number in reasons:
-            assert "the image cannot be decoded: " in reasons[number]
-            continue
-        np.testing.assert_array_equal(seen[number], pixels(data))
+    assert all("the image cannot be decoded: " in reason for reason in reasons.values())
+    for number in set(range(len(pictures))) - set(reasons):
+        pixels = np.asarray(TRANSFORM(decoded(pictures[number])))
+        np.testing.assert_array_equal(seen[number], pixels)
     return [number not in reasons for number in range(len(pictures))]
 
 
 def evaluated(data: bytes) -> torch.Tensor:
     """What an evaluation sees of a picture, through open_clip's transform."""
-    import open_clip
-
     samples = [{"png": data or b"x", "txt": b"noise"}, {"png": GOOD, "txt": b"noise"}]
     evalsets.write_set(Path("pets"), samples, dataset_type=["retrieval"])
     card = evalsets.card(Path("pets"), task="zeroshot_retrieval", metric="mean_recall@1", images=2)
-    transform = open_clip.image_transform(SIDE, is_train=False)
-    batches = ImageBatches(reading.read(card), lambda image: transform(image), batch_size=2, num_workers=0)
+    batches = ImageBatches(
+        reading.read(card), open_clip.image_transform(SIDE, is_train=False), batch_size=2, num_workers=0
+    )
     return next(iter(batches))[0]
 
 
-@pytest.mark.parametrize("name", sorted(PICTURES))
-def test_a_picture_of_any_kind_is_decoded(judge, name):
-    assert check(judge, [PICTURES[name]]) == [True]
+def test_pictures_of_all_kinds_are_decoded():
+    assert all(check(list(PICTURES.values())))
 
 
 @pytest.mark.parametrize("name", sorted(BOMBS))
-def test_a_picture_that_would_take_too_much_is_refused_or_decoded_within_bounds(judge, name):
-    check(judge, [BOMBS[name]])
+def test_a_picture_that_would_take_too_much_is_refused_or_decoded_within_bounds(name):
+    check([BOMBS[name]])
     judge(lambda: evaluated(BOMBS[name]), "pets/test/0.tar, key '00000'")
 
 
-@share(0.048)
+@share(0.05)
 @given(data=st.data())
-def test_a_damaged_picture_is_replaced_or_decoded_as_it_is(judge, data):
+def test_training_replaces_a_damaged_picture_or_sees_what_it_is(data):
     names = data.draw(st.lists(st.sampled_from(sorted(PICTURES)), min_size=1, max_size=4))
-    check(judge, [data.draw(damaged(PICTURES[name])) for name in names])
+    check([data.draw(damaged(PICTURES[name])) for name in names])
 
 
-@share(0.024)
+@share(0.03)
 @given(data=st.data())
-def test_an_evaluation_refuses_a_damaged_picture_or_sees_what_it_is(judge, data):
+def test_an_evaluation_refuses_a_damaged_picture_or_sees_what_it_is(data):
     damage = data.draw(damaged(PICTURES[data.draw(st.sampled_from(sorted(PICTURES)))]))
     found = judge(lambda: evaluated(damage), "pets/test/0.tar, key '00000'")
     if not isinstance(found, Refused):
-        import open_clip
-
         torch.testing.assert_close(found, open_clip.image_transform(SIDE, is_train=False)(decoded(damage)))
-
-
-@share(0.01)
-@given(width=st.integers(1, 30_000), height=st.integers(1, 3))
-@example(width=20_000, height=1)
-def test_a_long_picture_is_decoded_or_refused(judge, width, height):
-    check(judge, [header(width, height, data=bytes(height * (1 + 3 * width)))])

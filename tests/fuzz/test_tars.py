@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support import evalsets, toy
-from support.fuzzing import Judge, Refused, damaged, share
+from support.fuzzing import Refused, damaged, judge, share
 
 from engine.data.index import index_shard
 from engine.evaluation import reading
@@ -17,13 +17,8 @@ from engine.schema.run import CaptionSource
 
 pytestmark = pytest.mark.slow
 
-NUM_PAIRS = 6
 PAIRS = {
-    f"{number:03d}": (
-        toy.picture("red", "top left", number)[: 400 + 100 * number],
-        f"a square, number {number}".encode(),
-    )
-    for number in range(NUM_PAIRS)
+    f"{n:03d}": (toy.picture("red", "top left", n)[: 400 + 100 * n], f"a square, number {n}".encode()) for n in range(6)
 }
 
 
@@ -40,74 +35,47 @@ def tar(form: int = tarfile.USTAR_FORMAT, name: str = "{}") -> bytes:
 
 
 LONG = "f" * 120 + "/{}"
-WHOLE = {
-    "ustar": tar(),
-    "gnu, long names": tar(tarfile.GNU_FORMAT, LONG),
-    "pax, long names": tar(tarfile.PAX_FORMAT, LONG),
-}
+WHOLE = [tar(), tar(tarfile.GNU_FORMAT, LONG), tar(tarfile.PAX_FORMAT, LONG)]
 
 
-def distance(ours: bytes, theirs: bytes) -> int:
-    """Bytes that differ; all of them where lengths do."""
-    return sum(a != b for a, b in zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else len(theirs)
+def nearest(data: bytes, side: int) -> str | None:
+    """The pair whose picture or caption differs least, if in three bytes at most."""
+    same_size = {key: pair[side] for key, pair in PAIRS.items() if len(pair[side]) == len(data)}
+    distances = {key: sum(a != b for a, b in zip(data, own, strict=True)) for key, own in same_size.items()}
+    key = min(distances, key=distances.__getitem__, default=None)
+    return key if key is not None and distances[key] <= 3 else None
 
 
 @share(0.038)
-@given(form=st.sampled_from(sorted(WHOLE)), data=st.data())
-def test_no_picture_gets_another_s_caption(judge, form, data):
-    damage = data.draw(damaged(WHOLE[form]))
+@given(whole=st.sampled_from(WHOLE), data=st.data())
+def test_no_picture_gets_another_s_caption(whole, data):
+    damage = data.draw(damaged(whole))
     Path("0.tar").write_bytes(damage)
     found = judge(lambda: index_shard(Path("0.tar"), CaptionSource()), "0.tar")
     assert not isinstance(found, Refused), "a shard is never refused as a whole"
     rows, rejected, _ = found
     assert all(each.reason for each in rejected)
     for image_offset, image_bytes, caption_offset, caption_bytes, _ in rows.tolist():
-        image = damage[image_offset : image_offset + image_bytes]
-        caption = damage[caption_offset : caption_offset + caption_bytes]
-        assert len(image) == image_bytes
-        nearest = [
-            min(PAIRS, key=lambda key: distance(said, PAIRS[key][side])) for side, said in enumerate((image, caption))
-        ]
-        close = [
-            distance(said, PAIRS[key][side])
-            for side, (key, said) in enumerate(zip(nearest, (image, caption), strict=True))
-        ]
-        if close[0] <= 3 and close[1] <= 3:
-            assert nearest[0] == nearest[1]
-    if damage == WHOLE[form]:
-        assert len(rows) == NUM_PAIRS
-
-
-@pytest.fixture
-def evaluation_set(judge: Judge):
-    return evalsets.classification(Path("kinds"), 6, shards=1)
+        assert image_offset + image_bytes <= len(damage)
+        of_image = nearest(damage[image_offset : image_offset + image_bytes], 0)
+        of_caption = nearest(damage[caption_offset : caption_offset + caption_bytes], 1)
+        assert of_image == of_caption or None in (of_image, of_caption)
+    assert len(rows) == len(PAIRS) or damage != whole
 
 
 @share(0.024)
-@given(
-    which=st.sampled_from(
-        ("test/0.tar", "test/nshards.txt", "classnames.txt", "zeroshot_classification_templates.txt")
-    ),
-    data=st.data(),
-)
+@given(which=st.sampled_from(("test/0.tar", "test/nshards.txt", "classnames.txt")), data=st.data())
 @example(which="test/nshards.txt", data=None)
-def test_damage_of_an_evaluation_set_is_refused_or_read_as_it_stands(evaluation_set, judge, which, data):
-    target = Path("kinds") / which
-    whole = target.read_bytes()
-    before = reading.survey(evaluation_set)
-    try:
-        target.write_bytes(b"9" * 30 if data is None else data.draw(damaged(whole)))
-        found = judge(lambda: reading.count(evaluation_set) and reading.survey(evaluation_set), "'kinds'", "kinds/")
-        if isinstance(found, Refused):
-            return
-        if which == "test/0.tar":
-            # Of a label no more is known than that it is one; that no picture is taken for another's is.
-            assert [at.key for at in found.locations][: len(before.locations)] == [at.key for at in before.locations]
-            assert np.isin(found.labels, range(len(evalsets.CLASSES))).all()
-        elif which == "test/nshards.txt":
-            assert len(found.locations) == len(before.locations)
-        else:
-            lines = [line.strip() for line in target.read_bytes().decode().splitlines()]
-            assert lines in (found.classes, found.templates)
-    finally:
-        target.write_bytes(whole)
+def test_damage_of_an_evaluation_set_is_refused_or_read_as_it_stands(which, data):
+    eval_card, target = evalsets.classification(Path("kinds"), 6, shards=1), Path("kinds") / which
+    before = reading.survey(eval_card)
+    target.write_bytes(b"9" * 30 if data is None else data.draw(damaged(target.read_bytes())))
+    found = judge(lambda: reading.count(eval_card) and reading.survey(eval_card), "'kinds'", "kinds/")
+    if isinstance(found, Refused):
+        return
+    if which == "classnames.txt":
+        assert found.classes == [line.strip() for line in target.read_bytes().decode().splitlines()]
+    else:
+        # Of a label no more is known than that it is one; that no picture is taken for another's is.
+        assert [at.key for at in found.locations][:6] == [at.key for at in before.locations]
+        assert np.isin(found.labels, range(len(evalsets.CLASSES))).all()

@@ -2,7 +2,6 @@ import io
 import os
 import tarfile
 
-import numpy as np
 import pytest
 from support import toy
 
@@ -21,7 +20,8 @@ def test_members_are_those_of_the_standard_library(tmp_path, tar_format):
     if tar_format != tarfile.USTAR_FORMAT:
         names += ["l" * 300 + ".jpg", "größer/猫.txt"]
     path = tmp_path / "a.tar"
-    with tarfile.open(path, "w", format=tar_format) as archive:
+    for_all = {"comment": "as git archive writes it"} if tar_format == tarfile.PAX_FORMAT else None
+    with tarfile.open(path, "w", format=tar_format, pax_headers=for_all) as archive:
         archive.addfile(folder := tarfile.TarInfo("folder"))
         folder.type = tarfile.DIRTYPE
         for number, name in enumerate(names):
@@ -62,15 +62,7 @@ def test_reading_goes_on_behind_a_damaged_header(tmp_path):
     assert damage == [f"damaged header at byte {header}; 1536 bytes were skipped"]
 
 
-def test_a_file_that_is_no_archive_has_no_members(tmp_path):
-    path = tmp_path / "a.tar"
-    path.write_bytes(b"not an archive" * 1000)
-    members, damage = read(path)
-    assert members == []
-    assert damage[0] == "damaged header at byte 0; 14000 bytes were skipped"
-
-
-@pytest.mark.parametrize("kept", [512 + 100, 512 + 600, 2048 + 3, 2048])
+@pytest.mark.parametrize("kept", [512 + 100, 2048 + 3, 2048])
 def test_an_archive_that_ends_early_says_so(tmp_path, kept):
     path = tmp_path / "a.tar"
     toy.write_tar(path, {f"{number}.txt": b"x" * 600 for number in range(5)})
@@ -80,31 +72,6 @@ def test_an_archive_that_ends_early_says_so(tmp_path, kept):
     assert len(damage) >= 1
 
 
-@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_random_damage_never_leads_out_of_the_archive(tmp_path, tar_format):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w", format=tar_format) as archive:
-        for number in range(30):
-            member = tarfile.TarInfo(f"{number}" * (200 if number % 3 == 0 else 1) + ".txt")
-            member.size = 100
-            archive.addfile(member, io.BytesIO(b"x" * 100))
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        data = bytearray(whole[: rng.integers(1, len(whole))])
-        for place in rng.integers(len(data), size=rng.integers(0, 40)):
-            data[place] = rng.integers(256)
-        path.write_bytes(data)
-        for member in read(path)[0]:
-            assert 512 <= member.offset <= member.offset + member.num_bytes <= len(data)
-
-
-def write_pax(path, records):
-    extension, member = tarfile.TarInfo("pax"), tarfile.TarInfo("a.txt")
-    extension.type, extension.size = tarfile.XHDTYPE, len(records)
-    path.write_bytes(extension.tobuf() + records.ljust(512, b"\0") + member.tobuf() + bytes(1024))
-
-
 @pytest.mark.parametrize(
     "records", [
         b"0 path=a\n", b"12 size=-600\n", b"9 size=x\n", b"10 size=5\n29 GNU.sparse.realsize=-1536\n",
@@ -112,22 +79,15 @@ def write_pax(path, records):
 )  # fmt: skip
 def test_pax_records_with_impossible_numbers_are_damage(tmp_path, records):
     path = tmp_path / "a.tar"
-    write_pax(path, records)
+    extension, member = tarfile.TarInfo("pax"), tarfile.TarInfo("a.txt")
+    extension.type, extension.size = tarfile.XHDTYPE, len(records)
+    path.write_bytes(extension.tobuf() + records.ljust(512, b"\0") + member.tobuf() + bytes(1024))
     members, damage = read(path)
     assert [m.name for m in members] == ["a.txt"]
     assert damage == ["damaged header at byte 0; 1024 bytes were skipped"]
 
 
-@pytest.mark.parametrize("records", [b"-9 path=a\n", b"1 ", b"path"])
-def test_what_are_no_pax_records_change_no_member(tmp_path, records):
-    path = tmp_path / "a.tar"
-    write_pax(path, records)
-    # Newer patches of Python call it damage, older ones pass over it.
-    assert [(m.name, m.offset, m.num_bytes) for m in read(path)[0]] == [("a.txt", 1536, 0)]
-
-
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
-@pytest.mark.parametrize("size", [2**50, 2**70, -513])
+@pytest.mark.parametrize(("kind", "size"), [(tarfile.GNUTYPE_LONGNAME, 2**70), (tarfile.XHDTYPE, -513)])
 def test_a_name_of_an_impossible_size_is_damage(tmp_path, kind, size):
     path = tmp_path / "a.tar"
     extension, member = tarfile.TarInfo("long"), tarfile.TarInfo("a.txt")
@@ -150,30 +110,6 @@ def test_a_sparse_member_is_no_file(tmp_path):
     assert damage == []
 
 
-def test_a_sparse_member_whose_list_of_holes_is_cut_off_is_damage(tmp_path):
-    path = tmp_path / "a.tar"
-    sparse = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT))
-    sparse[156:157], sparse[482] = tarfile.GNUTYPE_SPARSE, 1  # the list goes on in the next block
-    sparse[148:156] = b" " * 8
-    sparse[148:156] = f"{sum(sparse):06o}\0 ".encode()
-    path.write_bytes(sparse)
-    assert read(path) == (
-        [],
-        ["damaged header at byte 0; 512 bytes were skipped", "no end mark: the archive may be cut off"],
-    )
-
-
-def test_a_header_for_all_that_follows_is_no_damage(tmp_path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(
-        path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "as git archive writes it"}
-    ) as archive:
-        archive.addfile(tarfile.TarInfo("a.jpg"))
-    members, damage = read(path)
-    assert [m.name for m in members] == ["a.jpg"]
-    assert damage == []
-
-
 def test_links_and_devices_are_no_files(tmp_path):
     path = tmp_path / "a.tar"
     kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
@@ -181,19 +117,12 @@ def test_links_and_devices_are_no_files(tmp_path):
         for number, kind in enumerate(kinds):
             member = tarfile.TarInfo(f"{number}.jpg")
             member.type, member.linkname = kind, "/etc/passwd"
+            member.size = 5000 if kind == tarfile.LNKTYPE else 0  # of what it points to
             archive.addfile(member)
         archive.addfile(tarfile.TarInfo("file.jpg"))
     members, damage = read(path)
     assert [m.is_file for m in members] == [False] * len(kinds) + [True]
     assert damage == []
-
-
-def test_a_link_that_states_a_size_has_no_data(tmp_path):
-    path = tmp_path / "a.tar"
-    link, after = tarfile.TarInfo("a.jpg"), tarfile.TarInfo("b.jpg")
-    link.type, link.linkname, link.size = tarfile.LNKTYPE, "b.jpg", 5000
-    path.write_bytes(link.tobuf() + after.tobuf() + bytes(1024))
-    assert [m.name for m in read(path)[0]] == ["a.jpg", "b.jpg"]
 
 
 def test_a_member_is_named_by_its_offset(tmp_path):

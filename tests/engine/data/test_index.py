@@ -1,5 +1,7 @@
 import csv
+import functools
 import json
+import operator
 import os
 import re
 import subprocess
@@ -62,9 +64,17 @@ def test_unusable_samples_are_left_out_and_named(tmp_path):
     members = {"a.png": PNG, "a.txt": b"fine", "b.png": PNG, "c.txt": b"no image", "d.png": PNG, "d.txt": b""}
     members |= {"e.png": PNG, "e.txt": b" \n", "f.png": b"", "f.txt": b"fine"}
     members |= {"../g.png": PNG, "../g.txt": b"fine", "/h.png": PNG, "/h.txt": b"fine"}
+    members |= {
+        "./v1.0/i.png": PNG,
+        "./v1.0/i.txt": b"dotted folder",
+        "j.png": PNG,
+        "j.txt": b"fine",
+    }
     toy.write_tar(tmp_path / "train" / "0.tar", members)
+    with tarfile.open(tmp_path / "train" / "0.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("j.png"))
     built = index(tmp_path)
-    assert (built.pairs, built.rejected) == (1, 7)
+    assert (built.pairs, built.rejected) == (2, 8)
     assert sorted(rejected(tmp_path)) == [
         ("0.tar", "../g", "the name leads out of the archive"),
         ("0.tar", "b", "no .txt caption"),
@@ -73,22 +83,13 @@ def test_unusable_samples_are_left_out_and_named(tmp_path):
         ("0.tar", "e", "blank .txt caption"),
         ("0.tar", "f", "empty image"),
         ("0.tar", "h", "the name leads out of the archive"),
+        ("0.tar", "j", "the key occurs twice"),
     ]
-
-
-def test_a_key_that_occurs_twice_is_left_out(tmp_path):
-    path = tmp_path / "train" / "0.tar"
-    toy.write_tar(path, {"a.png": PNG, "a.txt": b"fine", "b.png": PNG, "b.txt": b"fine"})
-    with tarfile.open(path, "a") as archive:
-        archive.addfile(tarfile.TarInfo("a.png"))
-    assert index(tmp_path).pairs == 1
-    assert rejected(tmp_path) == [("0.tar", "a", "the key occurs twice")]
-
-
-def test_keys_may_lie_in_folders_with_dots(tmp_path):
-    members = {"./v1.0/a.png": PNG, "./v1.0/a.txt": b"fine"}
-    toy.write_tar(tmp_path / "train" / "0.tar", members)
-    assert index(tmp_path).pairs == 1
+    before, times = rejected(tmp_path), sidecar_times(tmp_path)
+    # What was left out is reported again when nothing is read, also when the card promises more.
+    with pytest.raises(ValueError, match=r"holds 2 usable pairs, its card says 3(.|\n)*rejected.csv\n  0.tar: b: no"):
+        index(tmp_path, pairs=3)
+    assert (rejected(tmp_path), sidecar_times(tmp_path)) == (before, times)
 
 
 def test_captions_in_json_are_checked_when_everything_is_read(tmp_path):
@@ -99,6 +100,7 @@ def test_captions_in_json_are_checked_when_everything_is_read(tmp_path):
     toy.write_tar(tmp_path / "train" / "0.tar", members)
     captions = CaptionSource(member="json", field="caption")
     assert index(tmp_path, captions=captions).pairs == 2
+    assert caption_texts(b'{"caption": ["a", " ", 3, "half \\ud83d"]}', captions) == ["a", "half ?"]
     assert [(key, reason) for _, key, reason in rejected(tmp_path)] == [
         ("2", "no text in field 'caption' of the .json caption"),
         ("3", "no text in field 'caption' of the .json caption"),
@@ -107,12 +109,6 @@ def test_captions_in_json_are_checked_when_everything_is_read(tmp_path):
     ]
     # Headers do not tell.
     assert index(tmp_path, captions=captions, digest="members").pairs == 6
-
-
-def test_one_of_several_captions_is_a_text():
-    captions = CaptionSource(member="json", field="caption")
-    assert caption_texts(b'{"caption": ["a", " ", 3, "b"]}', captions) == ["a", "b"]
-    assert caption_texts(b'{"caption": "half a \\ud83d character"}', captions) == ["half a ? character"]
 
 
 def test_the_digest_is_of_the_content(tmp_path):
@@ -141,16 +137,6 @@ def test_the_digest_stays_what_it_was_since_records_and_checkpoints_hold_it(tmp_
     assert index(tmp_path, digest=digest, fraction=fraction).sha256.startswith(sha256)
 
 
-def test_a_truncated_shard_keeps_its_whole_samples(tmp_path):
-    toy.write_shards(tmp_path / "train")
-    shard = tmp_path / "train" / "00000.tar"
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    found, left_out, _ = index_shard(shard, CaptionSource())
-    assert 0 < len(found) < 40
-    assert found[:, :2].sum(axis=1).max() <= shard.stat().st_size
-    assert any("archive" in each.reason for each in left_out)
-
-
 def test_a_damaged_header_costs_one_sample(tmp_path):
     toy.write_shards(tmp_path / "train")
     shard = tmp_path / "train" / "00000.tar"
@@ -166,8 +152,7 @@ def test_a_damaged_header_costs_one_sample(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-@pytest.mark.parametrize("digest", ["bytes", "members"])
+@pytest.mark.parametrize(("kind", "digest"), [(tarfile.SYMTYPE, "bytes"), (tarfile.FIFOTYPE, "members")])
 def test_links_and_devices_in_an_archive_are_never_followed(tmp_path, kind, digest):
     secret = tmp_path / "secret.png"
     secret.write_bytes(PNG)
@@ -189,63 +174,27 @@ def test_only_shards_that_changed_are_read_again(tmp_path):
     changed = [name for name, at in sidecar_times(tmp_path).items() if at != times[name]]
     assert changed == ["00001.tar.safetensors"]
     assert [a == b for a, b in zip(after.shards.sha256, before.shards.sha256, strict=True)] == [True, False, True]
+    # The index from before is not that of these sidecars.
+    with pytest.raises(ValueError, match=r"shard 00001.tar was indexed anew, or never: index the data set again"):
+        rows(tmp_path, before, 1)
 
 
-def test_what_was_left_out_is_reported_again_when_nothing_is_read(tmp_path):
-    toy.write_tar(tmp_path / "train" / "0.tar", {"a.png": PNG, "a.txt": b"fine", "b.png": PNG})
-    index(tmp_path)
-    before = rejected(tmp_path)
-    times = sidecar_times(tmp_path)
-    index(tmp_path)
-    assert rejected(tmp_path) == before == [("0.tar", "b", "no .txt caption")]
-    assert sidecar_times(tmp_path) == times
-
-
-def flip_bit(path, place):
-    """Flip the lowest bit of one byte of a file."""
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
-def test_damage_of_any_byte_of_a_sidecar_is_found_when_it_is_read(tmp_path):
-    toy.write_tar(
-        tmp_path / "train" / "0.tar", {"a.png": PNG, "a.txt": b"fine", "b.png": PNG, "b.txt": b"fine", "c.png": PNG}
-    )
-    built = index(tmp_path)
-    (sidecar,) = (tmp_path / "index" / "_shards").rglob("*.safetensors")
-    whole, expected = sidecar.read_bytes(), rows(tmp_path, built, 0)
-    for place in range(len(whole)):
-        flip_bit(sidecar, place)
-        with pytest.raises(ValueError, match=r"data set 'toy'.* index the data set again") as caught:
-            rows(tmp_path, built, 0)
-        # A sidecar of another version is one whose format is another, and damage can make it so.
-        assert f"{sidecar} is damaged" in str(caught.value) or "was indexed anew" in str(caught.value)
-        sidecar.write_bytes(whole)
-    assert np.array_equal(rows(tmp_path, built, 0), expected)
-
-
-@pytest.mark.parametrize("place", [3, 20, -2], ids=["size", "header", "rows"])
+@pytest.mark.parametrize("place", [3, 20, -2, None], ids=["size", "header", "rows", "cut off"])
 def test_the_index_step_names_a_damaged_sidecar_and_makes_it_again(tmp_path, capfd, place):
     toy.write_shards(tmp_path / "train")
     built = index(tmp_path)
     sidecar, *others = sorted((tmp_path / "index" / "_shards").rglob("*.safetensors"))
     expected, times = rows(tmp_path, built, 0), sidecar_times(tmp_path)
-    flip_bit(sidecar, place)
+    data = bytearray(sidecar.read_bytes())
+    if place is not None:
+        data[place] ^= 1
+    sidecar.write_bytes(data if place is not None else data[:100])
+    with pytest.raises(ValueError, match=r"data set 'toy': .*is damaged .* index the data set again"):
+        rows(tmp_path, built, 0)
     assert index(tmp_path) == built
     assert np.array_equal(rows(tmp_path, built, 0), expected)
     assert f"{sidecar} is damaged" in capfd.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in others}.items() <= times.items()
-
-
-def test_a_sidecar_that_is_cut_off_is_made_again(tmp_path):
-    toy.write_shards(tmp_path / "train")
-    built = index(tmp_path)
-    sidecar = next((tmp_path / "index" / "_shards").rglob("*.safetensors"))
-    for kept in (0, 100):
-        sidecar.write_bytes(sidecar.read_bytes()[:kept])
-        assert index(tmp_path) == built
-    assert len(rows(tmp_path, built, 0)) == 40
 
 
 def test_a_sidecar_of_an_earlier_version_is_made_again(tmp_path, capfd, monkeypatch):
@@ -265,14 +214,10 @@ def test_a_sidecar_of_an_earlier_version_is_made_again(tmp_path, capfd, monkeypa
     ("path", "value", "message"),
     [
         (("pairs",), 95, "'shards.pairs' sums up to 96, 'pairs' is 95"),
-        (("shards", "pairs", 1), 29, "'shards.pairs' sums up to 95, 'pairs' is 96"),
         (("shards", "pairs"), [41, 29, 26], "'shards.pairs' is not 'shards.usable', although 'fraction' is 1"),
-        (("shards", "usable", 1), 31, "'shards.pairs' is not 'shards.usable', although 'fraction' is 1"),
         (("shards", "usable"), [40, 30], "the columns of 'shards' are not of the same length"),
         (("shards", "sha256", 0), "0" * 64, "'sha256' is not that of 'shards.sha256', 'digest' and 'fraction'"),
-        (("digest",), "members", "'sha256' is not that of"),
         (("fraction",), 0.9, "'sha256' is not that of"),
-        (("sha256",), "0" * 64, "'sha256' is not that of"),
     ],
 )  # fmt: skip
 def test_an_index_that_was_edited_is_refused(tmp_path, path, value, message):
@@ -287,11 +232,8 @@ def test_an_index_that_was_edited_is_refused(tmp_path, path, value, message):
 def edit(file, path, value):
     """Change one value of an index by hand."""
     content = json.loads(file.read_text())
-    *parents, last = path
-    owner = content
-    for part in parents:
-        owner = owner[part]
-    owner[last] = value
+    *above, last = path
+    functools.reduce(operator.getitem, above, content)[last] = value
     file.write_text(json.dumps(content))
 
 
@@ -319,7 +261,7 @@ def test_another_place_of_captions_is_another_index(tmp_path):
 
 def test_an_index_step_that_was_killed_goes_on(tmp_path):
     pair = {"a.png": PNG, "a.txt": b"fine"}
-    for number in range(300):
+    for number in range(200):
         toy.write_tar(tmp_path / "train" / f"{number:03d}.tar", pair)
     out = tmp_path / "index" / "toy" / "index.json"
     args = ["--name", "toy", "--revision", "1", "--shards", tmp_path / "train", "--out", out, "--jobs", "1"]
@@ -340,39 +282,28 @@ def test_an_index_step_that_was_killed_goes_on(tmp_path):
     else:
         raise AssertionError("the worker of a killed index step still runs")
     done = sidecar_times(tmp_path)
-    assert 20 <= len(done) < 300
+    assert 20 <= len(done) < 200
     assert not out.exists()
-    subprocess.run([*command, "--pairs", "300"], cwd=root, check=True, capture_output=True)
+    subprocess.run([*command, "--pairs", "200"], cwd=root, check=True, capture_output=True)
     after = sidecar_times(tmp_path)
-    assert len(after) == 300
+    assert len(after) == 200
     assert {name: after[name] for name in done} == done
-    assert len(read_index(out).shards.name) == 300
+    assert len(read_index(out).shards.name) == 200
     assert not [path for path in (tmp_path / "index").rglob("*") if path.name.startswith(".")]
-
-
-def test_a_sidecar_of_another_version_of_a_shard_is_refused(tmp_path):
-    toy.write_shards(tmp_path / "train")
-    built = index(tmp_path)
-    shard = tmp_path / "train" / "00001.tar"
-    shard.write_bytes(shard.read_bytes().replace(b"blue square", b"BLUE square", 1))
-    index(tmp_path, name="other")
-    with pytest.raises(ValueError, match=r"shard 00001.tar was indexed anew, or never: index the data set again"):
-        rows(tmp_path, built, 1)
 
 
 def test_smaller_subsets_lie_within_larger_ones_and_spread_over_all_shards(tmp_path):
     for shard in range(20):
-        members = {}
-        for number in range(100):
-            members |= {f"{shard:02d}{number:03d}.png": PNG, f"{shard:02d}{number:03d}.txt": b"fine"}
+        keys = [f"{shard:02d}{number:03d}" for number in range(50)]
+        members = {f"{key}.{extension}": b"x" for key in keys for extension in ("png", "txt")}
         toy.write_tar(tmp_path / "train" / f"{shard:02d}.tar", members)
     sets = {}
     for fraction in (1.0, 0.5, 0.1):
         built = index(tmp_path, name=f"toy_{fraction}", fraction=fraction)
         sets[fraction] = {(shard, *row) for shard in range(20) for row in rows(tmp_path, built, shard)[:, :2].tolist()}
-        assert len(sets[fraction]) == built.pairs == subset_size(2000, fraction)
-        assert abs(built.pairs - 2000 * fraction) < 4 * np.sqrt(2000 * fraction * (1 - fraction) + 1)
-        assert all(abs(size - 100 * fraction) < 25 for size in built.shard_sizes)
+        assert len(sets[fraction]) == built.pairs == subset_size(1000, fraction)
+        assert abs(built.pairs - 1000 * fraction) < 4 * np.sqrt(1000 * fraction * (1 - fraction) + 1)
+        assert all(abs(size - 50 * fraction) < 18 for size in built.shard_sizes)
     assert sets[0.1] < sets[0.5] < sets[1.0]
     # All three used the same sidecars.
     assert len(sidecar_times(tmp_path)) == 20
@@ -384,40 +315,9 @@ def test_a_subset_may_have_nothing_of_a_shard(tmp_path):
     built = index(tmp_path, fraction=0.5)
     assert set(built.shard_sizes) == {0, 1}
     assert [len(rows(tmp_path, built, shard)) for shard in range(30)] == list(built.shard_sizes)
-    assert index(tmp_path, fraction=0.5, pairs=built.pairs) == built
+    assert built.sha256 != index(tmp_path).sha256
     with pytest.raises(ValueError, match=f"holds {built.pairs} usable pairs, its card says 30"):
         index(tmp_path, fraction=0.5, pairs=30)
-
-
-def test_a_subset_is_other_data_than_the_whole(tmp_path):
-    toy.write_shards(tmp_path / "train")
-    digests = {index(tmp_path, fraction=fraction).sha256 for fraction in (0.4, 0.5, 1.0)}
-    assert len(digests) == 3
-
-
-def test_a_missing_folder_is_one_clear_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no \*.tar shards .* Fetch the data"):
-        index(tmp_path)
-
-
-def test_a_wrong_number_of_pairs_is_refused_and_the_report_is_there(tmp_path):
-    toy.write_tar(tmp_path / "train" / "0.tar", {"a.png": PNG, "a.txt": b"fine", "b.png": PNG})
-    with pytest.raises(ValueError, match=r"holds 1 usable pairs, its card says 2(.|\n)*rejected.csv\n  0.tar: b: no"):
-        index(tmp_path, pairs=2)
-    assert rejected(tmp_path) == [("0.tar", "b", "no .txt caption")]
-
-
-def test_an_index_of_an_earlier_version_is_refused(tmp_path):
-    path = tmp_path / "index.json"
-    path.write_text(json.dumps({"name": "toy", "shards": [{"name": "0.tar", "pairs": 1}]}))
-    with pytest.raises(ValueError, match="index the data set again"):
-        read_index(path)
-
-
-@pytest.mark.parametrize(("digest", "num_bytes"), [("bytes", 20), ("members", 16)])
-def test_a_pair_takes_sixteen_bytes_and_four_of_checksum(tmp_path, digest, num_bytes):
-    toy.write_shards(tmp_path / "train")
-    assert rows(tmp_path, index(tmp_path, digest=digest), 0).nbytes == 40 * num_bytes
 
 
 def test_a_shard_of_more_than_four_gib_takes_wider_numbers(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import spawn, toy
+from support import toy
 from torchvision.transforms import functional as tv
 
 from engine import paths
@@ -16,7 +16,6 @@ from engine.data.index import build_index, read_index
 from engine.data.loader import PairDataset, Request, build_loader
 from engine.schema.run import AugmentationSpec, CaptionSource
 
-KINDS = ["none", "shift", "random_resized_crop"]
 NAMES = ("image_BCHW", "tokens_BT", "index_B")
 
 
@@ -45,12 +44,19 @@ def damaged(tmp_path_factory):
     return folder
 
 
+def write(root, members, captions=None):
+    """A set of one shard below `root`, with its index."""
+    folder = root / "data/toy/train"
+    toy.write_tar(folder / "0.tar", members)
+    return build_index("toy", "1", folder, captions or CaptionSource(), root / paths.index("toy"), pairs=None)
+
+
 def tokenizer(texts):
     return torch.tensor([[len(text), sum(map(ord, text))] for text in texts])
 
 
-def dataset(root, *, kind="shift", cache_bytes=0, seed=0, **changes):
-    path = root / paths.index("toy")
+def dataset(root, name="toy", *, kind="shift", cache_bytes=0, seed=0, **changes):
+    path = root / paths.index(name)
     augmentation = AugmentationSpec(kind=kind, **changes)
     return PairDataset(
         read_index(path), path, image_size=32, tokenizer=tokenizer, augmentation=augmentation, seed=seed,
@@ -68,8 +74,7 @@ def equal(ours, theirs):
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("which", ["root", "damaged"])
+@pytest.mark.parametrize(("which", "kind"), [("root", "none"), ("root", "random_resized_crop"), ("damaged", "shift")])
 def test_workers_processes_and_the_cache_do_not_change_a_batch(request, which, kind):
     folder = request.getfixturevalue(which)
     expected, replaced = stacked(dataset(folder, kind=kind))
@@ -85,34 +90,10 @@ def test_workers_processes_and_the_cache_do_not_change_a_batch(request, which, k
     assert replaced == [first + second for first, second in zip(halves[0][1], halves[1][1], strict=True)]
 
 
-def _gathered(folder, steps):
-    """Global batches as the processes of a run see them together, with one worker each and with two."""
-    # Under torchrun loaders fork their workers; only this test's own start would make them import torch anew.
-    torch.multiprocessing.set_start_method("fork", force=True)
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    gathered = []
-    for num_workers in (1, 2):
-        settings = {"rank": rank, "world_size": world_size, "num_workers": num_workers, "steps": steps}
-        for local in stacked(dataset(folder, kind="random_resized_crop"), **settings)[0]:
-            parts = [torch.empty_like(local) for _ in range(world_size)]
-            torch.distributed.all_gather(parts, local)
-            gathered.append(torch.cat(parts, dim=1))
-    return gathered
-
-
-def test_one_process_or_two_with_any_workers_see_the_same_global_batches(damaged):
-    steps = range(3, 10)
-    alone, _ = stacked(dataset(damaged, kind="random_resized_crop"), steps=steps)
-    assert equal(alone, stacked(dataset(damaged, kind="random_resized_crop"), steps=steps, num_workers=2)[0])
-    for gathered in spawn.run_in_processes(_gathered, 2, damaged, steps):
-        assert equal([*alone, *alone], gathered)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_starting_at_a_step_gives_the_rest_of_the_batches(damaged, num_workers):
+def test_starting_at_a_step_gives_the_rest_of_the_batches(damaged):
     # Six steps are an epoch: 4 is in the middle of the first, 9 in the middle of the second.
     whole, replaced = stacked(dataset(damaged), steps=range(13))
-    for first in (4, 9):
+    for first, num_workers in ((4, 0), (9, 2)):
         rest, rest_replaced = stacked(dataset(damaged), steps=range(first, 13), num_workers=num_workers)
         assert equal([tensor[first:] for tensor in whole], rest)
         assert replaced[first:] == rest_replaced
@@ -145,56 +126,22 @@ def test_the_next_usable_sample_stands_in_for_one_that_cannot_be_decoded(damaged
     expected = dataset(root, kind="none")[Request(0, content)]
     for _ in range(2):  # the second time from the cache, if there is one
         batch = data[Request(0, positions)]
-        assert torch.equal(batch.index_B, torch.from_numpy(positions))
-        assert torch.equal(batch.image_BCHW, expected.image_BCHW)
-        assert torch.equal(batch.tokens_BT, expected.tokens_BT)
-        assert [text.split(": ")[0] for text in batch.replaced] == [
-            "shard 00002.tar, sample 000095.png",
-            "shard 00000.tar, sample 000030.png",
-            "shard 00000.tar, sample 000011.png",
-            "shard 00001.tar, sample 000069.png",
-            "shard 00000.tar, sample 000010.png",
-        ]
+        assert batch.index_B.tolist() == positions.tolist()
+        assert equal([batch.image_BCHW, batch.tokens_BT], [expected.image_BCHW, expected.tokens_BT])
+        places = [(2, 95), (0, 30), (0, 11), (1, 69), (0, 10)]
+        said = [f"shard {shard:05d}.tar, sample {position:06d}.png" for shard, position in places]
+        assert [text.split(": ")[0] for text in batch.replaced] == said
         assert batch.replaced[1].endswith(": blank .txt caption")
         assert ": the image cannot be decoded: " in batch.replaced[0]
-
-
-def test_a_stand_in_is_augmented_as_the_position_it_stands_at(damaged, root):
-    at = dataset(damaged, kind="shift")[Request(3, np.array([10, 11, 12]))].image_BCHW
-    own = dataset(root, kind="none")[Request(3, np.array([12]))].image_BCHW
-    assert not torch.equal(at[0], at[1])
-    padded = torch.nn.functional.pad(own.float(), (2, 2, 2, 2), mode="replicate").to(torch.uint8)[0]
-    windows = [padded[:, y : y + 32, x : x + 32] for y in range(5) for x in range(5)]
-    for row in range(3):
-        assert any(torch.equal(window, at[row]) for window in windows)
 
 
 def test_a_set_without_any_usable_sample_is_one_clear_error(tmp_path):
     members = {}
     for number in range(4):
         members |= {f"{number}.png": b"no picture", f"{number}.txt": b"a caption"}
-    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
-    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=4)
+    write(tmp_path, members)
     with pytest.raises(ValueError, match=r"no sample at all .* 0.tar, sample 2.png: .* unknown format"):
         dataset(tmp_path)[Request(0, np.array([2]))]
-
-
-@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP"])
-def test_damaged_pictures_of_every_kind_are_replaced(tmp_path, picture_format):
-    file = io.BytesIO()
-    Image.open(io.BytesIO(toy.picture("red", "top left", 0))).save(file, picture_format)
-    whole, rng = file.getvalue(), np.random.default_rng(0)
-    extension, members = picture_format.lower(), {}
-    for number in range(150):
-        data = bytearray(whole[: rng.integers(len(whole))] if number % 3 == 0 else whole)
-        for place in rng.integers(min(len(data), 100 if number % 2 else 10**9), size=5) if data else ():
-            data[place] = rng.integers(256)
-        members |= {f"{number}.{extension}": bytes(data) or b"x", f"{number}.txt": b"a caption"}
-    members |= {f"150.{extension}": whole, "150.txt": b"a caption"}
-    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
-    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=151)
-    data = dataset(tmp_path, kind="random_resized_crop")
-    assert 50 < len(data[Request(0, np.arange(151))].replaced) <= 150
 
 
 def test_other_formats_are_not_decoded(tmp_path):
@@ -202,8 +149,7 @@ def test_other_formats_are_not_decoded(tmp_path):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
     picture = toy.picture("red", "top left", 0)
     members = {"0.jpg": eps, "0.txt": b"a caption", "1.png": picture, "1.txt": b"a caption"}
-    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
-    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=2)
+    write(tmp_path, members)
     (text,) = dataset(tmp_path)[Request(0, np.array([0]))].replaced
     assert text == "shard 0.tar, sample 0.jpg: the image cannot be decoded: unknown format"
 
@@ -217,79 +163,43 @@ def test_a_shard_that_was_cut_after_indexing_stops_the_run(tmp_path):
         dataset(tmp_path)[Request(0, np.array([50]))]
 
 
-def change_pair(root, position, what):
-    """Change a pair of the toy set where it lies, and keep its shard's size and modification time."""
-    path = root / paths.index("toy")
-    built = read_index(path)
-    shard = int(np.searchsorted(built.starts, position, side="right")) - 1
-    row = built.read_rows(path, shard)[position - built.starts[shard]].tolist()
-    tar = root / "data/toy/train" / built.shards.name[shard]
+@pytest.mark.parametrize("column", [0, 2], ids=["of a picture", "of a caption"])
+def test_a_pair_with_a_bit_that_is_not_the_one_that_was_indexed_stops_the_run(tmp_path, column):
+    # What lies between picture and caption, here too much for one read, is not part of the pair.
+    members = {"0.png": toy.picture("red", "top left", 0), "0.json": b" " * 2**15, "0.txt": b"a red square"}
+    built = write(tmp_path, members)
+    tar, index = tmp_path / "data/toy/train/0.tar", tmp_path / paths.index("toy")
     data, times = bytearray(tar.read_bytes()), tar.stat()
-    if what == "a bit of a caption":
-        data[row[2] + 2] ^= 1
-    else:
-        data[row[0] + 60 : row[0] + 80] = bytes(20)
+    data[built.read_rows(index, 0)[0, column] + 2] ^= 1
     tar.write_bytes(data)
     os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-@pytest.mark.parametrize("what", ["a bit of a caption", "bytes of a picture"])
-def test_a_pair_that_is_not_the_one_that_was_indexed_stops_the_run(tmp_path, what):
-    toy.build(tmp_path)
-    change_pair(tmp_path, 50, what)
-    again = f"Fetch {tmp_path}/data/toy/train/00001.tar again.*snakemake -f {tmp_path / paths.index('toy')}"
-    with pytest.raises(ValueError, match=f"data set 'toy': shard 00001.tar, sample 000050.png: .*indexed. {again}"):
-        stacked(dataset(tmp_path), steps=range(6))
-
-
-def test_the_checksum_is_of_one_pair_whatever_lies_between_picture_and_caption(tmp_path):
-    members = {"0.png": toy.picture("red", "top left", 0), "0.json": b" " * 2**15, "0.txt": b"a red square"}
-    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
-    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=1)
-    assert dataset(tmp_path)[Request(0, np.array([0]))].replaced == ()
-    change_pair(tmp_path, 0, "a bit of a caption")
-    with pytest.raises(ValueError, match=r"sample 0.png: .*not those that were indexed"):
+    with pytest.raises(ValueError, match=f"'toy': shard 0.tar, sample 0.png: .*indexed. Fetch {tar} again.*-f {index}"):
         dataset(tmp_path)[Request(0, np.array([0]))]
 
 
-def test_an_index_of_headers_only_knows_no_checksums(damaged):
-    assert dataset(damaged).index.read_rows(damaged / paths.index("toy"), 0).shape == (40, 4)
-
-
 def test_one_of_several_captions_is_drawn_anew_each_epoch(tmp_path):
-    texts = ["a", "bb", "ccc"]
     members = {}
     for number in range(60):
         members[f"{number}.png"] = toy.picture("red", "top left", number)
         members[f"{number}.json"] = b'{"other": 1, "caption": ["a", "bb", "ccc"]}'
-    toy.write_tar(tmp_path / "data/toy/train" / "0.tar", members)
-    captions = CaptionSource(member="json", field="caption")
-    build_index("toy", "1", tmp_path / "data/toy/train", captions, tmp_path / paths.index("toy"), pairs=60)
+    write(tmp_path, members, CaptionSource(member="json", field="caption"))
     data = dataset(tmp_path, kind="none", cache_bytes=2**30)
     first, again, later = (data[Request(epoch, np.arange(60))].tokens_BT for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
-    for length in range(1, len(texts) + 1):
-        assert 8 < int((first[:, 0] == length).sum()) < 32
+    assert all(8 < int((first[:, 0] == length).sum()) < 32 for length in (1, 2, 3))
 
 
 def test_a_subset_reads_pairs_of_the_whole_set(root):
-    whole_path, path = root / paths.index("toy"), root / paths.index("toy_half")
-    folder = root / "data/toy/train"
+    path, folder = root / paths.index("toy_half"), root / "data/toy/train"
     half = build_index("toy_half", "1", folder, CaptionSource(), path, pairs=None, fraction=0.5)
-    subset = PairDataset(
-        half, path, image_size=32, tokenizer=tokenizer, augmentation=AugmentationSpec(kind="none"), seed=0,
-        cache_bytes=0,
-    )  # fmt: skip
     whole = dataset(root, kind="none")[Request(0, np.arange(toy.NUM_PAIRS))].image_BCHW
-    found = subset[Request(0, np.arange(half.pairs))].image_BCHW
+    found = dataset(root, "toy_half", kind="none")[Request(0, np.arange(half.pairs))].image_BCHW
     places = [next(n for n in range(toy.NUM_PAIRS) if torch.equal(whole[n], image)) for image in found]
     assert places == sorted(set(places))
     assert 20 < len(places) < 76
-    starts = read_index(whole_path).starts
+    starts = read_index(root / paths.index("toy")).starts
     assert np.histogram(places, starts)[0].tolist() == list(half.shard_sizes)
-    epoch = torch.cat([batch.index_B for batch in build_loader(subset, seed=0, global_batch_size=8, steps=range(3))])
-    assert len(set(epoch.tolist())) == 24
 
 
 def test_a_batch_is_read_forward_with_one_read_a_pair(root, monkeypatch):
@@ -310,13 +220,13 @@ def test_a_batch_is_read_forward_with_one_read_a_pair(root, monkeypatch):
 
 
 def test_few_shards_are_open_at_a_time(tmp_path):
-    picture = toy.picture("red", "top left", 0)
-    for shard in range(4 * order.WINDOW_SHARDS):
-        toy.write_tar(tmp_path / "data/toy/train" / f"{shard:03d}.tar", {"a.png": picture, "a.txt": b"a caption"})
-    build_index("toy", "1", tmp_path / "data/toy/train", CaptionSource(), tmp_path / paths.index("toy"), pairs=None)
-    data = dataset(tmp_path)
+    num_shards, pair = 4 * order.WINDOW_SHARDS, {"a.png": toy.picture("red", "top left", 0), "a.txt": b"a caption"}
+    for shard in range(1, num_shards):
+        toy.write_tar(tmp_path / "data/toy/train" / f"{shard:03d}.tar", pair)
+    write(tmp_path, pair)
     before = len(os.listdir("/proc/self/fd"))
-    data[Request(0, np.arange(4 * order.WINDOW_SHARDS))]
+    data = dataset(tmp_path)
+    data[Request(0, np.arange(num_shards))]
     assert len(os.listdir("/proc/self/fd")) - before <= 2 * order.WINDOW_SHARDS
 
 
@@ -324,14 +234,13 @@ def test_a_shift_moves_the_picture_and_repeats_the_border(root):
     plain = dataset(root, kind="none")[Request(0, np.arange(16))].image_BCHW
     moved = dataset(root, kind="shift", max_shift_px=2)[Request(0, np.arange(16))].image_BCHW
     padded = torch.nn.functional.pad(plain.float(), (2, 2, 2, 2), mode="replicate").to(torch.uint8)
-    windows = [[padded[:, :, y : y + 32, x : x + 32] for x in range(5)] for y in range(5)]
-    found = {
-        (y, x) for row in range(16) for y in range(5) for x in range(5) if torch.equal(windows[y][x][row], moved[row])
-    }
-    assert all(
-        any(torch.equal(windows[y][x][row], moved[row]) for y in range(5) for x in range(5)) for row in range(16)
-    )
-    assert len(found) > 3
+    ways = list(itertools.product(range(5), range(5)))
+    found = [
+        [at for at in ways if torch.equal(image[:, at[0] : at[0] + 32, at[1] : at[1] + 32], seen)]
+        for image, seen in zip(padded, moved, strict=True)
+    ]
+    assert all(found)
+    assert len({at[0] for at in found}) > 3
 
 
 def written(folder, picture_format, size=(150, 200)):
@@ -340,8 +249,7 @@ def written(folder, picture_format, size=(150, 200)):
     file = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, picture_format)
     members = {f"0.{picture_format.lower()}": file.getvalue(), "0.txt": b"a caption"}
-    toy.write_tar(folder / "data/toy/train" / "0.tar", members)
-    build_index("toy", "1", folder / "data/toy/train", CaptionSource(), folder / paths.index("toy"), pairs=1)
+    write(folder, members)
     return Image.open(file).convert("RGB")
 
 
@@ -355,9 +263,8 @@ def test_pictures_are_resized_as_torchvision_does(tmp_path, size):
     whole = tv.center_crop(tv.resize(picture, [32], tv.InterpolationMode.BICUBIC), [32, 32])
     assert torch.equal(first_picture(tmp_path, kind="none"), tv.pil_to_tensor(whole).int())
     data = dataset(tmp_path, kind="random_resized_crop")
-    left, top, right, bottom = data._random_box(
-        size, int(data._keys(Request(0, np.array([0])), order.AUGMENTATION_KEYS)[0])
-    )
+    key = int(data._keys(Request(0, np.array([0])), order.AUGMENTATION_KEYS)[0])
+    left, top, right, bottom = data._random_box(size, key)
     box = (top, left, bottom - top, right - left)
     cropped = tv.resized_crop(picture, *box, [32, 32], tv.InterpolationMode.BICUBIC)
     assert torch.equal(first_picture(tmp_path, kind="random_resized_crop"), tv.pil_to_tensor(cropped).int())
@@ -380,22 +287,6 @@ def test_a_large_jpeg_is_decoded_at_less_than_its_size_and_looks_the_same(tmp_pa
     reduced = first_picture(tmp_path, kind=kind, jpeg="reduced")
     assert sizes == [(38, 50)]  # 150 // 32, and 150 // 34 for the smallest crop: a quarter
     assert 0 < (full - reduced).abs().float().mean() < 4
-
-
-def test_a_picture_that_is_no_jpeg_or_small_is_decoded_whole(tmp_path):
-    for folder, picture_format, size in (("a", "PNG", (150, 200)), ("b", "JPEG", (60, 63))):
-        written(tmp_path / folder, picture_format, size)
-        full, reduced = (first_picture(tmp_path / folder, kind="none", jpeg=jpeg) for jpeg in ("full", "reduced"))
-        assert torch.equal(full, reduced)
-
-
-def test_how_pictures_are_decoded_is_part_of_a_runs_id():
-    spec = toy.run_spec("openclip")
-    others = [
-        toy.run_spec("openclip", augmentation={"kind": "shift"} | change)
-        for change in ({"resize": "torch"}, {"jpeg": "reduced"})
-    ]
-    assert len({run.run_id for run in (spec, *others)}) == 3
 
 
 @pytest.mark.parametrize(("num_workers", "loading", "enough"), [(0, 3.0, 3), (4, 8.0, 8), (4, 3.9, None)])
@@ -428,11 +319,6 @@ def test_augmentation_changes_with_the_epoch_and_the_seed(root, kind):
     assert not torch.equal(first, dataset(root, kind=kind, seed=1)[Request(0, positions)].image_BCHW)
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(root):
-    with pytest.raises(ValueError, match="cannot be divided among 3 processes"):
-        build_loader(dataset(root), seed=0, global_batch_size=16, steps=range(1), world_size=3)
-
-
 # Pairs beyond the batch ----------------------------------------------------------------------------------------------
 
 
@@ -440,13 +326,12 @@ def with_extra(data, **changes):
     settings = {"seed": 0, "global_batch_size": 16, "steps": range(8)} | changes
     shares = np.arange(6).reshape(settings.get("world_size", 1), -1)
     batches = list(build_loader(data, **settings, extra_shares=shares))
-    return [[torch.stack([getattr(b, name) for b in part]) for name in NAMES] for part in zip(
-        *((batch, batch.extra) for batch in batches), strict=True
-    )]  # fmt: skip
+    both = (batches, [batch.extra for batch in batches])
+    return [[torch.stack([getattr(b, name) for b in part]) for name in NAMES] for part in both]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_extra_pairs_leave_the_batch_as_it_is_and_depend_on_the_step_alone(root, kind):
+def test_extra_pairs_leave_the_batch_as_it_is_and_depend_on_the_step_alone(root):
+    kind = "shift"
     batch, extra = with_extra(dataset(root, kind=kind))
     assert equal(batch, stacked(dataset(root, kind=kind))[0])
     again = with_extra(dataset(root, kind=kind), num_workers=2)

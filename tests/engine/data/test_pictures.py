@@ -52,17 +52,10 @@ def test_training_replaces_a_picture_that_is_too_large_and_says_why(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     members = {"0.png": LARGE, "0.txt": b"large", "1.png": toy.picture("red", "top left", 1), "1.txt": b"red"}
     toy.write_tar(tmp_path / "shards" / "00000.tar", members)
-    path = paths.index("mixed")
+    path, plain = paths.index("mixed"), AugmentationSpec(kind="none")
     index = build_index("mixed", "1", tmp_path / "shards", CaptionSource(), path, pairs=2)
-    dataset = PairDataset(
-        index,
-        path,
-        image_size=32,
-        tokenizer=evalsets.tokenizer,
-        augmentation=AugmentationSpec(kind="none"),
-        seed=0,
-        cache_bytes=0,
+    data = PairDataset(
+        index, path, image_size=32, tokenizer=evalsets.tokenizer, augmentation=plain, seed=0, cache_bytes=0
     )
-    batch = dataset[Request(0, index.starts[:1])]
-    (why,) = batch.replaced
+    (why,) = data[Request(0, index.starts[:1])].replaced
     assert why.startswith("shard 00000.tar, sample 0.png: the image cannot be decoded: 13000 x 13000 pixels, at most")

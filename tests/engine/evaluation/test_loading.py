@@ -29,7 +29,6 @@ def files(tmp_path_factory):
     torch.save(training, folder / "training.pt")
     (folder / "pickle.pt").write_bytes(pickle.dumps({"state_dict": folder}))
     torch.save({"encoder": torch.zeros(3)}, folder / "other.pt")
-    torch.save({**state, "prototypes": torch.zeros(3)}, folder / "more.pt")
     state.pop("positional_embedding")
     torch.save(state, folder / "less.pt")
     (folder / "empty").mkdir()
@@ -54,30 +53,23 @@ def test_all_forms_of_the_same_weights_load_alike(files):
 def test_random_weights_are_the_same_on_every_call_and_leave_the_generator_alone():
     torch.manual_seed(1)
     first, second = (loading.load_model(NAME, None, random_weights=True)[0] for _ in range(2))
-    assert loading.weights_sha256(first) == loading.weights_sha256(second)
+    same = loading.weights_sha256(first)
+    assert loading.weights_sha256(second) == same
+    with torch.no_grad():
+        second.visual.proj[0, 0] += 1e-3
+    assert loading.weights_sha256(second) != same
     after = torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(after, torch.rand(1))
-
-
-def test_one_value_changes_the_digest():
-    clip = loading.load_model(NAME, None, random_weights=True)[0]
-    before = loading.weights_sha256(clip)
-    with torch.no_grad():
-        clip.visual.proj[0, 0] += 1e-3
-    assert loading.weights_sha256(clip) != before
 
 
 @pytest.mark.parametrize(
     ("name", "pretrained", "message"),
     [
         (NAME, None, r"no weights are named for 'tiny-vit', and random ones are no result: .*--random-weights"),
-        (NAME, "", r"no weights are named for 'tiny-vit'"),
         ("ViT-B-32", None, r"tags: openai, laion400m_e31"),
         ("ViT-B-32", "laion2b_s34b_b79", r"is no file, and unknown tag .*did you mean 'laion2b_s34b_b79k'"),
-        (NAME, "{files}/none.pt", r"none\.pt' is no file, and unknown tag .* Known: none"),
         ("tiny-vitt", "x", r"unknown open_clip model 'tiny-vitt'; did you mean 'tiny-vit'"),
-        (NAME, "{files}/more.pt", r"cannot be loaded: RuntimeError: .*[Uu]nexpected key.*prototypes"),
         (
             NAME,
             "{files}/pickle.pt",
@@ -87,7 +79,6 @@ def test_one_value_changes_the_digest():
         (NAME, "{files}/less.pt", r"cannot be loaded: RuntimeError: .*[Mm]issing key.*positional_embedding"),
         ("tiny-resnet", "{files}/plain.pt", r"'tiny-resnet' with weights '.*plain\.pt' cannot be loaded"),
         ("local-dir:{files}/empty", None, r"cannot be loaded: RuntimeError: .*[Pp]retrained"),
-        ("local-dir:{files}/nowhere", None, r"cannot be loaded: FileNotFoundError"),
         ("local-dir:{files}/export", "openai", r"says where its weights are: leave --pretrained 'openai' out"),
     ],
 )
@@ -95,11 +86,6 @@ def test_weights_that_are_not_there_or_do_not_fit_are_an_error_and_never_random(
     name, pretrained = (text and text.format(files=files) for text in (name, pretrained))
     with pytest.raises(ValueError, match=f"(?s){message}"):
         loading.load_model(name, pretrained)
-
-
-def test_weights_and_random_weights_exclude_each_other(files):
-    with pytest.raises(ValueError, match="random weights were asked for beside"):
-        loading.load_model(NAME, str(files / "plain.pt"), random_weights=True)
 
 
 def test_an_activation_that_the_weights_were_not_trained_with_is_an_error(files, monkeypatch):

@@ -87,9 +87,8 @@ def assert_equal_to_stock(eval_card, seed=0):
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
-@pytest.mark.parametrize("seed", [0, 1])
-def test_classification_is_that_of_clip_benchmark(tmp_path, seed):
-    assert_equal_to_stock(classification(tmp_path / "set", 150, shards=3, seed=seed), seed)
+def test_classification_is_that_of_clip_benchmark(tmp_path):
+    assert_equal_to_stock(classification(tmp_path / "set", 150, shards=3))
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -114,18 +113,6 @@ def test_retrieval_is_that_of_clip_benchmark_with_none_to_three_captions(tmp_pat
     assert_equal_to_stock(eval_card)
 
 
-def test_retrieval_is_that_of_a_slow_computation(tmp_path):
-    captions = [[f"number {n} {'abc'[i]}" for i in range(n % 3)] for n in range(40)]
-    eval_card = retrieval(tmp_path / "set", captions)
-    found = evaluated(eval_card)
-    image, text = embed(LinearClip(), members(eval_card, ".png")), embed(LinearClip(), list(itertools.chain(*captions)))
-    owner = [n for n, lines in enumerate(captions) for _ in lines]
-    scores = text @ image.T
-    to_image = np.mean([owner[t] == np.argmax(scores[t]) for t in range(len(owner))])
-    to_text = np.mean([owner[np.argmax(scores[:, n])] == n for n in range(40)])
-    assert found["mean_recall@1"] == pytest.approx((to_image + to_text) / 2, abs=1e-6)
-
-
 CHOICES = [[f"number {n} {letter}" for letter in "abcd"] for n in range(150)]
 
 
@@ -133,15 +120,6 @@ def test_choosing_a_caption_is_that_of_clip_benchmark(tmp_path):
     eval_card = selection(tmp_path / "set", CHOICES)
     # Of several captions for one picture it knows no other accuracy.
     assert evaluated(eval_card) == {"text_acc": pytest.approx(stock(eval_card)["text_acc"], abs=1e-6)}
-
-
-def test_choosing_a_caption_is_the_share_of_pictures_to_which_the_first_is_nearest(tmp_path):
-    eval_card = selection(tmp_path / "set", CHOICES)
-    image = embed(LinearClip(), members(eval_card, ".png"))
-    text = embed(LinearClip(), list(itertools.chain(*CHOICES))).reshape(len(CHOICES), 4, -1)
-    nearest = np.einsum("nd,nkd->nk", image, text).argmax(axis=1)
-    assert len(set(nearest)) > 1
-    assert evaluated(eval_card)["text_acc"] == pytest.approx(np.mean(nearest == 0), abs=1e-6)
 
 
 @pytest.mark.parametrize("facts", [{}, {"hf_repo": "theirs/set"}], ids=["own", "published"])
@@ -178,16 +156,6 @@ def with_records(folder, rows, columns, **facts):
     texts = {"classnames": CLASSES, "zeroshot_classification_templates": TEMPLATES}
     evalsets.write_set(folder, samples, shards=3, **texts)
     return card(folder, images=len(rows), classes=len(CLASSES), metadata=columns, **facts)
-
-
-def test_iwildcam_is_macro_f1_over_the_classes_that_occur(tmp_path):
-    eval_card = classification(tmp_path / "wilds-iwildcam", 60, metric="F1-macro_all")
-    predicted, true = predicted_slowly(eval_card)
-    scores = []
-    for label in set(true):
-        hits = np.sum((true == label) & (predicted[:, 0] == label))
-        scores.append(2 * hits / (np.sum(true == label) + np.sum(predicted[:, 0] == label)))
-    assert evaluated(eval_card)["F1-macro_all"] == pytest.approx(np.mean(scores), abs=1e-6)
 
 
 # DataComp's own sets have income groups, regions and years as numbers in these places.
@@ -250,18 +218,13 @@ def test_winogavil_is_the_jaccard_index_of_a_slow_computation_on_unit_vectors(tm
         right = set(instance["associations"])
         chosen = set(sorted(similar, key=similar.get)[-len(right) :])
         scores.setdefault(len(similar), []).append(len(chosen & right) / len(chosen | right))
-    found = evaluated(eval_card)
+    one = model()
+    found = answer_set(reading.read(eval_card), one).metrics
+    assert (one.clip.num_images, one.clip.num_texts) == (30, len({instance["cue"] for instance in made}))  # each once
+    assert found == evaluated(eval_card)
     assert found["jaccard_score_10-12"] == pytest.approx(np.mean(scores[10] + scores[12]), abs=1e-6)
     assert found["jaccard_score_5-6"] == pytest.approx(np.mean(scores[5] + scores[6]), abs=1e-6)
     assert found["jaccard_score"] == pytest.approx(np.mean(list(itertools.chain(*scores.values()))), abs=1e-6)
-
-
-def test_winogavil_encodes_every_image_and_every_cue_once(tmp_path):
-    eval_card = association(tmp_path / "winogavil", instances(30, 60), 30)
-    one = model()
-    answer_set(reading.read(eval_card), one)
-    prompts = {f"{instance['cue']}" for instance in instances(30, 60)}
-    assert (one.clip.num_images, one.clip.num_texts) == (30, len(prompts))
 
 
 def test_sets_that_describe_classes_alike_share_their_vectors(tmp_path):
@@ -357,9 +320,3 @@ def test_a_transform_that_is_split_gives_the_same_numbers_to_the_last_bit():
     assert pixels.dtype == torch.uint8
     assert torch.equal(finish(pixels), torch.stack([transform(image) for image in drawn]))
     assert finish(pixels).is_contiguous()
-
-
-def test_a_transform_of_another_form_is_left_whole():
-    draw, finish = pictures.split_transform(evalsets.transform)
-    image = evalsets.Image.new("RGB", (5, 5), (1, 2, 3))
-    assert torch.equal(finish(draw(image)), evalsets.transform(image))
