@@ -42,7 +42,7 @@ def sizes(model: ModelSpec) -> tuple[int, int]:
     """Return the number of parameters of a model, and the width of its embeddings."""
     introduce(model)
     towers = outline(model.name)
-    return sum(parameter.numel() for parameter in towers.parameters()), embed_dim(towers)
+    return sum(parameter.numel() for parameter in towers.parameters()), embed_dim(model.name)
 
 
 def method_bytes(spec: RunSpec) -> int:

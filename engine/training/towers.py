@@ -114,10 +114,9 @@ def outline(name: str) -> Towers:
         return Towers(open_clip.create_model(name, pretrained=None, precision="fp32", device="meta", output_dict=True))
 
 
-def embed_dim(towers: Towers) -> int:
-    """Return the width of the embeddings."""
-    projection = towers.clip.text_projection
-    return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
+def embed_dim(name: str) -> int:
+    """Return the width of a model's embeddings."""
+    return int(open_clip.get_model_config(name)["embed_dim"])
 
 
 def tokenizer(name: str) -> Any:

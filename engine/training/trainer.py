@@ -91,7 +91,7 @@ class Trainer:
                 f"method_graphs: {collectives.world_size} processes on {device.type}; allowed is one process on a GPU: "
                 "leave it out"
             )
-        env = MethodEnv.of(spec, embed_dim(self.towers), collectives, makes_graphs=execution.method_graphs)
+        env = MethodEnv.of(spec, embed_dim(spec.model.name), collectives, makes_graphs=execution.method_graphs)
         self.method = build_method(spec.method, env).to(device)
         self.optimizer = Optimizer(self.towers, self.method, spec.optimizer, spec.num_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")

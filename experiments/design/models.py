@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from engine import files, paths
 from engine.evaluation import card_files
@@ -31,6 +32,7 @@ def model(reference: str) -> ModelSpec:
         name = Path(reference).stem if reference.endswith(SUFFIX) else reference
         if name not in known:
             raise ValueError(unknown_name("model", name, known) + f" One of your own: path/to/NAME{SUFFIX}")
+        _check_towers(name, files.read_json(known[name]))
         is_ours = known[name].parent == OWN_MODELS
         return ModelSpec(name=name, config_sha256=files.file_sha256(known[name]) if is_ours else None)
     config, parts = files.read_json(file), ("embed_dim", "vision_cfg", "text_cfg")
@@ -38,6 +40,7 @@ def model(reference: str) -> ModelSpec:
         raise ValueError(f"model {file}: allowed is an open_clip config: a JSON with {', '.join(parts)}")
     if type(config["embed_dim"]) is not int or not 0 < config["embed_dim"] <= MAX_EMBED_DIM:
         raise ValueError(f"model {file}: embed_dim: allowed is a whole number from 1 to {MAX_EMBED_DIM}")
+    _check_towers(file, config)
     if file.stem in known:
         raise ValueError(f"model {file}: open_clip has a model of this name: rename the file")
     content = file.read_bytes()
@@ -47,6 +50,23 @@ def model(reference: str) -> ModelSpec:
         with files.atomic_write(copy) as temporary:
             temporary.write_bytes(content)
     return ModelSpec(name=file.stem, config_sha256=sha256, is_own=True)
+
+
+def _check_towers(asked: object, config: dict[str, Any]) -> None:
+    """Refuse a model that is more than an image and a text tower, or whose text tower would have to be fetched.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if "multimodal_cfg" in config:
+        raise ValueError(f"model {asked}: it has a decoder (CoCa); allowed are models of an image and a text tower")
+    text = config["text_cfg"]
+    name = text.get("hf_model_name") if isinstance(text, dict) else None
+    if name and not Path(str(name)).is_dir():
+        raise ValueError(
+            f"model {asked}: its text tower {name!r} is of the Hugging Face Hub; allowed are towers of open_clip's own "
+            "and of a local folder"
+        )
 
 
 def embed_dim(model: ModelSpec) -> int:

@@ -169,6 +169,14 @@ def test_another_model_config_is_another_run(mine):
         ("study.yaml", "small.json", "smaller.json", r"model .*/smaller\.json: there is no file"),
         ("study.yaml", "small.json", "small", r"unknown model 'small'.*One of your own: path/to/NAME\.json"),
         ("small.json", "vision_cfg", "vision", r"allowed is an open_clip config: a JSON with embed_dim, vision_cfg"),
+        ("study.yaml", "small.json", "coca_ViT-B-32", r"model coca_ViT-B-32: it has a decoder \(CoCa\)"),
+        ("study.yaml", "small.json", "roberta-ViT-B-32", r"text tower 'roberta-base' is of the Hugging Face Hub"),
+        (
+            "small.json",
+            '"context_length"',
+            '"hf_model_name": "a/b", "context_length"',
+            r"small\.json: its text tower 'a/b'",
+        ),
         (
             "tests.yaml",
             "sets: [colours.yaml",

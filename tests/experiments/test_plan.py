@@ -21,7 +21,7 @@ from engine.schema.run import Execution, GradientErrorSpec, ModelSpec
 from engine.schema.suite import ExpandedSuite, SuiteRun
 from engine.training import checkpoint
 from engine.training.loop import train
-from engine.training.towers import build_towers, embed_dim, outline
+from engine.training.towers import build_towers, outline
 from experiments import hours, needs, plan, workflow
 from experiments.__main__ import main
 from experiments.design import cards
@@ -179,7 +179,6 @@ def images(evaluation):
 def test_an_outline_has_the_shapes_of_the_model():
     built, drawn = build_towers("tiny-vit", seed=0), outline("tiny-vit")
     assert {k: v.shape for k, v in drawn.state_dict().items()} == {k: v.shape for k, v in built.state_dict().items()}
-    assert embed_dim(drawn) == embed_dim(built)
     with pytest.raises(ValueError, match="unknown model 'tiny-vitt'; did you mean 'tiny-vit'"):
         outline("tiny-vitt")
 

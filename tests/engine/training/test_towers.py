@@ -5,11 +5,20 @@ import sys
 import open_clip
 import pytest
 import torch
+from support import toy
+from support.killing import MODELS
 
-from engine.training.towers import build_towers, embed_dim, export, load_export, tokenizer
+from engine import paths
+from engine.schema.run import Execution
+from engine.training.loop import train
+from engine.training.towers import build_towers, embed_dim, export, load_export, outline, tokenizer
+from experiments import needs
+from experiments.design import models
+
+open_clip.add_model_config(MODELS)
 
 
-@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet", "custom-vit"])
 @pytest.mark.parametrize("bias", [None, torch.tensor(-7.5)])
 def test_an_export_loads_in_stock_open_clip_with_the_same_numbers(tmp_path, name, bias):
     towers = build_towers(name, seed=3).eval()
@@ -24,7 +33,56 @@ def test_an_export_loads_in_stock_open_clip_with_the_same_numbers(tmp_path, name
         assert torch.equal(model.encode_text(tokens, normalize=True), text_BD)
     assert float(model.logit_scale.detach().exp()) == pytest.approx(14.3)
     assert (model.logit_bias is None) if bias is None else float(model.logit_bias.detach()) == -7.5
-    assert image_BD.shape == (4, embed_dim(towers))
+    assert image_BD.shape == (4, embed_dim(name))
+
+
+def is_refused(name):
+    """Whether the model is more than two towers, or its text tower is of the Hub."""
+    config = open_clip.get_model_config(name)
+    return "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]
+
+
+def check_towers(name):
+    """Let a model of any size go a step's way without weights, as training and plan ask of it."""
+    towers = outline(name).train()
+    size, length = towers.image_size, towers.clip.context_length
+    with torch.device("meta"):
+        pixels, tokens = torch.empty(2, 3, size, size, dtype=torch.uint8), torch.empty(2, length, dtype=torch.long)
+    image_BD, text_BD = towers(pixels, tokens)
+    assert image_BD.shape == text_BD.shape == (2, embed_dim(name)), name
+    (image_BD.sum() + text_BD.sum()).backward()
+    # DistributedDataParallel waits for a gradient of each.
+    without = [key for key, p in towers.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, name
+    towers.clip.set_grad_checkpointing()
+
+
+@pytest.mark.parametrize(
+    "name", ["RN50", "ViT-S-32", "convnext_tiny", "ViT-B-16-SigLIP", "EVA02-B-16", "MobileCLIP-B", "PE-Core-T-16-384"]
+)
+def test_each_kind_of_towers_is_trained_and_planned(name):
+    check_towers(name)
+    assert needs.sizes(models.model(name))[1] == embed_dim(name)
+    assert needs.activation_bytes(models.model(name), "bf16") > 0
+
+
+@pytest.mark.slow
+def test_all_models_of_open_clip_are_trained_or_refused():
+    for name in models._files():
+        if is_refused(name):
+            with pytest.raises(ValueError, match=r"allowed are (models of an image and a text tower|towers of)"):
+                models.model(name)
+        else:
+            models.model(name)
+            check_towers(name)
+
+
+def test_a_run_with_a_custom_text_tower_trains_and_leaves_a_model_that_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy.build(tmp_path)
+    spec = toy.run_spec("openclip", model={"name": "custom-vit"}, steps=2, normalizer_error=None)
+    assert train(spec, Execution()).status == "finished"
+    assert isinstance(load_export(paths.weights(spec.run_id, spec.samples_seen))[0], open_clip.CustomTextCLIP)
 
 
 def test_the_same_seed_builds_the_same_weights_whatever_was_drawn_before():
